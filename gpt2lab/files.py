@@ -1,0 +1,162 @@
+"""Writing files so that a crash leaves the old one or the new one, never half of either.
+
+Every wing that writes (shards, checkpoints, metrics, plots) uses these few functions:
+
+- `atomic_write` for one file and `atomic_directory` for a folder that must appear whole: both write under a
+  temporary name beside the target, sync to disk, then rename.
+- `write_digests` / `verify_digests` for a `SHA256SUMS` that `sha256sum --check` reads as well.
+- `DirectoryLock` against two processes in one folder.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from gpt2lab.errors import GPT2LabError
+
+DIGESTS = "SHA256SUMS"
+_TEMPORARY = ".tmp-"
+
+
+def sync(path: Path) -> None:
+    """Flush a file's or a directory's contents to the disk (fsync)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def temporary_name(path: Path) -> Path:
+    """The name under which `path` is prepared: hidden, beside it (rename is atomic within a file system)."""
+    return path.with_name(f"{_TEMPORARY}{path.name}")
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what a killed process left half-written in `folder`. Call it with the folder's lock held."""
+    for leftover in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; on success it is synced and replaces `path`, on error it is removed.
+
+    Raises:
+        GPT2LabError: the file system refused the write (full, read-only, over a size limit).
+    """
+    path = Path(path)
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        raise GPT2LabError(f"cannot write {path}: {error.strerror or error}; free space or write elsewhere") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder to fill; on success it gets a `SHA256SUMS`, is synced and renamed to `path`.
+
+    An existing `path` is replaced. On any error the temporary folder is removed and `path` is as it was.
+
+    Raises:
+        GPT2LabError: the file system refused a write.
+    """
+    path = Path(path)
+    temporary = temporary_name(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.iterdir():
+            sync(file)
+        write_digests(temporary)
+        sync(temporary)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        raise GPT2LabError(f"cannot write {path}: {error.strerror or error}; free space or write elsewhere") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_digests(folder: Path) -> None:
+    """Write `SHA256SUMS` over every other file of `folder`, in the format of the `sha256sum` tool."""
+    names = sorted(file.name for file in folder.iterdir() if file.name != DIGESTS)
+    digests = folder / DIGESTS
+    digests.write_text("".join(f"{sha256(folder / name)}  {name}\n" for name in names), encoding="utf-8")
+    sync(digests)
+
+
+def verify_digests(folder: Path) -> None:
+    """Check every file of `folder` against its `SHA256SUMS`.
+
+    Raises:
+        GPT2LabError: `SHA256SUMS` is missing or malformed, a file is missing, was changed, or is not listed.
+    """
+    try:
+        lines = (folder / DIGESTS).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise GPT2LabError(f"{folder} has no readable {DIGESTS}, so it is incomplete") from error
+    listed = {}
+    for line in lines:
+        digest, separator, name = line.partition("  ")
+        if not separator or len(digest) != 64:
+            raise GPT2LabError(f"{folder / DIGESTS} is damaged")
+        listed[name] = digest
+    present = {file.name for file in folder.iterdir()} - {DIGESTS}
+    if odd := sorted(present.symmetric_difference(listed)):
+        raise GPT2LabError(f"{folder / odd[0]} is {'missing' if odd[0] in listed else f'not listed in {DIGESTS}'}")
+    for name, digest in listed.items():
+        if sha256(folder / name) != digest:
+            raise GPT2LabError(f"{folder / name} does not match its sha256 in {DIGESTS}: the file is damaged")
+
+
+class DirectoryLock:
+    """Keeps two processes out of one folder; the kernel lets go when its owner dies, however it dies.
+
+    Raises:
+        GPT2LabError: on entering, when another live process holds the lock.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.path = Path(folder) / ".lock"
+        self._file: int | None = None
+
+    def __enter__(self) -> "DirectoryLock":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(self._file, 200).decode(errors="replace").strip() or "unknown"
+            os.close(self._file)
+            self._file = None
+            raise GPT2LabError(
+                f"{self.path.parent} is in use by another process ({owner}); wait, end it, or use another folder"
+            ) from error
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, f"pid {os.getpid()} on {os.uname().nodename}".encode(), 0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            os.close(self._file)  # the empty file stays: removing it would race with the next owner's open
+            self._file = None
