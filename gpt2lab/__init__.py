@@ -1,3 +1,25 @@
-"""gpt2lab: train GPT-2 from scratch, measure it, and hand it to the tools people already use."""
+"""gpt2lab: train GPT-2 from scratch, measure it, and hand it to the tools people already use.
+
+from gpt2lab import GPT2, GPT2Config, Tokenizer
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpt2lab.config import GPT2Config
+    from gpt2lab.data.tokenizer import Tokenizer
+    from gpt2lab.model.gpt2 import GPT2
 
 __version__ = "0.1.0"
+__all__ = ["GPT2", "GPT2Config", "Tokenizer"]
+
+_HOMES = {"GPT2": "gpt2lab.model.gpt2", "GPT2Config": "gpt2lab.config", "Tokenizer": "gpt2lab.data.tokenizer"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for, so that `gpt2lab --help` does not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gpt2lab' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -290,6 +290,7 @@ def load(files: Iterable[str | Path] = (), overrides: Mapping[str, Any] | None =
     """
     merged: dict[str, dict[str, Any]] = {}
     origin: dict[str, str] = {}
+    file_name = None
     for file in map(Path, files):
         for section, values in _read_yaml(file).items():
             if section not in Config.model_fields:
@@ -299,12 +300,12 @@ def load(files: Iterable[str | Path] = (), overrides: Mapping[str, Any] | None =
             for key, value in values.items():
                 merged.setdefault(str(section), {})[str(key)] = value
                 origin[f"{section}.{key}"] = f"{file}: "
-        merged.setdefault("run", {}).setdefault("name", None)
-        merged["run"]["name"] = merged["run"]["name"] or file.stem
+        file_name = file.stem
     for name, value in (overrides or {}).items():
         section, _, key = name.partition(".")
         merged.setdefault(section, {})[key] = None if value == "null" else value
         origin[name] = "--" if isinstance(value, str) else ""
+    merged.setdefault("run", {})["name"] = merged.get("run", {}).get("name") or file_name
     try:
         return Config.model_validate(merged)
     except ValidationError as error:

@@ -133,7 +133,7 @@ class DirectoryLock:
     """Keeps two processes out of one folder; the kernel lets go when its owner dies, however it dies.
 
     Raises:
-        GPT2LabError: on entering, when another live process holds the lock.
+        GPT2LabError: on entering, when another live process holds the lock, or the folder cannot be written to.
     """
 
     def __init__(self, folder: str | Path):
@@ -141,8 +141,11 @@ class DirectoryLock:
         self._file: int | None = None
 
     def __enter__(self) -> "DirectoryLock":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise GPT2LabError(f"cannot write into {self.path.parent}: {error.strerror}; use another folder") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -1,0 +1,1 @@
+"""How good a model is: functions of a plain model that return named numbers."""

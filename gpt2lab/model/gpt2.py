@@ -1,0 +1,203 @@
+"""GPT-2: a decoder-only transformer, layer norm first, learned positions, tied embeddings.
+
+    idx (B, T) ─▶ wte + wpe ─▶ n_layer x [ln_1 ─▶ attn ─▶ + ─▶ ln_2 ─▶ mlp ─▶ +] ─▶ ln_f ─▶ lm_head ─▶ logits (B, T, V)
+
+The architecture is OpenAI's ("Language Models are Unsupervised Multitask Learners", 2019) down to the names of its
+parameters, so published weights fit. There is no dropout: one pass over a corpus much larger than the model does
+not overfit, and reproductions of GPT-2 small train without it.
+
+Shapes: B batch, T time, C channels (n_embd), V vocabulary, H heads, D head size (C / H).
+"""
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2lab.config import GPT2Config
+from gpt2lab.errors import GPT2LabError
+from gpt2lab.model import huggingface
+
+INIT_STD = 0.02
+LAYER_NORM_EPS = 1e-5
+
+
+class Linear(nn.Linear):
+    """A linear layer left uninitialised: torch's own first values would be drawn only to be overwritten by GPT2's."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Embedding(nn.Embedding):
+    """A table left uninitialised, for the same reason."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Attention(nn.Module):
+    """Causal self-attention: every position looks at itself and at what came before."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)  # query, key and value in one product
+        self.c_proj = Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) to (B, T, C)."""
+        B, T, C = x.shape
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # softmax(q k^T / sqrt(D)) v, fused
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    """Two linear layers around GELU, in the tanh approximation that GPT-2 was trained with."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) to (B, T, C), by way of (B, T, 4C)."""
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """One layer: attention, then MLP, each reading a normalised copy of the residual stream and adding to it."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) to (B, T, C)."""
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """Everything below the output head: from tokens to normalised hidden states."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.wte = Embedding(config.vocab_size, config.n_embd)
+        self.wpe = Embedding(config.block_size, config.n_embd)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        """int64 (B, T) to (B, T, C).
+
+        Raises:
+            GPT2LabError: T is above block_size.
+        """
+        length, limit = idx.shape[1], self.wpe.num_embeddings
+        if length > limit:
+            raise GPT2LabError(f"{length} tokens do not fit into block_size {limit}; shorten the sequence")
+        x = self.wte(idx) + self.wpe.weight[:length]  # (B, T, C) + (T, C)
+        for block in self.h:
+            x = block(x)
+        return self.ln_f(x)  # type: ignore[no-any-return]
+
+
+class GPT2(nn.Module):
+    """The language model: transformer, output head and loss.
+
+    Weights are drawn once, on the CPU, so that they are the same whatever device the model moves to afterwards.
+
+    Args:
+        config: the architecture.
+        generator: source of the initial weights; None: torch's global one, governed by `torch.manual_seed`.
+
+    Under `with torch.device("meta")` the model has shapes but no memory.
+    """
+
+    def __init__(self, config: GPT2Config, *, generator: torch.Generator | None = None):
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config)
+        self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
+        self._tie()
+        self._initialise(generator)
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+        """Logits, or the loss.
+
+        Args:
+            idx: int64 (B, T), T <= block_size.
+            targets: int64 (B, T), the token that follows each of `idx`; -100 where there is nothing to predict.
+
+        Returns:
+            Without targets `(logits (B, T, V), None)`. With targets `(None, loss)`: the mean cross-entropy in nats
+            over the targets that count (nan if none does), a float32 scalar. The logits are not returned then, so
+            that the loss need not keep them.
+
+        Raises:
+            GPT2LabError: T is above block_size.
+        """
+        hidden = self.transformer(idx)  # (B, T, C)
+        if targets is None:
+            return self.lm_head(hidden), None
+        return None, self._loss(hidden, targets)
+
+    def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of (B, T, C) against (B, T). The place for a loss that never holds all the logits."""
+        logits = self.lm_head(hidden).view(-1, self.config.vocab_size)  # (B*T, V)
+        # Softmax over 50,257 classes needs float32; where the logits have it already, float() copies nothing.
+        return F.cross_entropy(logits.float(), targets.reshape(-1), ignore_index=-100)
+
+    def num_parameters(self) -> int:
+        """Parameters, the tied matrix counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "GPT2":
+        """The model in a Hugging Face GPT-2 folder (also: any checkpoint of a run), float32 on the CPU.
+
+        Raises:
+            GPT2LabError: see `huggingface.read`.
+        """
+        config, weights = huggingface.read(folder)
+        with torch.device("meta"):  # no memory yet: every weight comes from the file
+            model = cls(config)
+        model.load_state_dict(weights, assign=True)
+        model._tie()
+        return model
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors`, which `transformers` opens as they are.
+
+        Raises:
+            GPT2LabError: see `huggingface.write`.
+        """
+        huggingface.write(folder, self.config, self.state_dict())
+
+    def _tie(self) -> None:
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.transformer.wte.weight
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator | None) -> None:
+        """GPT-2's first weights: normal with std 0.02, biases 0, layer norms 1 and 0 (torch's own).
+
+        The two projections of a block that write into the residual stream get 0.02 / sqrt(2 n_layer), so that the
+        stream's variance does not grow with depth (the paper's section 2.3). Positions get 0.02 like the rest, as in
+        the reproductions; OpenAI's released TensorFlow code drew them with 0.01.
+        """
+        residual_std = INIT_STD / math.sqrt(2 * self.config.n_layer)
+        for name, parameter in self.named_parameters():  # a tied matrix comes up once
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif ".ln_" not in name:
+                std = residual_std if name.endswith("c_proj.weight") else INIT_STD
+                nn.init.normal_(parameter, std=std, generator=generator)

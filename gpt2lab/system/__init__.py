@@ -1,0 +1,1 @@
+"""What training, evaluation, the app and the benchmarks all need of the machine."""

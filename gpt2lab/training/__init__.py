@@ -1,0 +1,1 @@
+"""The main job: from a Config to a run directory."""

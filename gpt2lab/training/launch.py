@@ -1,0 +1,255 @@
+"""Composes a run: the one place where settings become objects and meet each other.
+
+    Config ─▶ ranks, device ─▶ data ─▶ run directory (lock, checkpoint) ─▶ model, optimizer
+           ─▶ evaluators, sinks ─▶ Trainer
+
+Everything that can be refused is refused before the first step.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Generator
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gpt2lab.config import BatchPlan, Config
+from gpt2lab.data import prepare
+from gpt2lab.data.loader import Loader, fixed_sequences, prefetch
+from gpt2lab.data.shards import TokenStream, is_ready, open_split
+from gpt2lab.data.tokenizer import Tokenizer
+from gpt2lab.errors import GPT2LabError
+from gpt2lab.evaluation import loss, samples
+from gpt2lab.model import flops
+from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.system import device as devices
+from gpt2lab.system import distributed, precision
+from gpt2lab.system.distributed import DistContext
+from gpt2lab.tracking import report
+from gpt2lab.tracking.metrics import Console, JsonLines, Sink
+from gpt2lab.training import checkpoint, optimizer, run_directory
+from gpt2lab.training.run_directory import RunDirectory
+from gpt2lab.training.schedule import learning_rate
+from gpt2lab.training.trainer import Evaluator, Trainer
+
+Say = Callable[[str], None]
+
+# Tokens of an `auto` micro batch. The logits take 200 KB a token in fp32: on a CPU they should stay small enough to
+# be cheap to walk through, on a card they should fill it without crowding out the rest.
+AUTO_MICRO_TOKENS = {"cpu": 512, "mps": 4096, "cuda": 16384}
+
+
+def run(config: Config) -> None:
+    """Train as the settings say, from the beginning or from where the run stopped.
+
+    Raises:
+        GPT2LabError: anything the user can mend.
+    """
+    began = time.perf_counter()
+    with distributed.start(config.system.device) as dist, contextlib.ExitStack() as stack:
+        say: Say = (lambda text: print(text, flush=True)) if dist.is_main else (lambda text: None)
+        if dist.device.type == "cpu":
+            devices.keep_freed_memory()
+        plan = config.batch_plan(dist.world_size, AUTO_MICRO_TOKENS[dist.device.type])
+        train_data, val_data = _open_data(config, dist, say)
+        loader = Loader(
+            train_data,
+            block_size=config.model.block_size,
+            sequences_per_step=plan.sequences,
+            vocab_size=config.model.vocab_size,
+            seed=config.run.seed,
+            rank=dist.rank,
+            world_size=dist.world_size,
+        )
+        val_sequences = fixed_sequences(val_data, config.model.block_size, config.train.eval_tokens)
+        tokenizer = Tokenizer(config.data.mirror)
+        if config.train.sample_every and max(tokenizer.encode(config.train.sample_prompt)) >= config.model.vocab_size:
+            raise GPT2LabError(
+                "train.sample_prompt has tokens beyond model.vocab_size; use another or set train.sample_every 0"
+            )
+
+        directory = RunDirectory(config)
+        dist.on_main(lambda: _enter(stack, directory))
+        start = dist.on_main(lambda: directory.starting_point(config.run.resume, say))
+        if start is not None:
+            run_directory.check_match(start, config, train_data.fingerprint, say)
+            if start.step >= config.train.max_steps:
+                say(
+                    f"{directory.path} is finished: step {start.step} of {config.train.max_steps}. "
+                    "To train on, raise --train.max_steps; to train anew, give another --run.name."
+                )
+                return
+        dist.on_main(lambda: directory.prepare(config, start, dist))
+
+        torch.manual_seed(config.run.seed)
+        model = GPT2(config.model).to(dist.device)
+        adamw = optimizer.build(model, config.optimizer)
+        if start is not None:
+            start.restore(model, adamw)
+        policy = precision.choose(config.system.precision, dist.device)
+        first_step = start.step if start else 0
+        _introduce(config, plan, model, train_data, policy.name, dist, first_step, say)
+
+        metrics = JsonLines(directory.metrics) if dist.is_main else None
+        sinks: list[Sink] = []
+        if metrics is not None:
+            terminal = sys.stdout.isatty()
+            sinks = [metrics, Console(config.train.max_steps, first_step, config.tracking.log_every, terminal)]
+        for sink in sinks:
+            stack.callback(sink.close)
+
+        def save(step: int) -> None:
+            def work() -> None:
+                if metrics is not None:
+                    metrics.sync()  # the record of a step is on disk before the checkpoint that continues from it
+                fingerprint = run_directory.fingerprint(config, train_data.fingerprint)
+                checkpoint.write(directory.checkpoints, step, model, adamw, fingerprint)
+                checkpoint.prune(directory.checkpoints, config.checkpoint.keep_last, config.checkpoint.keep_every)
+                report.plot_loss(directory.path)
+
+            dist.on_main(work)
+
+        def val_loss(plain: nn.Module, step: int) -> dict[str, float]:
+            value = loss.mean_loss(
+                plain,
+                val_data.gather,
+                sequences=val_sequences,
+                block_size=config.model.block_size,
+                batch_size=plan.micro_batch_size,
+                dist=dist,
+                precision=policy,
+            )
+            return {"val/loss": value}
+
+        trainer = Trainer(
+            model=_as_it_trains(model, config, dist),
+            plain_model=model,
+            optimizer=adamw,
+            learning_rate=lambda step: learning_rate(step, config.train.max_steps, config.optimizer),
+            grad_clip=config.optimizer.grad_clip,
+            tokens_per_step=config.train.total_batch_size,
+            flops_per_token=flops.flops_per_token(config.model),
+            evaluators=[
+                Evaluator("val", config.train.eval_every, val_loss),
+                Evaluator("sample", config.train.sample_every, _sampler(config, tokenizer, directory, dist)),
+            ],
+            save=save,
+            save_every=config.checkpoint.every,
+            sinks=sinks,
+            dist=dist,
+            precision=policy,
+        )
+        batches = _batches(loader, plan, dist, first_step, config.train.max_steps, config.train.overfit_batch)
+        stack.callback(batches.close)
+        trainer.run(batches, first_step, config.train.max_steps)
+        say(
+            f"done in {time.perf_counter() - began:.0f} s: {directory.path} holds metrics.jsonl, samples.jsonl, "
+            f"loss_curve.png and checkpoints/step_{config.train.max_steps:08d}"
+        )
+
+
+def _enter(stack: contextlib.ExitStack, directory: RunDirectory) -> None:
+    stack.enter_context(directory.lock)
+
+
+def _open_data(config: Config, dist: DistContext, say: Say) -> tuple[TokenStream, TokenStream]:
+    """The train and val streams; `stdlib` is made first where it is missing."""
+    folder = Path(config.data.dir or prepare.DEFAULT_DIRS[config.data.source])
+
+    def make() -> None:
+        if not is_ready(folder):  # shards that lie there are used, whoever made them
+            made = prepare.prepare(config.data.source, folder, mirror=config.data.mirror)
+            say(f"prepared {folder}: {made.documents:,} documents, {made.tokens:,} tokens in {made.seconds:.1f} s")
+
+    dist.on_main(make)
+    return open_split(folder, "train"), open_split(folder, "val")
+
+
+def _introduce(
+    config: Config,
+    plan: BatchPlan,
+    model: GPT2,
+    data: TokenStream,
+    precision_name: str,
+    dist: DistContext,
+    first_step: int,
+    say: Say,
+) -> None:
+    """Say what is about to run, with every derived number."""
+    arch, steps, total = config.model, config.train.max_steps, config.train.total_batch_size
+    if config.optimizer.warmup_steps > steps:
+        say(
+            f"warning: optimizer.warmup_steps {config.optimizer.warmup_steps} is beyond train.max_steps {steps}: "
+            "the learning rate never reaches optimizer.max_lr"
+        )
+    say(
+        f"model: {model.num_parameters():,} parameters (n_layer {arch.n_layer}, n_head {arch.n_head}, "
+        f"n_embd {arch.n_embd}, block_size {arch.block_size}, vocab_size {arch.vocab_size})"
+    )
+    say(
+        f"step: {total:,} tokens = {plan.sequences} sequences of {arch.block_size} = {dist.world_size} ranks "
+        f"x {plan.grad_accum_steps} micro-steps x {plan.micro_batch_size}; {dist.device.type}, {precision_name}"
+    )
+    tokens = steps * total
+    say(f"run: {steps:,} steps, {tokens:,} tokens, {tokens / len(data):.2f} epochs of {len(data):,} tokens")
+    if first_step:
+        say(f"resuming after step {first_step}")
+
+
+def _as_it_trains(model: GPT2, config: Config, dist: DistContext) -> nn.Module:
+    """Wrapped for the ranks, and compiled where that was asked for or pays."""
+    trained = dist.wrap(model)
+    if config.system.compile == "on" or (config.system.compile == "auto" and dist.device.type == "cuda"):
+        trained = torch.compile(trained)  # type: ignore[assignment]
+    return trained
+
+
+def _sampler(
+    config: Config, tokenizer: Tokenizer, directory: RunDirectory, dist: DistContext
+) -> Callable[[nn.Module, int], dict[str, float]]:
+    """An evaluator that prints text and keeps it in samples.jsonl; rank 0 alone does."""
+    settings = config.train
+
+    def sample(plain: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(plain, GPT2)
+        if not dist.is_main:
+            return {}
+        drawn = samples.draw(
+            plain,
+            tokenizer,
+            settings.sample_prompt,
+            count=settings.sample_count,
+            max_new_tokens=settings.sample_tokens,
+            top_k=settings.sample_top_k,
+            seed=config.run.seed,
+        )
+        file = JsonLines(directory.samples)
+        for one in drawn:
+            print(f"sample {one.seed - config.run.seed + 1} at step {step}: {one.text!r}", flush=True)
+            file.write({"step": step, **one._asdict()})
+        file.close()
+        return {}
+
+    return sample
+
+
+def _batches(
+    loader: Loader, plan: BatchPlan, dist: DistContext, first_step: int, stop: int, overfit: bool
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """(x, y) a step, int64 (grad_accum_steps, micro_batch_size, T) on the device, read while the last step computes."""
+
+    def on_device(tokens: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(tokens).view(plan.grad_accum_steps, plan.micro_batch_size, -1)
+        if dist.device.type == "cuda":
+            return tensor.pin_memory().to(dist.device, non_blocking=True)
+        return tensor.to(dist.device)
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        x, y = loader.batch(step)
+        return on_device(x), on_device(y)
+
+    yield from repeat(batch(0)) if overfit else prefetch(batch, first_step, stop)

@@ -1,0 +1,166 @@
+"""The folder a run leaves: who may write to it, what it starts from, and what it says about itself.
+
+runs/NAME/  config.yaml  environment.json  metrics.jsonl  samples.jsonl  loss_curve.png  checkpoints/
+"""
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from gpt2lab import __version__, files
+from gpt2lab.config import Config
+from gpt2lab.errors import GPT2LabError
+from gpt2lab.system.device import describe
+from gpt2lab.system.distributed import DistContext
+from gpt2lab.tracking.metrics import truncate_jsonl
+from gpt2lab.training import checkpoint
+
+_MAY_GROW = "train.max_steps"
+# What a run writes down as fingerprint: with any of these changed, going on would train something else.
+_MUST_MATCH = (
+    "model.n_layer",
+    "model.n_head",
+    "model.n_embd",
+    "model.block_size",
+    "model.vocab_size",
+    "model.tie_word_embeddings",
+    "train.total_batch_size",
+    "train.overfit_batch",
+    "run.seed",
+)
+# Changed freely from one start to the next: they do not touch what is learned.
+_NO_MATTER = (
+    "run.",
+    "data.",
+    "checkpoint.",
+    "tracking.",
+    "system.",
+    "train.eval",
+    "train.sample",
+    "train.micro",
+    "model.size",
+)
+
+
+class RunDirectory:
+    """`out_dir/name` of one run. Rank 0 alone makes one, and holds `lock` for as long as it writes."""
+
+    def __init__(self, config: Config):
+        self.path = Path(config.run.out_dir) / (config.run.name or "run")
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples.jsonl"
+        self.lock = files.DirectoryLock(self.path)
+
+    def starting_point(self, resume: str, say: Callable[[str], None]) -> checkpoint.Checkpoint | None:
+        """The checkpoint that `run.resume` means; None for a run from the beginning.
+
+        Raises:
+            GPT2LabError: `never` and the run exists; a path that is no good checkpoint, or that is older than what
+                this run already has; checkpoints that are all damaged.
+        """
+        existing = checkpoint.steps(self.checkpoints)
+        if resume == "never":
+            if existing or self.metrics.exists():
+                raise GPT2LabError(
+                    f"{self.path} holds a run already and run.resume is never; "
+                    "set run.resume auto to go on with it, or another run.name"
+                )
+            return None
+        if resume == "auto":
+            return checkpoint.newest_good(self.checkpoints, say)
+        path = Path(resume)
+        if (path / "checkpoints").is_dir():
+            found = checkpoint.newest_good(path / "checkpoints", say)
+        else:
+            found = checkpoint.read(path)
+        if found is None:
+            raise GPT2LabError(f"run.resume {resume}: that run has no checkpoint yet")
+        if existing and existing[-1][0] > found.step:
+            raise GPT2LabError(
+                f"run.resume {resume} is at step {found.step}, but {self.path} has gone on to step {existing[-1][0]}; "
+                "set another run.name to branch off"
+            )
+        return found
+
+    def prepare(self, config: Config, start: checkpoint.Checkpoint | None, dist: DistContext) -> None:
+        """Write config.yaml and environment.json, and cut the records back to the step the run starts from."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        files.remove_temporaries(self.checkpoints)
+        for record in (self.metrics, self.samples):
+            if start is not None:
+                origin = start.path.parent.parent / record.name  # another run's, where resume names its checkpoint
+                if not record.exists() and origin.exists():
+                    record.write_bytes(origin.read_bytes())
+            truncate_jsonl(record, start.step if start else -1)
+        with files.atomic_write(self.path / "config.yaml") as temporary:
+            temporary.write_text(config.to_yaml(), encoding="utf-8")
+        with files.atomic_write(self.path / "environment.json") as temporary:
+            temporary.write_text(json.dumps(environment(dist), indent=2) + "\n", encoding="utf-8")
+
+
+def fingerprint(config: Config, data: str) -> dict[str, Any]:
+    """What a checkpoint remembers of its run: the data's digest and all settings."""
+    return {"data": data, "settings": config.flat()}
+
+
+def check_match(start: checkpoint.Checkpoint, config: Config, data: str, say: Callable[[str], None]) -> None:
+    """Hold the settings of a checkpoint against the ones of this start; `say` hears of changes that are allowed.
+
+    Raises:
+        GPT2LabError: architecture, data, seed or total_batch_size differ.
+    """
+    was, now = start.state["fingerprint"]["settings"], config.flat()
+    for name in _MUST_MATCH:
+        if was.get(name) != now[name]:
+            raise GPT2LabError(
+                f"{start.path} was trained with {name} {was.get(name)}, this start says {now[name]}; "
+                "set it back, or set another run.name to train anew"
+            )
+    if start.state["fingerprint"]["data"] != data:
+        raise GPT2LabError(
+            f"{start.path} was trained on other data than {config.data.dir or config.data.source} holds now; "
+            "set data.dir back, or set another run.name to train anew"
+        )
+    for name, value in now.items():
+        if was.get(name) != value and not name.startswith(_NO_MATTER):
+            more = "; the learning rate follows the new cosine from here" if name == _MAY_GROW else ""
+            say(f"note: {name} was {was.get(name)}, is {value} from step {start.step} on{more}")
+
+
+def environment(dist: DistContext) -> dict[str, Any]:
+    """Versions, hardware and commit, for whoever reads the figures later."""
+    versions: dict[str, str | None] = {}
+    for package in ("torch", "numpy", "safetensors", "tiktoken"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "gpt2lab": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "world_size": dist.world_size,
+        "hardware": describe(dist.device),
+        "command": " ".join(sys.argv),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout the package runs from, with a mark if files differ from it; None outside one."""
+    folder = Path(__file__).parent
+    try:
+        ask = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        answer = subprocess.run(ask, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

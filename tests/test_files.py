@@ -1,0 +1,119 @@
+"""Writes are whole or absent, damage is noticed, and a folder has one owner."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gpt2lab import files
+from gpt2lab.errors import GPT2LabError
+
+
+def test_atomic_write_replaces_or_leaves_alone(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), files.atomic_write(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    with files.atomic_write(target) as temporary:
+        temporary.write_text("new")
+    assert target.read_text() == "new"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_refused_write_is_one_line_and_leaves_nothing(tmp_path):
+    """A limit on file size stands in for a full disk: the system call fails in the same place."""
+    code = f"""
+import resource, pathlib
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from gpt2lab import files
+with files.atomic_write(pathlib.Path({str(tmp_path)!r}) / "big") as temporary:
+    temporary.write_bytes(bytes(100_000))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "GPT2LabError: cannot write" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "whole"
+    with files.atomic_directory(path) as temporary:
+        (temporary / "a").write_bytes(b"aaaa")
+        (temporary / "b").write_bytes(b"bb")
+    return path
+
+
+def test_directory_has_digests_that_verify(folder):
+    files.verify_digests(folder)
+    check = subprocess.run(
+        ["sha256sum", "--check", "SHA256SUMS"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert check.returncode == 0, check.stderr
+
+
+def test_failure_leaves_the_old_directory(folder):
+    with pytest.raises(RuntimeError), files.atomic_directory(folder) as temporary:
+        (temporary / "a").write_bytes(b"new")
+        raise RuntimeError
+    assert (folder / "a").read_bytes() == b"aaaa"
+    assert sorted(os.listdir(folder.parent)) == ["whole"]
+
+
+def damage(folder, kind):
+    if kind == "bit flipped":
+        (folder / "a").write_bytes(b"aaac")
+    elif kind == "truncated":
+        (folder / "a").write_bytes(b"aaa")
+    elif kind == "file missing":
+        (folder / "b").unlink()
+    elif kind == "file added":
+        (folder / "c").write_bytes(b"")
+    elif kind == "digests missing":
+        (folder / "SHA256SUMS").unlink()
+    elif kind == "digests cut short":
+        text = (folder / "SHA256SUMS").read_text()
+        (folder / "SHA256SUMS").write_text(text[: len(text) - 3])
+    elif kind == "digests not text":
+        (folder / "SHA256SUMS").write_bytes(b"\xff" * 100)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "bit flipped",
+        "truncated",
+        "file missing",
+        "file added",
+        "digests missing",
+        "digests cut short",
+        "digests not text",
+    ],
+)
+def test_damage_is_noticed(folder, kind):
+    damage(folder, kind)
+    with pytest.raises(GPT2LabError, match=str(folder)):
+        files.verify_digests(folder)
+
+
+def test_one_owner_a_folder_and_a_dead_one_is_no_owner(tmp_path):
+    hold = (
+        f"from gpt2lab.files import DirectoryLock as L\nwith L({str(tmp_path)!r}):\n print('held', flush=True); input()"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "held\n"
+    try:
+        with (
+            pytest.raises(GPT2LabError, match=f"in use by another process \\(pid {owner.pid}"),
+            files.DirectoryLock(tmp_path),
+        ):
+            pass
+    finally:
+        owner.kill()
+        owner.wait()
+    with files.DirectoryLock(tmp_path):
+        pass

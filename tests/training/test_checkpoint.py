@@ -1,0 +1,86 @@
+"""Checkpoints: exact, complete, checked, and kept by rule."""
+
+import json
+
+import pytest
+import torch
+
+from gpt2lab.config import OptimizerConfig
+from gpt2lab.errors import GPT2LabError
+from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.training import checkpoint
+from gpt2lab.training import optimizer as optimizers
+from tests.training.test_optimizer import TINY, stepped
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model, adamw = stepped()
+    for step in (1, 2, 3):
+        checkpoint.write(tmp_path, step, model, adamw, {"data": "d", "settings": {}})
+    return tmp_path
+
+
+def test_round_trip_is_exact(tmp_path):
+    model, adamw = stepped()
+    path = checkpoint.write(tmp_path, 3, model, adamw, {"data": "d", "settings": {}})
+    expected_random = torch.rand(4)
+    other, fresh = stepped(steps=1)
+    found = checkpoint.read(path)
+    found.restore(other, fresh)
+    assert torch.equal(torch.rand(4), expected_random)  # the random generator goes on from where it was saved
+    assert found.step == 3
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name])
+    ours, theirs = optimizers.state_tensors(model, adamw), optimizers.state_tensors(other, fresh)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_files_are_the_ones_promised_and_hold_no_pickle(folder):
+    path = folder / "step_00000003"
+    names = {file.name for file in path.iterdir()}
+    assert names == {"config.json", "model.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"}
+    assert json.loads((path / "state.json").read_text())["step"] == 3
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(folder):
+    weights = folder / "step_00000003" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    (folder / "step_00000002" / "state.json").unlink()
+    heard = []
+    found = checkpoint.newest_good(folder, heard.append)
+    assert found is not None
+    assert found.step == 1
+    assert "step_00000003/model.safetensors" in heard[0]
+    assert "step_00000002/state.json" in heard[1]
+
+
+def test_none_intact_is_an_error_and_none_at_all_is_not(folder, tmp_path):
+    assert checkpoint.newest_good(tmp_path / "empty", print) is None
+    for path in folder.glob("step_*"):
+        (path / "config.json").write_text("{}")
+    with pytest.raises(GPT2LabError, match="no checkpoint is intact"):
+        checkpoint.newest_good(folder, lambda text: None)
+
+
+def test_pruning_keeps_the_newest_and_the_multiples(tmp_path):
+    for step in range(1, 11):
+        (tmp_path / f"step_{step:08d}").mkdir()
+    checkpoint.prune(tmp_path, keep_last=2, keep_every=4)
+    assert [step for step, _ in checkpoint.steps(tmp_path)] == [4, 8, 9, 10]
+
+
+def test_too_little_space_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    model, adamw = stepped()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    with pytest.raises(GPT2LabError, match=r"a checkpoint needs .* MiB and the disk has"):
+        checkpoint.write(tmp_path, 3, model, adamw, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_architecture_that_does_not_fit_is_named(folder):
+    other = GPT2(TINY.model_copy(update={"n_embd": 32}))
+    with pytest.raises(GPT2LabError, match=r"transformer.wte.weight is missing or does not fit"):
+        checkpoint.read(folder / "step_00000003").restore(other, optimizers.build(other, OptimizerConfig()))

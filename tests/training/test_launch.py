@@ -1,0 +1,353 @@
+"""A whole run, small: what it leaves, that it resumes exactly, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt2lab.config import Config
+from gpt2lab.errors import GPT2LabError
+from gpt2lab.files import DirectoryLock
+from gpt2lab.training import launch
+from gpt2lab.training.trainer import Trainer
+
+REPOSITORY = Path(__file__).parent.parent.parent
+STEPS = 6
+
+
+def settings(token_folder: Path, out_dir: Path, **changes) -> Config:
+    """A tiny run of STEPS steps, two micro-steps each, a checkpoint every two. Changes by dotted name, `.` as `__`."""
+    values = {
+        "run": {"name": "tiny", "out_dir": str(out_dir)},
+        "model": {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "vocab_size": 300},
+        "data": {"dir": str(token_folder)},
+        "train": {
+            "max_steps": STEPS,
+            "total_batch_size": 16 * 8,
+            "micro_batch_size": 4,
+            "eval_every": 3,
+            "eval_tokens": 512,
+            "sample_every": 3,
+            "sample_prompt": "a b",
+            "sample_count": 2,
+            "sample_tokens": 4,
+        },
+        "optimizer": {"max_lr": 1e-2, "min_lr": 1e-3, "warmup_steps": 2},
+        "checkpoint": {"every": 2, "keep_last": 10},
+        "system": {"device": "cpu", "precision": "fp32"},
+    }
+    for name, value in changes.items():
+        section, key = name.split("__")
+        values[section][key] = value
+    return Config.model_validate(values)
+
+
+def records(run: Path, name: str = "metrics.jsonl") -> list[dict]:
+    return [json.loads(line) for line in (run / name).read_text().splitlines()]
+
+
+def learned(run: Path) -> dict[int, dict[str, float]]:
+    """The metrics that do not depend on the clock, by step; each step once."""
+    lines = records(run)
+    assert len({line["step"] for line in lines}) == len(lines)
+    return {line["step"]: {k: v for k, v in line.items() if not k.startswith("perf/")} for line in lines}
+
+
+def tensors(run: Path, step: int = STEPS) -> dict[str, bytes]:
+    folder = run / "checkpoints" / f"step_{step:08d}"
+    state = json.loads((folder / "state.json").read_text())
+    return {
+        "weights": (folder / "model.safetensors").read_bytes(),
+        "optimizer": (folder / "optimizer.safetensors").read_bytes(),
+        "rng": json.dumps(state["rng"]).encode(),
+    }
+
+
+@pytest.fixture(scope="module")
+def straight(token_folder, tmp_path_factory) -> Path:
+    """The run that nobody interrupted."""
+    out = tmp_path_factory.mktemp("straight")
+    launch.run(settings(token_folder, out))
+    return out / "tiny"
+
+
+def test_a_run_leaves_what_the_plan_says(straight):
+    assert {file.name for file in straight.iterdir()} == {
+        ".lock",
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "loss_curve.png",
+        "checkpoints",
+    }
+    assert sorted(learned(straight)) == list(range(STEPS + 1))
+    assert [step for step, line in learned(straight).items() if "val/loss" in line] == [0, 3, 6]
+    assert {"train/loss", "train/lr", "train/grad_norm"} <= learned(straight)[1].keys()
+    assert {"perf/tokens_per_second", "perf/step_ms", "perf/data_ms", "perf/peak_memory_gib"} <= records(straight)[
+        1
+    ].keys()
+    assert [(one["step"], one["seed"]) for one in records(straight, "samples.jsonl")] == [
+        (step, seed) for step in (0, 3, 6) for seed in (1337, 1338)
+    ]
+    assert all(one["text"].startswith("a b") for one in records(straight, "samples.jsonl"))
+    assert (straight / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+    environment = json.loads((straight / "environment.json").read_text())
+    assert environment["versions"]["torch"]
+    assert environment["hardware"]["cores"] >= 1
+
+
+def test_it_learns_and_starts_at_chance(straight):
+    lines = learned(straight)
+    assert lines[0]["val/loss"] == pytest.approx(np.log(300), abs=0.1)
+    assert lines[STEPS]["val/loss"] < lines[0]["val/loss"] - 0.1
+
+
+def test_a_checkpoint_opens_in_transformers_as_it_lies(straight):
+    import torch
+    import transformers
+
+    from gpt2lab import GPT2
+
+    folder = straight / "checkpoints" / f"step_{STEPS:08d}"
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    idx = torch.randint(0, 300, (2, 16))
+    with torch.no_grad():
+        difference = theirs(idx).logits - GPT2.from_pretrained(folder)(idx)[0]
+    assert difference.abs().max() < 1e-4
+
+
+class Interruption(Exception):
+    """Stands in for whatever ends a process between two steps."""
+
+
+@pytest.mark.parametrize("kill_at", range(1, STEPS + 1))
+def test_interrupted_at_any_step_and_resumed_is_uninterrupted(token_folder, tmp_path, straight, monkeypatch, kill_at):
+    train_step = Trainer._train_step
+
+    def interrupted(self, step, batches):
+        if step == kill_at:
+            raise Interruption
+        return train_step(self, step, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", interrupted)
+        with pytest.raises(Interruption):
+            launch.run(settings(token_folder, tmp_path))
+    launch.run(settings(token_folder, tmp_path))
+    assert learned(tmp_path / "tiny") == learned(straight)
+    assert tensors(tmp_path / "tiny") == tensors(straight)
+    assert records(tmp_path / "tiny", "samples.jsonl") == records(straight, "samples.jsonl")
+
+
+def command(config: Config, path: Path) -> list[str]:
+    path.write_text(config.to_yaml())
+    return [sys.executable, "-m", "gpt2lab", "train", "--config", str(path)]
+
+
+def test_killed_process_resumed_by_the_same_command(token_folder, tmp_path):
+    steps = 60
+    changes = {"train__max_steps": steps, "checkpoint__every": 5, "train__sample_every": 0}
+    reference = settings(token_folder, tmp_path / "reference", **changes)
+    launch.run(reference)
+    killed = command(settings(token_folder, tmp_path / "killed", **changes), tmp_path / "killed.yaml")
+    process = subprocess.Popen(killed, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    metrics = tmp_path / "killed" / "tiny" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") > 20):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert metrics.read_bytes().count(b"\n") < steps
+    with open(metrics, "a") as file:
+        file.write('{"step": 21, "train/lo')  # a line cut off by the kill
+    subprocess.run(killed, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+    assert learned(tmp_path / "killed" / "tiny") == learned(tmp_path / "reference" / "tiny")
+    assert tensors(tmp_path / "killed" / "tiny", steps) == tensors(tmp_path / "reference" / "tiny", steps)
+
+
+def test_evaluation_and_samples_leave_the_weights_alone(token_folder, tmp_path, straight):
+    launch.run(settings(token_folder, tmp_path, train__eval_every=0, train__sample_every=0))
+    assert tensors(tmp_path / "tiny") == tensors(straight)
+
+
+def test_accumulation_does_not_change_the_step(token_folder, tmp_path, straight):
+    launch.run(settings(token_folder, tmp_path, train__micro_batch_size=1))
+    ours, theirs = learned(tmp_path / "tiny"), learned(straight)
+    for step in range(1, STEPS + 1):
+        assert ours[step]["train/loss"] == pytest.approx(theirs[step]["train/loss"], abs=1e-4)
+
+
+def test_two_processes_train_like_one(token_folder, tmp_path, straight):
+    path = tmp_path / "two.yaml"
+    path.write_text(settings(token_folder, tmp_path).to_yaml())
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, "--config", str(path)], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    ours, theirs = learned(tmp_path / "tiny"), learned(straight)
+    assert ours.keys() == theirs.keys()
+    for step in range(1, STEPS + 1):
+        assert ours[step]["train/loss"] == pytest.approx(theirs[step]["train/loss"], abs=1e-4)
+    assert ours[STEPS]["val/loss"] == pytest.approx(theirs[STEPS]["val/loss"], abs=1e-4)
+    assert done.stdout.count("step     1 | loss") == 1  # one rank speaks
+
+
+def test_overfitting_one_batch_drives_the_loss_to_zero(token_folder, tmp_path):
+    changes = {"train__overfit_batch": True, "train__max_steps": 150, "checkpoint__every": 0, "train__sample_every": 0}
+    config = settings(token_folder, tmp_path, model__n_layer=4, model__n_embd=64, **changes)
+    launch.run(config)
+    assert learned(tmp_path / "tiny")[150]["train/loss"] < 0.05
+
+
+# -- going on
+
+
+def run_again(straight: Path, tmp_path: Path, token_folder: Path, **changes) -> Path:
+    """A copy of the finished run, started again with changed settings."""
+    import shutil
+
+    shutil.copytree(straight, tmp_path / "tiny")
+    launch.run(settings(token_folder, tmp_path, **changes))
+    return tmp_path / "tiny"
+
+
+def test_a_finished_run_says_so(straight, tmp_path, token_folder, capsys):
+    before = (straight / "metrics.jsonl").read_bytes()
+    run = run_again(straight, tmp_path, token_folder)
+    assert "is finished: step 6 of 6" in capsys.readouterr().out
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_more_steps_go_on_with_a_notice(straight, tmp_path, token_folder, capsys):
+    run = run_again(straight, tmp_path, token_folder, train__max_steps=8)
+    assert "train.max_steps was 6, is 8 from step 6 on" in capsys.readouterr().out
+    assert sorted(learned(run)) == list(range(9))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("model__n_layer", 3), ("model__n_embd", 32), ("run__seed", 1), ("train__total_batch_size", 256)],
+)
+def test_another_architecture_seed_or_batch_is_refused(straight, tmp_path, token_folder, setting, value):
+    with pytest.raises(GPT2LabError, match=f"was trained with {setting.replace('__', '.')}"):
+        run_again(straight, tmp_path, token_folder, train__max_steps=8, **{setting: value})
+
+
+def test_other_data_is_refused(straight, tmp_path, token_folder):
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in token_folder.iterdir():
+        np.save(other / file.name, np.load(file)[:-100])
+    with pytest.raises(GPT2LabError, match="was trained on other data"):
+        run_again(straight, tmp_path, token_folder, train__max_steps=8, data__dir=str(other))
+
+
+def test_resume_never_refuses_an_existing_run(straight, tmp_path, token_folder):
+    with pytest.raises(GPT2LabError, match=r"run\.resume is never"):
+        run_again(straight, tmp_path, token_folder, run__resume="never")
+
+
+def test_resume_from_another_run_branches_off(straight, tmp_path, token_folder):
+    path = straight / "checkpoints" / "step_00000004"
+    launch.run(settings(token_folder, tmp_path, run__resume=str(path), run__name="branch"))
+    assert learned(tmp_path / "branch") == learned(straight)
+    assert tensors(tmp_path / "branch") == tensors(straight)
+
+
+def test_resume_does_not_go_back_behind_what_a_run_has(straight, token_folder):
+    path = straight / "checkpoints" / "step_00000002"
+    with pytest.raises(GPT2LabError, match="has gone on to step 6"):
+        launch.run(settings(token_folder, straight.parent, run__resume=str(path), train__max_steps=8))
+
+
+def test_a_damaged_newest_checkpoint_costs_its_steps_only(straight, tmp_path, token_folder, capsys):
+    import shutil
+
+    shutil.copytree(straight, tmp_path / "tiny")
+    (tmp_path / "tiny" / "checkpoints" / f"step_{STEPS:08d}" / "optimizer.safetensors").write_bytes(b"")
+    launch.run(settings(token_folder, tmp_path))
+    assert "trying the checkpoint before it" in capsys.readouterr().out
+    assert tensors(tmp_path / "tiny") == tensors(straight)
+    assert learned(tmp_path / "tiny") == learned(straight)
+
+
+def test_a_run_directory_has_one_process(token_folder, tmp_path):
+    with DirectoryLock(tmp_path / "tiny"), pytest.raises(GPT2LabError, match="in use by another process"):
+        launch.run(settings(token_folder, tmp_path))
+
+
+# -- bad input, found before a run directory exists
+
+
+def test_bad_data_is_found_before_anything_is_written(token_folder, tmp_path):
+    def broken(name: str, change) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in token_folder.iterdir():
+            np.save(folder / file.name, np.load(file))
+        change(folder)
+        return str(folder)
+
+    def truncate(folder):
+        whole = (folder / "train_001.npy").read_bytes()
+        (folder / "train_001.npy").write_bytes(whole[:-100])
+
+    def too_large(folder):
+        np.save(folder / "train_001.npy", np.full(10_000, 300, dtype=np.uint16))
+
+    def short_val(folder):
+        np.save(folder / "val_000.npy", np.zeros(16, dtype=np.uint16))
+
+    cases = [
+        (broken("truncated", truncate), "train_001.npy is truncated"),
+        (broken("ids", too_large), r"train_001.npy: token 0 is 300, but model.vocab_size is 300"),
+        (broken("val", short_val), "val split too short"),
+        (
+            broken("no_train", lambda folder: [f.unlink() for f in folder.glob("train*")]),
+            "no shard of the split 'train'",
+        ),
+        (str(tmp_path / "absent"), "absent"),
+    ]
+    for folder, message in cases:
+        with pytest.raises(GPT2LabError, match=message):
+            launch.run(settings(token_folder, tmp_path / "runs", data__dir=folder, data__source="fineweb-edu"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_prompt_outside_the_vocabulary_is_found_before_the_first_step(token_folder, tmp_path):
+    with pytest.raises(GPT2LabError, match=r"train\.sample_prompt"):
+        launch.run(settings(token_folder, tmp_path, train__sample_prompt="Hello this is"))
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_weights_kept(token_folder, tmp_path):
+    with pytest.raises(GPT2LabError, match=r"step \d+: loss .* not finite"):
+        launch.run(
+            settings(token_folder, tmp_path, optimizer__max_lr=1e30, optimizer__grad_clip=0, train__max_steps=30)
+        )
+
+
+def test_too_little_space_for_a_checkpoint_leaves_nothing_half_written(token_folder, tmp_path):
+    """A limit on the size of files stands in for a full disk."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(settings(token_folder, tmp_path).to_yaml())
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
+        "from gpt2lab.cli import main; sys.exit(main(['train', '--config', sys.argv[1]]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "cannot write" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "tiny" / "checkpoints").iterdir()) == []

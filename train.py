@@ -1,0 +1,8 @@
+"""The door people already type: `python train.py …` and `torchrun … train.py` are `gpt2lab train …`."""
+
+import sys
+
+from gpt2lab.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main(["train", *sys.argv[1:]]))
