@@ -51,7 +51,7 @@ MISTAKES = {
     "value missing": (["--train.max_steps"], "--train.max_steps: expected one argument"),
     "stray word": (["quickstart"], "unexpected argument quickstart"),
     "no such recipe": (["--config", "config/nope.yaml"], "no such file or recipe"),
-    "does not divide": (["--train.total_batch_size", "3000"], "the nearest that works: 2944 or 3072"),
+    "does not divide": (["--train.total_batch_size", "3000"], "the nearest that works: 2944 or 3008"),
     "no such checkpoint": (["--run.resume", "nowhere"], "nowhere: there is no such checkpoint"),
     "no such device": (["--system.device", "tpu"], "--system.device: should be 'auto', 'cpu', 'cuda' or 'mps'"),
 }

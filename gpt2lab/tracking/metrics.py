@@ -5,7 +5,6 @@ people: a line in the words that users of such projects know, and on a terminal 
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -53,10 +52,6 @@ class JsonLines:
         """Write any record as one line."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-
-    def sync(self) -> None:
-        """Make it survive the death of the machine too."""
-        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""

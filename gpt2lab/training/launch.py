@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gpt2lab import files
 from gpt2lab.config import BatchPlan, Config
 from gpt2lab.data import prepare
 from gpt2lab.data.loader import Loader, fixed_sequences, prefetch
@@ -34,7 +35,7 @@ from gpt2lab.tracking.metrics import Console, JsonLines, Sink
 from gpt2lab.training import checkpoint, optimizer, run_directory
 from gpt2lab.training.run_directory import RunDirectory
 from gpt2lab.training.schedule import learning_rate
-from gpt2lab.training.trainer import Evaluator, Trainer
+from gpt2lab.training.trainer import Evaluator, Measure, Trainer
 
 Say = Callable[[str], None]
 
@@ -65,14 +66,13 @@ def run(config: Config) -> None:
             rank=dist.rank,
             world_size=dist.world_size,
         )
-        val_sequences = fixed_sequences(val_data, config.model.block_size, config.train.eval_tokens)
-        tokenizer = Tokenizer(config.data.mirror)
-        if config.train.sample_every and max(tokenizer.encode(config.train.sample_prompt)) >= config.model.vocab_size:
-            raise GPT2LabError(
-                "train.sample_prompt has tokens beyond model.vocab_size; use another or set train.sample_every 0"
-            )
-
+        policy = precision.choose(config.system.precision, dist.device)
         directory = RunDirectory(config)
+        evaluators = [
+            Evaluator("val", config.train.eval_every, _val_loss(config, val_data, plan, policy, dist)),
+            Evaluator("sample", config.train.sample_every, _sampler(config, directory, dist)),
+        ]
+
         dist.on_main(lambda: _enter(stack, directory))
         start = dist.on_main(lambda: directory.starting_point(config.run.resume, say))
         if start is not None:
@@ -90,40 +90,19 @@ def run(config: Config) -> None:
         adamw = optimizer.build(model, config.optimizer)
         if start is not None:
             start.restore(model, adamw)
-        policy = precision.choose(config.system.precision, dist.device)
         first_step = start.step if start else 0
         _introduce(config, plan, model, train_data, policy.name, dist, first_step, say)
 
-        metrics = JsonLines(directory.metrics) if dist.is_main else None
-        sinks: list[Sink] = []
-        if metrics is not None:
-            terminal = sys.stdout.isatty()
-            sinks = [metrics, Console(config.train.max_steps, first_step, config.tracking.log_every, terminal)]
+        sinks = _sinks(config, directory, first_step) if dist.is_main else []
         for sink in sinks:
             stack.callback(sink.close)
 
         def save(step: int) -> None:
-            def work() -> None:
-                if metrics is not None:
-                    metrics.sync()  # the record of a step is on disk before the checkpoint that continues from it
-                fingerprint = run_directory.fingerprint(config, train_data.fingerprint)
-                checkpoint.write(directory.checkpoints, step, model, adamw, fingerprint)
-                checkpoint.prune(directory.checkpoints, config.checkpoint.keep_last, config.checkpoint.keep_every)
-                report.plot_loss(directory.path)
-
-            dist.on_main(work)
-
-        def val_loss(plain: nn.Module, step: int) -> dict[str, float]:
-            value = loss.mean_loss(
-                plain,
-                val_data.gather,
-                sequences=val_sequences,
-                block_size=config.model.block_size,
-                batch_size=plan.micro_batch_size,
-                dist=dist,
-                precision=policy,
-            )
-            return {"val/loss": value}
+            files.sync(directory.metrics)  # a step's record is on disk before the checkpoint that goes on from it
+            fingerprint = run_directory.fingerprint(config, train_data.fingerprint)
+            checkpoint.write(directory.checkpoints, step, model, adamw, fingerprint)
+            checkpoint.prune(directory.checkpoints, config.checkpoint.keep_last, config.checkpoint.keep_every)
+            report.plot_loss(directory.path)
 
         trainer = Trainer(
             model=_as_it_trains(model, config, dist),
@@ -133,11 +112,8 @@ def run(config: Config) -> None:
             grad_clip=config.optimizer.grad_clip,
             tokens_per_step=config.train.total_batch_size,
             flops_per_token=flops.flops_per_token(config.model),
-            evaluators=[
-                Evaluator("val", config.train.eval_every, val_loss),
-                Evaluator("sample", config.train.sample_every, _sampler(config, tokenizer, directory, dist)),
-            ],
-            save=save,
+            evaluators=evaluators,
+            save=lambda step: dist.on_main(lambda: save(step)),
             save_every=config.checkpoint.every,
             sinks=sinks,
             dist=dist,
@@ -208,11 +184,41 @@ def _as_it_trains(model: GPT2, config: Config, dist: DistContext) -> nn.Module:
     return trained
 
 
-def _sampler(
-    config: Config, tokenizer: Tokenizer, directory: RunDirectory, dist: DistContext
-) -> Callable[[nn.Module, int], dict[str, float]]:
+def _sinks(config: Config, directory: RunDirectory, first_step: int) -> list[Sink]:
+    console = Console(config.train.max_steps, first_step, config.tracking.log_every, terminal=sys.stdout.isatty())
+    return [JsonLines(directory.metrics), console]
+
+
+def _val_loss(
+    config: Config, data: TokenStream, plan: BatchPlan, policy: precision.Precision, dist: DistContext
+) -> Measure:
+    """An evaluator: loss over the first `train.eval_tokens` of val."""
+    block_size = config.model.block_size
+    sequences = fixed_sequences(data, block_size, config.train.eval_tokens)
+
+    def measure(plain: nn.Module, step: int) -> dict[str, float]:
+        value = loss.mean_loss(
+            plain,
+            data.gather,
+            sequences=sequences,
+            block_size=block_size,
+            batch_size=plan.micro_batch_size,
+            dist=dist,
+            precision=policy,
+        )
+        return {"val/loss": value}
+
+    return measure
+
+
+def _sampler(config: Config, directory: RunDirectory, dist: DistContext) -> Measure:
     """An evaluator that prints text and keeps it in samples.jsonl; rank 0 alone does."""
     settings = config.train
+    tokenizer = Tokenizer(config.data.mirror)
+    if settings.sample_every and max(tokenizer.encode(settings.sample_prompt)) >= config.model.vocab_size:
+        raise GPT2LabError(
+            "train.sample_prompt has tokens beyond model.vocab_size; use another or set train.sample_every 0"
+        )
 
     def sample(plain: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(plain, GPT2)

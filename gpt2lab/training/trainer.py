@@ -16,13 +16,15 @@ from gpt2lab.system.precision import Precision
 from gpt2lab.tracking.metrics import Sink
 from gpt2lab.training.optimizer import clip_gradients
 
+Measure = Callable[[nn.Module, int], dict[str, float]]  # (plain model, step) -> values by metric key
+
 
 class Evaluator(NamedTuple):
     """Something measured on the plain model every so many steps; every rank calls it, all get the same numbers."""
 
     name: str
     every: int
-    measure: Callable[[nn.Module, int], dict[str, float]]
+    measure: Measure
 
 
 @dataclass(frozen=True)

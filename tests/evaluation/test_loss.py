@@ -1,0 +1,61 @@
+"""Validation loss: equal to the plain mean, whatever the batch size or the number of ranks."""
+
+
+import numpy as np
+import pytest
+import torch
+
+from gpt2lab.config import GPT2Config
+from gpt2lab.evaluation.loss import mean_loss
+from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.system import precision
+from gpt2lab.system.distributed import DistContext
+
+T, SEQUENCES = 8, 13
+CPU = torch.device("cpu")
+ALONE = DistContext(rank=0, world_size=1, device=CPU)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return GPT2(GPT2Config(n_layer=1, n_head=2, n_embd=16, block_size=T, vocab_size=50)).eval()
+
+
+TOKENS = np.random.default_rng(0).integers(0, 50, size=200).astype(np.uint16)
+
+
+def gather(starts, length):
+    return np.stack([TOKENS[start : start + length] for start in starts])
+
+
+def measure(model, batch_size=4, dist=ALONE):
+    policy = precision.choose("fp32", CPU)
+    return mean_loss(
+        model, gather, sequences=SEQUENCES, block_size=T, batch_size=batch_size, dist=dist, precision=policy
+    )
+
+
+def test_it_is_the_mean_over_exactly_these_targets(model):
+    tokens = torch.from_numpy(TOKENS[: SEQUENCES * T + 1].astype(np.int64))
+    x, y = tokens[:-1].view(SEQUENCES, T), tokens[1:].view(SEQUENCES, T)
+    with torch.no_grad():
+        expected = torch.nn.functional.cross_entropy(model(x)[0].flatten(0, 1), y.flatten())
+    assert measure(model) == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_batch_size_does_not_matter(model, batch_size):
+    assert measure(model, batch_size) == pytest.approx(measure(model), abs=1e-6)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 20])
+def test_the_number_of_ranks_does_not_matter(model, world_size):
+    class Share(DistContext):
+        """Sums nothing: the test adds up the shares itself. The last of 20 ranks has no sequence at all."""
+
+        def sum(self, value):
+            return value
+
+    shares = [measure(model, dist=Share(rank, world_size, CPU)) for rank in range(world_size)]
+    assert sum(shares) == pytest.approx(measure(model), abs=1e-6)

@@ -1,0 +1,22 @@
+"""Samples: the same text for the same seed, and training none the wiser."""
+
+import torch
+
+from gpt2lab.config import GPT2Config
+from gpt2lab.data.tokenizer import Tokenizer
+from gpt2lab.evaluation.samples import draw
+from gpt2lab.model.gpt2 import GPT2
+
+
+def test_seeds_fix_the_text_and_the_global_random_state_is_left_alone():
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=50304))
+    tokenizer = Tokenizer()
+    state = torch.get_rng_state()
+    prompt = "Hello this is AI model,"
+    first = draw(model, tokenizer, prompt, count=3, max_new_tokens=12, top_k=50, seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [one.seed for one in first] == [5, 6, 7]
+    assert len({one.text for one in first}) == 3
+    assert all(one.text.startswith(prompt) for one in first)
+    assert draw(model, tokenizer, prompt, count=1, max_new_tokens=12, top_k=50, seed=6) == first[1:2]

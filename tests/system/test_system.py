@@ -1,0 +1,101 @@
+"""Device, precision and the world of one."""
+
+import pytest
+import torch
+
+from gpt2lab.errors import GPT2LabError
+from gpt2lab.system import device, distributed, precision
+
+CPU = torch.device("cpu")
+
+
+def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(GPT2LabError, match="system.device cuda"):
+        device.choose("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(GPT2LabError, match="process 2 has no card"):
+        device.choose("cuda", local_rank=2)
+    assert device.choose("cpu") == CPU
+
+
+@pytest.mark.parametrize(("flags", "expected"), [({"avx512_bf16"}, "bf16"), ({"amx_bf16"}, "bf16"), ({"avx2"}, "fp32")])
+def test_auto_takes_bf16_where_the_cpu_has_it_in_hardware(monkeypatch, flags, expected):
+    monkeypatch.setattr(device, "cpu_flags", lambda: frozenset(flags))
+    assert precision.choose("auto", CPU).name == expected
+    assert precision.choose("fp32", CPU).name == "fp32"
+
+
+def test_bf16_multiplies_in_bf16_and_keeps_weights_in_fp32():
+    layer = torch.nn.Linear(4, 4)
+    with precision.choose("bf16", CPU).autocast():
+        assert layer(torch.zeros(1, 4)).dtype == torch.bfloat16
+    with precision.choose("fp32", CPU).autocast():
+        assert layer(torch.zeros(1, 4)).dtype == torch.float32
+    assert layer.weight.dtype == torch.float32
+
+
+def test_memory_and_description_are_plausible():
+    assert 0.01 < device.peak_memory_gib(CPU) < 1000
+    described = device.describe(CPU)
+    assert described["device"] == "cpu"
+    assert described["cores"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"), [("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 80GB HBM3", 989e12), ("Other", None)]
+)
+def test_the_peak_is_that_of_the_longest_name(monkeypatch, name, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert device.peak_flops(torch.device("cuda")) == peak
+    assert device.peak_flops(CPU) is None
+
+
+def test_a_world_of_one_does_the_obvious_thing(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with distributed.start("cpu") as dist:
+        model = torch.nn.Linear(2, 2)
+        assert (dist.rank, dist.world_size, dist.is_main) == (0, 1, True)
+        assert dist.wrap(model) is model
+        assert dist.mean(torch.tensor(3.0)) == 3.0
+        assert dist.on_main(lambda: 5) == 5
+        with pytest.raises(GPT2LabError, match="mend me"):
+            dist.on_main(refuse)
+
+
+def refuse() -> None:
+    raise GPT2LabError("mend me")
+
+
+def _one_of_two(rank: int, port: int, results) -> None:
+    import os
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with distributed.start("cpu") as dist:
+        mean = float(dist.mean(torch.tensor(float(rank))))
+        told = dist.on_main(lambda: f"from rank {rank}")
+        try:
+            dist.on_main(refuse)
+            refused = False
+        except GPT2LabError as error:
+            refused = str(error) == "mend me"
+    results.put((rank, mean, told, refused))
+
+
+def test_two_ranks_share_means_results_and_refusals():
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    processes = [context.Process(target=_one_of_two, args=(rank, port, results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert sorted(results.get() for _ in range(2)) == [(rank, 0.5, "from rank 0", True) for rank in range(2)]

@@ -1,0 +1,75 @@
+"""The record of a run: each step once, whatever happened to the process; and the line people know."""
+
+import json
+
+import pytest
+
+from gpt2lab.tracking import report
+from gpt2lab.tracking.metrics import Console, JsonLines, truncate_jsonl
+
+VALUES = {
+    "train/loss": 3.103271,
+    "train/lr": 6e-5,
+    "train/grad_norm": 0.2596,
+    "perf/step_ms": 555.33,
+    "perf/tokens_per_second": 944104.07,
+}
+
+
+def test_truncation_drops_later_steps_and_a_line_cut_off_by_a_kill(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonLines(path)
+    for step in range(5):
+        sink.log(step, {"train/loss": 1.0})
+    sink.close()
+    with open(path, "a") as file:
+        file.write('{"step": 5, "train')
+    truncate_jsonl(path, 2)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2]
+    truncate_jsonl(path, -1)
+    assert path.read_text() == ""
+    truncate_jsonl(tmp_path / "absent.jsonl", 2)
+    assert not (tmp_path / "absent.jsonl").exists()
+
+
+def test_the_line_that_users_of_such_projects_know(capsys):
+    Console(19073, 0, every=1, terminal=False).log(19067, VALUES)
+    assert capsys.readouterr().out == (
+        "step 19067 | loss: 3.103271 | lr 6.0000e-05 | norm: 0.2596 | dt: 555.33ms | tok/sec: 944104.07\n"
+    )
+
+
+def test_only_every_nth_line_and_the_last_but_every_evaluation(capsys):
+    console = Console(11, 0, every=5, terminal=False)
+    for step in range(12):
+        console.log(step, (VALUES if step else {}) | ({"val/loss": 3.2} if step in (0, 7) else {}))
+    lines = capsys.readouterr().out.splitlines()
+    assert [int(line.split()[1]) for line in lines] == [0, 5, 7, 10, 11]
+    assert lines[0] == "step     0 | val/loss: 3.2000"
+
+
+def test_on_a_terminal_there_is_a_bar_with_the_time_left(capsys):
+    console = Console(10, 0, every=5, terminal=True)
+    for step in range(1, 11):
+        console.log(step, VALUES)
+    console.close()
+    shown = capsys.readouterr().out
+    assert "10/10" in shown
+    assert "step     5 | loss" in shown
+
+
+@pytest.mark.parametrize("lines", [0, 1, 30])
+def test_the_plot_is_drawn_from_whatever_is_there(tmp_path, lines):
+    sink = JsonLines(tmp_path / "metrics.jsonl")
+    for step in range(lines):
+        sink.log(step, {"train/loss": 10 - step * 0.1} | ({"val/loss": 10.0} if step % 10 == 0 else {}))
+    report.plot_loss(tmp_path)
+    assert (tmp_path / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+    steps, values = report.series(report.read_metrics(tmp_path), "val/loss")
+    assert steps == list(range(0, lines, 10))
+    assert values == [10.0] * len(steps)
+
+
+def test_a_line_that_is_being_written_is_not_read(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1, "tra')
+    assert report.read_metrics(tmp_path) == [{"step": 0}]
