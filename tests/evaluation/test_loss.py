@@ -1,6 +1,5 @@
 """Validation loss: equal to the plain mean, whatever the batch size or the number of ranks."""
 
-
 import numpy as np
 import pytest
 import torch
