@@ -125,12 +125,16 @@ def _prepare(arguments: list[str]) -> int:
     add("--val-tokens", type=_positive, metavar="TOKENS", help="at most so many are val (default: by source)")
     add("--shuffle-seed", type=int, metavar="N", help="shuffle row groups and the documents in each")
     add("--drop-duplicates", action="store_true", help="leave out documents that were there before")
-    add("--on-error", choices=("stop", "skip"), default="stop", help="what to do about unreadable input (default: stop)")
+    add(
+        "--on-error", choices=("stop", "skip"), default="stop", help="what to do about unreadable input (default: stop)"
+    )
     add("--tokenizer", choices=("auto", "gigatoken", "tiktoken"), default="auto", help="same ids, other speed")
     add("--no-check", action="store_true", help="do not compare a sample of every shard with tiktoken")
     add("--workers", type=_positive, metavar="N", help="how many encode at a time (default: one a core)")
     add("--executor", choices=("local", "ray", "slurm"), default="local", help="threads, or many machines")
-    add("--slurm", action="append", default=[], metavar="KEY=VALUE", help="tasks, time, partition, or any sbatch option")
+    add(
+        "--slurm", action="append", default=[], metavar="KEY=VALUE", help="tasks, time, partition, or any sbatch option"
+    )
     add("--restart", action="store_true", help="discard what an interrupted run with other settings left")
     parsed = parser.parse_args(arguments)
 

@@ -100,7 +100,7 @@ class GPT2Config(Section):
 
 class DataConfig(Section):
     source: Literal["stdlib", "tinyshakespeare", "fineweb-edu"] = "stdlib"
-    """stdlib (the running Python's own texts) and tinyshakespeare: made on the spot; fineweb-edu: read from its shards."""
+    """stdlib (the running Python's texts) and tinyshakespeare: made on the spot; fineweb-edu: read from its shards."""
     dir: str | None = None
     """Folder of the shards; data/NAME by source unless set."""
     mirror: str | None = None

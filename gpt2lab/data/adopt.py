@@ -39,8 +39,8 @@ def adopt(given: str | Path, folder: str | Path | None = None) -> Summary:
     with DirectoryLock(folder):
         existing = shards.read_manifest(folder)
         if existing is not None and folder == given:
-            documents = sum(existing.documents.values())
-            return Summary(documents, sum(existing.tokens.values()), time.perf_counter() - begun, len(existing.shards))
+            known = sum(existing.documents.values())
+            return Summary(known, sum(existing.tokens.values()), time.perf_counter() - begun, len(existing.shards))
         remove_temporaries(folder)
         names = {file.name for stream in streams.values() for file in stream.files}
         if other := [file for file in shards.shard_files(folder) if file.name not in names]:
@@ -68,9 +68,7 @@ def adopt(given: str | Path, folder: str | Path | None = None) -> Summary:
         with atomic_write(folder / shards.MANIFEST) as path:
             path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     tokens = sum(map(len, streams.values()))
-    return Summary(
-        sum(documents.values()), tokens, time.perf_counter() - begun, len(entries), text_bytes=0, made=True
-    )
+    return Summary(sum(documents.values()), tokens, time.perf_counter() - begun, len(entries), text_bytes=0, made=True)
 
 
 def _bring(file: Path, target: Path, digest: str) -> None:

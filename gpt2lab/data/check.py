@@ -119,5 +119,3 @@ def _first_documents(stream: TokenStream, tokenizer: Tokenizer) -> list[str]:
 def _one_line(text: str, width: int = 100) -> str:
     line = " ".join(text[: 2 * width].split())
     return line if len(line) <= width else line[: width - 1] + "…"
-
-

@@ -3,10 +3,10 @@
     Encoded, in order ──drop duplicates──▶ ──split──▶ ──ShardWriter──▶ shards
                                                             └──▶ journal: shards so far, and where to go on
 
-The journal is the file `.preparing`, written anew whenever a shard is finished. For every shard it has the counts as they
-were before the unit that the shard ended in, and how many tokens of that unit are already in shards. Going on means to
-take that unit again from its beginning, count everything, and leave those tokens out: so nothing depends on where it
-stopped. If a shard was damaged meanwhile, the work goes on from the one before it.
+The journal is the file `.preparing`, written anew whenever a shard is finished. For every shard it has the counts as
+they were before the unit that the shard ended in, and how many tokens of that unit are already in shards. Going on
+means to take that unit again from its beginning, count everything, and leave those tokens out: so nothing depends on
+where it stopped. If a shard was damaged meanwhile, the work goes on from the one before it.
 
 Beside it lies `.preparing.hashes`, eight bytes for each document so far, from which the known duplicates are restored.
 """

@@ -1,8 +1,8 @@
 """Which documents were seen before: exact duplicates, told by 64-bit hashes.
 
-Sorted runs of hashes, each at least twice as long as the next, as in a log-structured store: eight bytes a document, and
-a look-up of a thousand documents at once is a handful of binary searches. Two different documents among 100 million
-share a hash with a probability of about 1 in 4,000.
+Sorted runs of hashes, each at least twice as long as the next, as in a log-structured store: eight bytes a document,
+and a look-up of a thousand documents at once is a handful of binary searches. The probability that any two different
+documents among 100 million share a hash is about 1 in 4,000.
 """
 
 import numpy as np

@@ -83,8 +83,13 @@ def encode(recipe: Recipe, unit: Unit) -> Encoded:
     except BadInput as error:
         report(str(error))
         texts = Texts.of([])
-    tokens, lengths = _encoder(recipe).encode(texts, unit.name)
+    with _building:  # by one worker, not by each
+        encoder = _encoder(recipe)
+    tokens, lengths = encoder.encode(texts, unit.name)
     return Encoded(tokens, lengths, _hashes(tokens, lengths), len(texts.data), tuple(problems))
+
+
+_building = threading.Lock()
 
 
 @functools.lru_cache(maxsize=4)
@@ -154,9 +159,7 @@ class Encoder:
                 self._fast, self._since_fresh = _gigatoken(self._mirror), 0
             return self._fast
 
-    def _compare(
-        self, texts: Texts, flat: npt.NDArray[np.uint16], offsets: npt.NDArray[np.int64], name: str
-    ) -> None:
+    def _compare(self, texts: Texts, flat: npt.NDArray[np.uint16], offsets: npt.NDArray[np.int64], name: str) -> None:
         sizes = np.diff(texts.offsets)
         fitting = np.flatnonzero(sizes <= _SAMPLE)
         # Another place in every unit, and the same one each time.
@@ -183,9 +186,11 @@ def _gigatoken(mirror: str | None) -> Any:
 def _hashes(tokens: npt.NDArray[np.uint16], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
     """The first eight bytes of a SHA-256 over each document's tokens. Tokens are equal exactly where texts are."""
     ends = np.cumsum(lengths).tolist()
-    digests = [
-        hashlib.sha256(tokens[start:end]).digest()[:8] for start, end in zip([0, *ends[:-1]], ends, strict=True)
-    ] if ends else []
+    digests = (
+        [hashlib.sha256(tokens[start:end].data).digest()[:8] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        if ends
+        else []
+    )
     return np.frombuffer(b"".join(digests), dtype="<u8")
 
 

@@ -10,7 +10,7 @@ over megabytes of tokens for free. `benchmarks/prepare.py` has the comparison.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
@@ -22,7 +22,9 @@ Executor = Literal["local", "ray"]
 Handle = TypeVar("Handle")
 
 
-def run(executor: Executor, jobs: Iterator[Job], recipe: Recipe, workers: int) -> Iterator[tuple[Job, Encoded]]:
+def run(
+    executor: Executor, jobs: Iterator[Job], recipe: Recipe, workers: int
+) -> Generator[tuple[Job, Encoded], None, None]:
     """Each job with its encoded unit, in the order of the jobs.
 
     Args:
@@ -35,7 +37,7 @@ def run(executor: Executor, jobs: Iterator[Job], recipe: Recipe, workers: int) -
     return (_local if executor == "local" else _ray)(jobs, recipe, workers)
 
 
-def _local(jobs: Iterator[Job], recipe: Recipe, workers: int) -> Iterator[tuple[Job, Encoded]]:
+def _local(jobs: Iterator[Job], recipe: Recipe, workers: int) -> Generator[tuple[Job, Encoded], None, None]:
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="encode")
     try:
         yield from _in_order(
@@ -45,7 +47,7 @@ def _local(jobs: Iterator[Job], recipe: Recipe, workers: int) -> Iterator[tuple[
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _ray(jobs: Iterator[Job], recipe: Recipe, workers: int) -> Iterator[tuple[Job, Encoded]]:
+def _ray(jobs: Iterator[Job], recipe: Recipe, workers: int) -> Generator[tuple[Job, Encoded], None, None]:
     try:
         import ray
     except ImportError:
@@ -56,7 +58,7 @@ def _ray(jobs: Iterator[Job], recipe: Recipe, workers: int) -> Iterator[tuple[Jo
         _connect(ray, workers)
     task = ray.remote(num_cpus=1, max_retries=3)(_encode_or_error)
     try:
-        in_flight = max(workers, int(ray.cluster_resources().get("CPU", workers)))
+        in_flight = max(workers, int(_resources(ray).get("CPU", workers)))
         for job, outcome in _in_order(
             jobs, 2 * in_flight, lambda job: task.remote(recipe, job.unit), lambda reference: ray.get(reference)
         ):
@@ -70,6 +72,11 @@ def _ray(jobs: Iterator[Job], recipe: Recipe, workers: int) -> Iterator[tuple[Jo
     finally:
         if ours:
             ray.shutdown()
+
+
+def _resources(ray: Any) -> dict[str, float]:
+    resources: dict[str, float] = ray.cluster_resources()
+    return resources
 
 
 def _connect(ray: Any, workers: int) -> None:
@@ -94,7 +101,7 @@ def _encode_or_error(recipe: Recipe, unit: Any) -> Encoded | str:
 
 def _in_order(
     jobs: Iterator[Job], limit: int, submit: Callable[[Job], Handle], result: Callable[[Handle], Any]
-) -> Iterator[tuple[Job, Any]]:
+) -> Generator[tuple[Job, Any], None, None]:
     """At most `limit` jobs submitted and not yet passed on. The next are listed while the oldest is waited for."""
     waiting: deque[tuple[Job, Handle]] = deque()
     for job in jobs:

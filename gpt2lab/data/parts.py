@@ -25,7 +25,7 @@ from gpt2lab.data.encoder import Encoded
 from gpt2lab.data.loader import permute
 from gpt2lab.data.sources import BadInput, Report, Source, Texts, Unit
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.files import atomic_write, remove_temporaries
+from gpt2lab.files import atomic_write
 
 FOLDER = ".parts"
 
@@ -72,12 +72,13 @@ class Parts:
         self.folder = folder / FOLDER
 
     def open(self) -> None:
-        """Make the folder, and clear away what a killed process left half-written. Its owner's lock is held."""
+        """Make the folder. Several machines may be writing to it."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise GPT2LabError(f"cannot write {self.folder}: {error.strerror}; free space or use another --out") from None
-        remove_temporaries(self.folder)
+            raise GPT2LabError(
+                f"cannot write {self.folder}: {error.strerror}; free space or use another --out"
+            ) from None
 
     def remove(self) -> None:
         """Delete them all."""

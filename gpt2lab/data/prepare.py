@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +43,10 @@ VAL_SHARE = 10  # where a source does not say otherwise, val is one token in ten
 
 _BYTES_A_TOKEN = 4  # of English text, at least: the space that is asked for is rather too much than too little
 _SPARE_DOWNLOADS = 3  # files that are fetched ahead and may not be needed
+
+
+# Encoded units with their places (piece, number), in the order in which they are cut.
+Stream = Generator[tuple[tuple[int, int], Encoded], None, None]
 
 
 @dataclass(frozen=True)
@@ -215,7 +219,7 @@ def make(source: Source, folder: str | Path, options: Options | None = None) -> 
     with DirectoryLock(folder):
         if (done := _already(folder, settings, begun)) is not None:  # another process may have done it just now
             return done
-        journal = _journal(folder, source, settings, options.restart)
+        journal = _journal(folder, settings, options.restart)
         parts = Parts(folder)
         _require_space(folder, source, options, journal, parts)
         progress = Progress(sum(piece.text_bytes for piece in source.pieces))
@@ -273,9 +277,7 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     changed = [key for key in ours if theirs.get(key) != ours[key]]
     if "source" in changed:
         return f"source {theirs.get('source')!r} rather than {ours['source']!r}"
-    return ", ".join(
-        names.get(key, f"{key} {theirs.get(key)!r} rather than {ours[key]!r}") for key in changed
-    )
+    return ", ".join(names.get(key, f"{key} {theirs.get(key)!r} rather than {ours[key]!r}") for key in changed)
 
 
 def _already(folder: Path, settings: dict[str, Any], begun: float) -> Summary | None:
@@ -309,7 +311,24 @@ def _is_complete(folder: Path, source: str) -> bool:
     return manifest is not None
 
 
-def _journal(folder: Path, source: Source, settings: dict[str, Any], restart: bool) -> Journal | None:
+def reserve(source: Source, folder: Path, options: Options) -> None:
+    """Begin an output for other machines to fill: check all that `make` would, and leave a journal to go on from.
+
+    Raises:
+        GPT2LabError: as `make`; or the folder is complete.
+    """
+    settings = _settings(source, options)
+    if _already(folder, settings, 0) is not None:
+        raise GPT2LabError(f"{folder} is complete; there is nothing to do")
+    with DirectoryLock(folder):
+        journal = _journal(folder, settings, options.restart)
+        _require_space(folder, source, options, journal, Parts(folder))
+        Cutter(folder, ShardWriter(folder, source.shard_name, options.shard_tokens), settings, val_tokens=0).begin(
+            journal
+        )
+
+
+def _journal(folder: Path, settings: dict[str, Any], restart: bool) -> Journal | None:
     """What to go on from; everything else that an interrupted run left is cleared away. The folder's lock is held.
 
     Raises:
@@ -319,17 +338,23 @@ def _journal(folder: Path, source: Source, settings: dict[str, Any], restart: bo
     begun_before = (folder / shards.PREPARING).exists()
     present = shards.shard_files(folder)
     if present and not begun_before:
-        raise GPT2LabError(f"{folder} holds shards that were not made here, such as {present[0].name}; give another --out")
+        raise GPT2LabError(
+            f"{folder} holds shards that were not made here, such as {present[0].name}; give another --out"
+        )
     journal = Journal.read(folder)
     if journal is not None and (changed := _differences(settings, journal.settings)):
-        if not restart:
+        worth_keeping = journal.shards or any(Parts(folder).folder.glob("*.part"))
+        if worth_keeping and not restart:
             raise GPT2LabError(
                 f"{folder} was begun with something else ({changed}); give another --out, or --restart to begin anew"
             )
         journal = None
         _discard(folder)
-    if journal is not None:
+    if journal is None:
+        Parts(folder).remove()
+    else:
         journal = journal.good_part(folder)
+        remove_temporaries(Parts(folder).folder)
     kept = {shard["file"] for shard in journal.shards} if journal else set()
     for file in present:
         if file.name not in kept and shards.SHARD_NAME.fullmatch(file.name):
@@ -365,11 +390,7 @@ def _cut(
             cutter.val_tokens = _tenth(parts, order, seed)
         stream = _from_parts(parts, order, seed, cutter.place)
     else:
-        todo = part_files.jobs(source, cutter.place or (0, 0))
-        stream = (
-            ((job.piece, job.number), encoded)
-            for job, encoded in executors.run(options.executor, todo, options.recipe, options.worker_count)
-        )
+        stream = _from_workers(part_files.jobs(source, cutter.place or (0, 0)), options)
     budget = None if options.max_shards is None else options.max_shards * options.shard_tokens
     try:
         with contextlib.closing(stream):
@@ -426,9 +447,12 @@ def fill(
         parts.finish(piece, count)
 
 
-def _from_parts(
-    parts: Parts, order: list[tuple[int, int]], seed: int | None, start: tuple[int, int] | None
-) -> Iterator[tuple[tuple[int, int], Encoded]]:
+def _from_workers(jobs: Iterator[Job], options: Options) -> Stream:
+    for job, encoded in executors.run(options.executor, jobs, options.recipe, options.worker_count):
+        yield (job.piece, job.number), encoded
+
+
+def _from_parts(parts: Parts, order: list[tuple[int, int]], seed: int | None, start: tuple[int, int] | None) -> Stream:
     for place in order[order.index(start) if start else 0 :]:
         encoded = parts.read(*place)
         if encoded is None:

@@ -47,7 +47,12 @@ class Progress:
             f"{what} {share:4.0%}, {tokens:,} tokens, {(tokens - self._first_tokens) / seconds / 1e6:.1f}M tokens/s, "
             f"{rate / 1e6:.0f} MB/s, {_duration(to_go)} to go"
         )
-        print(f"\r{line}\x1b[K" if self._terminal else line, end="" if self._terminal else "\n", file=self.stream, flush=True)
+        print(
+            f"\r{line}\x1b[K" if self._terminal else line,
+            end="" if self._terminal else "\n",
+            file=self.stream,
+            flush=True,
+        )
         self._shown = True
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ write a byte as a printable character, so that a space reads `Ġ`. The ids are 2
 characters, then one for each merge in order: an id is also the rank of its merge, which is all that tiktoken asks for.
 """
 
+import functools
 import json
 import re
 from collections.abc import Iterable
@@ -111,8 +112,9 @@ def _byte_of_character() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(moved)}
 
 
+@functools.lru_cache(maxsize=1)
 def ranks(mirror: str | Path | None = None) -> dict[bytes, int]:
-    """Bytes of every ordinary token, with its rank, which is its id.
+    """Bytes of every ordinary token, with its rank, which is its id. Shared: do not change it.
 
     Raises:
         GPT2LabError: the vocabulary's two files are not found.

@@ -3,6 +3,7 @@
 No shard is ever held in memory, and the disk works while the next tokens are being made.
 """
 
+import contextlib
 import hashlib
 import io
 from pathlib import Path
@@ -75,10 +76,8 @@ class ShardWriter:
         """Drop the shard that is being written, if any."""
         if self._file is not None:
             file, self._file = self._file, None
-            try:
+            with contextlib.suppress(OSError):  # of a full disk, again; what was written is not wanted any more
                 file.close()
-            except OSError:  # of a full disk, again; what was written is not wanted any more
-                pass
             temporary_name(self._path).unlink(missing_ok=True)
 
     def _begin(self, split: Split) -> None:

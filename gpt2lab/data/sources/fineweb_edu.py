@@ -101,8 +101,10 @@ def _list(folder: str) -> list[tuple[str, int, str]]:
     tree = huggingface_hub.HfApi().list_repo_tree(
         REPOSITORY, path_in_repo=folder, repo_type="dataset", revision=REVISION
     )
-    files = [entry for entry in tree if isinstance(entry, huggingface_hub.RepoFile) and entry.path.endswith(".parquet")]
-    return sorted((file.path, file.size, file.lfs.sha256 if file.lfs else file.blob_id) for file in files)
+    remote = [
+        entry for entry in tree if isinstance(entry, huggingface_hub.RepoFile) and entry.path.endswith(".parquet")
+    ]
+    return sorted((file.path, file.size, file.lfs.sha256 if file.lfs else file.blob_id) for file in remote)
 
 
 def _cached(name: str) -> bool:
@@ -219,7 +221,7 @@ class HubFile(Piece):
         return int(self.size * _TEXT_SHARE)
 
     def identity(self) -> str:
-        return self.mark
+        return f"{self.column} {self.mark}"
 
     def units(self) -> Iterator[Unit]:
         yield from ParquetFile(self.downloads.get(self.name), self.name, self.column).units()

@@ -46,7 +46,7 @@ class JsonLines(Piece):
         return _COMPRESSIONS.get(Path(self.path).suffix)
 
     def identity(self) -> str:
-        return sampled_digest(Path(self.path))
+        return f"{self.field} {sampled_digest(Path(self.path))}"
 
     def units(self) -> Iterator[Unit]:
         if self._compression is None:
@@ -68,9 +68,7 @@ class JsonLines(Piece):
                         yield Lines(f"{self.path}, line {line}", self.path, self.field, lines + newline, line)
                         line += lines.count(b"\n") + 1
         except (OSError, pyarrow.ArrowException) as error:
-            raise BadInput(
-                f"{self.path}: cannot be decompressed beyond line {line} ({error}); copy it again"
-            ) from None
+            raise BadInput(f"{self.path}: cannot be decompressed beyond line {line} ({error}); copy it again") from None
         if rest:
             yield Lines(f"{self.path}, line {line}", self.path, self.field, rest, line)
 

@@ -1,7 +1,7 @@
 """The `files` source: text that lies on this disk as .txt, .jsonl (.gz, .zst) or .parquet, named by glob patterns.
 
-A .txt file is one document. Many small ones in a row are one piece, so that a hundred thousand of them cost no more than
-a few large files do.
+A .txt file is one document. Many small ones in a row are one piece, so that a hundred thousand of them cost no more
+than a few large files do.
 """
 
 import glob

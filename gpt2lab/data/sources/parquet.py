@@ -42,7 +42,7 @@ class ParquetFile(Piece):
             return os.path.getsize(self.path) if os.path.exists(self.path) else 0
 
     def identity(self) -> str:
-        return sampled_digest(Path(self.path))
+        return f"{self.column} {sampled_digest(Path(self.path))}"
 
     def units(self) -> Iterator[Unit]:
         """

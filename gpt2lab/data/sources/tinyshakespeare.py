@@ -23,4 +23,6 @@ def source(mirror: str | Path | None = None) -> Source:
     text = resources.find(_FILE, _SHA256, mirror=mirror, url=_URL).read_bytes().decode("utf-8")
     cut = len(text) * 9 // 10
     piece = Gathered(_FILE, (Document("val", text[cut:]), Document("train", text[:cut])))
-    return Source("tinyshakespeare", "tinyshakespeare", f"karpathy/char-rnn {_COMMIT[:12]}", (piece,), val="first document")
+    return Source(
+        "tinyshakespeare", "tinyshakespeare", f"karpathy/char-rnn {_COMMIT[:12]}", (piece,), val="first document"
+    )
