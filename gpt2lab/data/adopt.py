@@ -4,7 +4,6 @@
 another folder is asked for: then they are linked there, or copied where the file system cannot link.
 """
 
-import json
 import os
 import shutil
 import time
@@ -14,7 +13,6 @@ import numpy as np
 
 from gpt2lab.data import check, shards
 from gpt2lab.data.prepare import Summary
-from gpt2lab.data.tokenizer import NAME as TOKENIZER
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import DirectoryLock, atomic_write, remove_temporaries, sha256
 
@@ -46,7 +44,7 @@ def adopt(given: str | Path, folder: str | Path | None = None) -> Summary:
         if other := [file for file in shards.shard_files(folder) if file.name not in names]:
             raise GPT2LabError(f"{folder} holds other shards, such as {other[0].name}; give another --out")
         entries = []
-        documents = dict.fromkeys(shards.SPLITS, 0)
+        documents: dict[str, int] = dict.fromkeys(shards.SPLITS, 0)
         for split, stream in streams.items():
             for number, file in enumerate(stream.files):
                 documents[split] += check.scan(stream, number).documents
@@ -55,18 +53,9 @@ def adopt(given: str | Path, folder: str | Path | None = None) -> Summary:
                     _bring(file, folder / file.name, digest)
                 count = int(np.diff(stream.starts)[number])
                 entries.append({"file": file.name, "split": split, "tokens": count, "sha256": digest})
-        manifest = {
-            "version": 1,
-            "tokenizer": TOKENIZER,
-            "source": SOURCE,
-            "revision": given.resolve().name,
-            "splits": {
-                split: {"tokens": len(streams[split]), "documents": documents[split]} for split in shards.SPLITS
-            },
-            "shards": entries,
-        }
-        with atomic_write(folder / shards.MANIFEST) as path:
-            path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        lengths: dict[str, int] = {split: len(stream) for split, stream in streams.items()}
+        about = {"source": SOURCE, "revision": given.resolve().name}
+        shards.write_manifest(folder, about, documents, lengths, entries)
     tokens = sum(map(len, streams.values()))
     return Summary(sum(documents.values()), tokens, time.perf_counter() - begun, len(entries), text_bytes=0, made=True)
 

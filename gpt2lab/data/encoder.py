@@ -16,6 +16,7 @@ import importlib.util
 import os
 import tempfile
 import threading
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ import numpy.typing as npt
 from gpt2lab.data.sources import BadInput, Texts, Unit, stop
 from gpt2lab.data.tokenizer import EOT, Tokenizer, ranks
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.files import cannot_write
 
 Engine = Literal["auto", "gigatoken", "tiktoken"]
 OnError = Literal["stop", "skip"]
@@ -176,11 +178,14 @@ def _gigatoken(mirror: str | None) -> Any:
     """gigatoken with GPT-2's ranks, and no special tokens: `<|endoftext|>` in a text is text."""
     import gigatoken
 
-    with tempfile.NamedTemporaryFile("wb", suffix=".tiktoken") as file:  # the one way in that asks for no network
-        for token, rank in ranks(mirror).items():
-            file.write(base64.b64encode(token) + b" %d\n" % rank)
-        file.flush()
-        return gigatoken.Tokenizer.from_tiktoken(file.name, pretokenizer="gpt2", special_tokens={})
+    lines = b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks(mirror).items())
+    with tempfile.TemporaryDirectory() as folder:  # a file is the one way in that asks for no network
+        file = Path(folder) / "gpt2.tiktoken"
+        try:
+            file.write_bytes(lines)
+        except OSError as error:
+            raise cannot_write(file, error) from error
+        return gigatoken.Tokenizer.from_tiktoken(file, pretokenizer="gpt2", special_tokens={})
 
 
 def _hashes(tokens: npt.NDArray[np.uint16], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:

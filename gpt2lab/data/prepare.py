@@ -9,7 +9,6 @@ training calls: it makes small corpora itself, and says how to make the others.
 """
 
 import contextlib
-import json
 import os
 import shutil
 import time
@@ -30,7 +29,7 @@ from gpt2lab.data.sources import Source, fineweb_edu, local_files, stdlib, tinys
 from gpt2lab.data.tokenizer import NAME as TOKENIZER
 from gpt2lab.data.writer import ShardWriter
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.files import DirectoryLock, atomic_write, remove_temporaries
+from gpt2lab.files import DirectoryLock, remove_temporaries
 
 DEFAULT_DIRS = {
     "stdlib": "data/stdlib",
@@ -230,9 +229,11 @@ def make(source: Source, folder: str | Path, options: Options | None = None) -> 
         if problem := cutter.problem():
             _discard(folder)  # other settings will be wanted next time
             raise GPT2LabError(problem)
-        _write_manifest(folder, settings, cutter)
+        counts = cutter.counts
+        found = ("text_bytes", "duplicates", "skipped", "problems")
+        about = settings | {name: getattr(counts, name) for name in found}
+        shards.write_manifest(folder, about, counts.documents, counts.tokens, cutter.writer.shards)
         _clean_up(folder)
-    counts = cutter.counts
     return Summary(
         sum(counts.documents.values()),
         sum(counts.tokens.values()),
@@ -356,7 +357,7 @@ def _journal(folder: Path, settings: dict[str, Any], restart: bool) -> Journal |
         journal = journal.good_part(folder)
         remove_temporaries(Parts(folder).folder)
     kept = {shard["file"] for shard in journal.shards} if journal else set()
-    for file in present:
+    for file in shards.shard_files(folder):
         if file.name not in kept and shards.SHARD_NAME.fullmatch(file.name):
             file.unlink()
     return journal
@@ -508,24 +509,6 @@ def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
-
-
-def _write_manifest(folder: Path, settings: dict[str, Any], cutter: Cutter) -> None:
-    counts = cutter.counts
-    manifest = {
-        "version": 1,
-        **settings,
-        "text_bytes": counts.text_bytes,
-        "duplicates": counts.duplicates,
-        "skipped": counts.skipped,
-        "problems": counts.problems,
-        "splits": {
-            split: {"tokens": counts.tokens[split], "documents": counts.documents[split]} for split in shards.SPLITS
-        },
-        "shards": cutter.writer.shards,
-    }
-    with atomic_write(folder / shards.MANIFEST) as path:
-        path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _discard(folder: Path) -> None:

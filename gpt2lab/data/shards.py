@@ -13,6 +13,7 @@ then the folder carries the mark `.preparing`, and is not read.
 import hashlib
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from gpt2lab.data import tokenizer
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.files import atomic_write
 
 Split = Literal["train", "val"]
 Tokens = npt.NDArray[np.uint16]
@@ -146,6 +148,29 @@ def read_manifest(folder: Path) -> Manifest | None:
 def shard_name(name: str, split: Split, number: int) -> str:
     """The file name of a shard that `prepare` writes."""
     return f"{name}_{split}_{number:06d}.npy"
+
+
+def write_manifest(
+    folder: Path,
+    about: Mapping[str, Any],
+    documents: Mapping[str, int],
+    tokens: Mapping[str, int],
+    entries: Sequence[Mapping[str, Any]],
+) -> None:
+    """Declare the shards of a folder complete.
+
+    Args:
+        about: source, revision, and whatever else is worth keeping.
+        documents, tokens: by split.
+        entries: file, split, tokens and sha256 of each shard, in order.
+
+    Raises:
+        GPT2LabError: the file system refused it.
+    """
+    splits = {split: {"tokens": tokens[split], "documents": documents[split]} for split in SPLITS}
+    content = {"version": 1, "tokenizer": tokenizer.NAME, **about, "splits": splits, "shards": entries}
+    with atomic_write(folder / MANIFEST) as path:
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def open_split(folder: str | Path, split: Split) -> TokenStream:

@@ -112,14 +112,17 @@ def _byte_of_character() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(moved)}
 
 
-@functools.lru_cache(maxsize=1)
 def ranks(mirror: str | Path | None = None) -> dict[bytes, int]:
     """Bytes of every ordinary token, with its rank, which is its id. Shared: do not change it.
 
     Raises:
         GPT2LabError: the vocabulary's two files are not found.
     """
-    merges, ids = tokenizer_files(mirror)
+    return _ranks(*tokenizer_files(mirror))
+
+
+@functools.lru_cache(maxsize=1)
+def _ranks(merges: Path, ids: Path) -> dict[bytes, int]:
     byte_of = _byte_of_character()
     words = [*byte_of]
     words += [line.replace(" ", "") for line in merges.read_text(encoding="utf-8").splitlines()[1:]]  # line 0: version

@@ -145,7 +145,8 @@ def _parse(data: bytes, path: str, field: str, first_line: Any, report: Report) 
         column = table.column(0).combine_chunks()
         column.validate(full=True)
         # One object a line, no more: several on a line, or one over several, are for the careful reader to name.
-        if not column.null_count and len(column) == data.rstrip().count(b"\n") + 1:
+        one_a_line = len(column) == data.rstrip().count(b"\n") + 1 and b"\n\n" not in data
+        if one_a_line and not column.null_count:
             return texts_of(column, path, report)
     return Texts.of(_one_by_one(data, path, field, first_line(), report))
 
