@@ -116,7 +116,7 @@ class Summary(NamedTuple):
         holds = f"{documents}{self.tokens:,} tokens in {self.shards} shards"
         if not self.made:
             return f"{folder} is complete: {holds}"
-        rate = f", {self.text_bytes / self.seconds / 1e6:.0f} MB/s of text" if self.text_bytes else ""
+        rate = f", {self.text_bytes / self.seconds / 1e6:.3g} MB/s of text" if self.text_bytes else ""
         notes = f"; {self.duplicates:,} exact duplicates" if self.duplicates else ""
         notes += f"; {self.skipped:,} left out, see {shards.MANIFEST}" if self.skipped else ""
         return f"prepared {folder}: {holds} in {self.seconds:.1f} s{rate}{notes}"

@@ -75,8 +75,9 @@ def _from_disk(root: Path, folder: str, column: str) -> Source:
 
 
 def _from_hub(folder: str, column: str) -> Source:
-    # Without any network that should be said soon; in the middle of a long download it is worth waiting for.
-    listed = _on_hub(lambda: _list(folder), f"the list of files in {folder}", patience=_PATIENCE[:1])
+    # huggingface_hub itself tries for some twenty seconds. Without any network that is long enough to know; in the
+    # middle of a long download it is worth waiting longer.
+    listed = _on_hub(lambda: _list(folder), f"the list of files in {folder}", patience=())
     if not listed:
         raise GPT2LabError(f"{REPOSITORY} at revision {REVISION[:12]} has no {folder}/*.parquet; check --subset")
     downloads = _Downloads([name for name, _, _ in listed])
