@@ -45,8 +45,10 @@ def _dispatch(arguments: list[str]) -> int:
     parser.add_argument("--version", action="version", version=f"gpt2lab {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     verbs.add_parser("train", help="train a model; resumes where the run stopped", add_help=False)
+    verbs.add_parser("report", help="draw a run's curves and write its report.html", add_help=False)
+    verbs.add_parser("settings", help="print every setting, as text or as a JSON schema", add_help=False)
     parsed, rest = parser.parse_known_args(arguments)
-    return {"train": _train}[parsed.verb](rest)
+    return {"train": _train, "report": _report, "settings": _settings}[parsed.verb](rest)
 
 
 def _train(arguments: list[str]) -> int:
@@ -91,4 +93,31 @@ def _train(arguments: list[str]) -> int:
     from gpt2lab.training import launch  # torch is imported here, after the settings are known to be good
 
     launch.run(settings)
+    return 0
+
+
+def _report(arguments: list[str]) -> int:
+    parser = _Parser(
+        prog="gpt2lab report", description="Draw loss_curve.png and write report.html into a run directory."
+    )
+    parser.add_argument("run", metavar="RUN", help="a run directory, such as runs/quickstart")
+    parser.add_argument("--price-per-hour", type=float, metavar="PRICE", help="of all the run's machines together")
+    parsed = parser.parse_args(arguments)
+
+    from pathlib import Path
+
+    from gpt2lab.tracking import report
+
+    print(f"wrote {report.write(Path(parsed.run), parsed.price_per_hour)}")
+    return 0
+
+
+def _settings(arguments: list[str]) -> int:
+    parser = _Parser(prog="gpt2lab settings", description="Print every setting with its type, default and meaning.")
+    parser.add_argument("--schema", action="store_true", help="as a JSON schema, for completion in an editor")
+    parsed = parser.parse_args(arguments)
+
+    from gpt2lab import config
+
+    print(config.json_schema() if parsed.schema else config.reference(), end="")
     return 0

@@ -10,7 +10,7 @@ The docstring below a field is its help text. Nothing here imports torch, so a t
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -99,7 +99,7 @@ class GPT2Config(Section):
 
 
 class DataConfig(Section):
-    source: Literal["stdlib", "fineweb-edu"] = "stdlib"
+    source: Literal["stdlib", "tinyshakespeare", "fineweb-edu"] = "stdlib"
     """stdlib: made on the spot from the running Python's own texts; fineweb-edu: read from its shards."""
     dir: str | None = None
     """Folder of the shards; data/NAME by source unless set."""
@@ -163,6 +163,8 @@ class CheckpointConfig(Section):
 class TrackingConfig(Section):
     log_every: PositiveInt = 1
     """Steps a line on the screen or in the log; metrics.jsonl has every step."""
+    price_per_hour: NonNegative = 0.0
+    """What all machines of the run cost an hour, for the report's cost; 0: not shown."""
 
 
 class SystemConfig(Section):
@@ -250,6 +252,46 @@ def leaves() -> Iterator[tuple[str, Any]]:
     for section, field in Config.model_fields.items():
         for key, leaf in field.annotation.model_fields.items():  # type: ignore[union-attr]
             yield f"{section}.{key}", leaf
+
+
+def json_schema() -> str:
+    """JSON schema of a recipe file, for editors that complete and check YAML by one."""
+    import json
+
+    return json.dumps(Config.model_json_schema(), indent=2) + "\n"
+
+
+def reference() -> str:
+    """Every setting as Markdown tables, one a section."""
+    lines = [
+        "# Settings",
+        "",
+        "Each is a key in a recipe (`section:` and below it `key: value`) and an option on the command line",
+        "(`--section.key value`). Made by `gpt2lab settings`; recipes set their own values over these defaults.",
+    ]
+    section = ""
+    for name, field in leaves():
+        if name.partition(".")[0] != section:
+            section = name.partition(".")[0]
+            lines += ["", f"## {section}", "", "| setting | type | default | meaning |", "|---|---|---|---|"]
+        lines.append(f"| `{name}` | {_type_name(field.annotation)} | `{_plain(field.default)}` | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def _type_name(annotation: Any) -> str:
+    """A field's type in words: `int`, `float or null`, `one of auto, on, off`."""
+    options = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return f"one of {', '.join(map(str, options))}" if len(options) > 1 else str(options[0])
+    if get_origin(annotation) is Annotated:
+        return _type_name(options[0])
+    if options:
+        return " or ".join(_type_name(option) for option in options)
+    return "null" if annotation is type(None) else str(annotation.__name__)
+
+
+def _plain(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -102,7 +102,7 @@ def run(config: Config) -> None:
             fingerprint = run_directory.fingerprint(config, train_data.fingerprint)
             checkpoint.write(directory.checkpoints, step, model, adamw, fingerprint)
             checkpoint.prune(directory.checkpoints, config.checkpoint.keep_last, config.checkpoint.keep_every)
-            report.plot_loss(directory.path)
+            report.write(directory.path)
 
         trainer = Trainer(
             model=_as_it_trains(model, config, dist),
@@ -124,7 +124,7 @@ def run(config: Config) -> None:
         trainer.run(batches, first_step, config.train.max_steps)
         say(
             f"done in {time.perf_counter() - began:.0f} s: {directory.path} holds metrics.jsonl, samples.jsonl, "
-            f"loss_curve.png and checkpoints/step_{config.train.max_steps:08d}"
+            f"report.html and checkpoints/step_{config.train.max_steps:08d}"
         )
 
 
