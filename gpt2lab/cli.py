@@ -1,6 +1,7 @@
 """The `gpt2lab` command: its verbs, and how errors leave it. A wing is imported only when its verb is called."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -29,14 +30,22 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 2 for an error the user can mend, 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a sample must not end a run on a terminal without its letters
     try:
         return _dispatch(arguments)
-    except GPT2LabError as error:
+    except BrokenPipeError:  # whoever read our output has gone, as in `gpt2lab train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (GPT2LabError, OSError) as error:
         rank = os.environ.get("RANK", "0")
-        print(f"gpt2lab: {'' if rank == '0' else f'[rank {rank}] '}{error}", file=sys.stderr)
+        text = " ".join(str(error).split())
+        print(f"gpt2lab: {'' if rank == '0' else f'[rank {rank}] '}{text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("gpt2lab: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("gpt2lab: interrupted; a run goes on from its last checkpoint when it is started again", file=sys.stderr)
         return 130
 
 

@@ -36,4 +36,4 @@ def mean_loss(
             _, loss = model(tokens[:, :-1], tokens[:, 1:])
         sums.append(loss.float() * len(ids))  # stays on the device: no wait a batch
     total = torch.stack(sums).cpu().double().sum()
-    return float(dist.sum(total.to(dist.device))) / sequences
+    return float(dist.sum(total)) / sequences

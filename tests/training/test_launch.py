@@ -85,6 +85,7 @@ def test_a_run_leaves_what_the_plan_says(straight):
         "metrics.jsonl",
         "samples.jsonl",
         "loss_curve.png",
+        "report.html",
         "checkpoints",
     }
     assert sorted(learned(straight)) == list(range(STEPS + 1))
@@ -285,6 +286,101 @@ def test_a_run_directory_has_one_process(token_folder, tmp_path):
         launch.run(settings(token_folder, tmp_path))
 
 
+def test_a_checkpoint_the_run_went_back_behind_never_costs_a_good_one(straight, tmp_path, token_folder, monkeypatch):
+    import shutil
+
+    shutil.copytree(straight, tmp_path / "tiny")
+    checkpoints = tmp_path / "tiny" / "checkpoints"
+    (checkpoints / f"step_{STEPS:08d}" / "model.safetensors").write_bytes(b"")
+    train_step = Trainer._train_step
+
+    def interrupted(self, step, batches):
+        if step == STEPS:
+            raise Interruption
+        return train_step(self, step, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", interrupted)
+        with pytest.raises(Interruption):
+            launch.run(settings(token_folder, tmp_path, checkpoint__keep_last=1, checkpoint__every=1))
+    launch.run(settings(token_folder, tmp_path))
+    assert learned(tmp_path / "tiny") == learned(straight)
+
+
+@pytest.mark.parametrize("kill_at", [1, 5, 6])
+def test_a_branch_goes_on_with_the_same_command(straight, tmp_path, token_folder, monkeypatch, kill_at):
+    """Its records are those of the run it left, then its own: whatever a first attempt had written."""
+    changes = {"run__resume": str(straight / "checkpoints" / "step_00000002"), "run__name": "branch"}
+    train_step = Trainer._train_step
+
+    def interrupted(self, step, batches):
+        if step >= kill_at:
+            raise Interruption
+        return train_step(self, step, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", interrupted)
+        with pytest.raises(Interruption):
+            launch.run(settings(token_folder, tmp_path, **changes))
+    launch.run(settings(token_folder, tmp_path, **changes))
+    assert learned(tmp_path / "branch") == learned(straight)
+    assert tensors(tmp_path / "branch") == tensors(straight)
+
+
+def test_bf16_resumes_exactly_too(token_folder, tmp_path, straight):
+    launch.run(settings(token_folder, tmp_path / "whole", system__precision="bf16"))
+    whole = tmp_path / "whole" / "tiny"
+    checkpoint = str(whole / "checkpoints" / "step_00000002")
+    launch.run(settings(token_folder, tmp_path, system__precision="bf16", run__resume=checkpoint))
+    assert tensors(tmp_path / "tiny") == tensors(whole)
+    assert learned(tmp_path / "tiny") == learned(whole)
+    assert tensors(whole) != tensors(straight)
+
+
+def resign(folder: Path, change) -> None:
+    """Change state.json and write digests that match, as somebody might by hand."""
+    from gpt2lab import files
+
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(change(state)))
+    files.write_digests(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: [],
+        lambda state: {k: v for k, v in state.items() if k != "step"},
+        lambda state: state | {"step": "six"},
+        lambda state: state | {"fingerprint": 3},
+        lambda state: {k: v for k, v in state.items() if k != "rng"},
+        lambda state: state | {"rng": {"cpu": "AAAA"}},
+        lambda state: state | {"rng": {"cpu": "!"}},
+        lambda state: state | {"format": 99},
+    ],
+)
+def test_a_state_changed_by_hand_is_one_line(straight, tmp_path, token_folder, change):
+    import shutil
+
+    shutil.copytree(straight, tmp_path / "tiny")
+    folder = tmp_path / "tiny" / "checkpoints" / f"step_{STEPS:08d}"
+    resign(folder, change)
+    before = (tmp_path / "tiny" / "metrics.jsonl").read_bytes()
+    with pytest.raises(GPT2LabError, match=r"state\.json"):
+        launch.run(settings(token_folder, tmp_path, run__resume=str(folder), train__max_steps=8))
+    assert (tmp_path / "tiny" / "metrics.jsonl").read_bytes() == before
+
+
+def test_other_validation_data_is_refused(straight, tmp_path, token_folder):
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in token_folder.iterdir():
+        tokens = np.load(file)
+        np.save(other / file.name, tokens[::-1] if file.name.startswith("val") else tokens)
+    with pytest.raises(GPT2LabError, match="was trained on other data"):
+        run_again(straight, tmp_path, token_folder, train__max_steps=8, data__dir=str(other))
+
+
 # -- bad input, found before a run directory exists
 
 
@@ -321,6 +417,24 @@ def test_bad_data_is_found_before_anything_is_written(token_folder, tmp_path):
         with pytest.raises(GPT2LabError, match=message):
             launch.run(settings(token_folder, tmp_path / "runs", data__dir=folder, data__source="fineweb-edu"))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_too_large_for_the_machine_is_one_line(token_folder, tmp_path):
+    with pytest.raises(GPT2LabError, match=r"cannot make the model: its weights alone take .* GiB"):
+        launch.run(settings(token_folder, tmp_path, model__n_embd=10_000_000))
+    assert not (tmp_path / "tiny" / "config.yaml").exists()
+
+
+def test_a_report_that_fails_does_not_end_the_run(token_folder, tmp_path, monkeypatch, capsys):
+    from gpt2lab.tracking import report
+
+    def broken(run):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(report, "write", broken)
+    launch.run(settings(token_folder, tmp_path))
+    assert "warning: no report this time: no fonts" in capsys.readouterr().out
+    assert sorted(learned(tmp_path / "tiny")) == list(range(STEPS + 1))
 
 
 def test_a_prompt_outside_the_vocabulary_is_found_before_the_first_step(token_folder, tmp_path):
