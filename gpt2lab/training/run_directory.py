@@ -167,11 +167,11 @@ def environment(dist: DistContext) -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The commit of the checkout the package runs from, with a mark if files differ from it; None outside one."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).resolve().parent.parent
     try:
         ask = ["git", "-C", str(folder), "rev-parse", "--show-toplevel"]
         top = subprocess.run(ask, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
-        if Path(top) != folder.resolve().parent:  # no checkout, or somebody else's that we are installed in
+        if Path(top) != folder.parent:  # no checkout, or somebody else's that we are installed in
             return None
         ask = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         return subprocess.run(ask, capture_output=True, text=True, timeout=10, check=False).stdout.strip() or None

@@ -102,6 +102,8 @@ def test_a_run_leaves_what_the_plan_says(straight):
     environment = json.loads((straight / "environment.json").read_text())
     assert environment["versions"]["torch"]
     assert environment["hardware"]["cores"] >= 1
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert environment["commit"].removesuffix("-dirty") == head.stdout.strip()
 
 
 def test_it_learns_and_starts_at_chance(straight):
