@@ -6,6 +6,7 @@ The harness takes the adapter for one process. With several ranks each runs the 
 among them below it, so all see the same figures. The package is the extra `[eval]`.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -146,6 +147,7 @@ def _import() -> None:
         ) from None
 
 
+@functools.cache  # it reads the files of all tasks, which takes seconds
 def _task_manager(include: str | None) -> Any:
     _import()
     from lm_eval.tasks import TaskManager

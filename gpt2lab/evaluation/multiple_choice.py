@@ -9,6 +9,7 @@ around the choices (hellaswag.py, tasks.py) and in what a loss is divided by so 
     acc_norm    the sum divided by a length: tokens (the mean loss), characters or bytes
 """
 
+import contextlib
 import hashlib
 import math
 import random
@@ -157,4 +158,5 @@ def _write(file: Path, requests: Sequence[Request]) -> None:
         np.savez(temporary, ids=np.concatenate(parts).astype(np.uint16), lengths=np.array([len(p) for p in parts]))
         temporary.replace(file)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -47,7 +47,7 @@ def find(
         GPT2LabError: there is nothing of that name, it holds no model, or all of a run's checkpoints are damaged.
     """
     path = Path(name)
-    if path.is_dir():
+    if str(name) and path.is_dir():
         if (path / "checkpoints").is_dir() or (path / "metrics.jsonl").exists():
             return _newest_good(path, path / "checkpoints", warn)
         if steps(path):
@@ -57,7 +57,7 @@ def find(
         if (path / "state.json").exists() and path.parent.name == "checkpoints":
             return Found(path, path.parent.parent, _step(path))
         return Found(path)
-    if path.exists():
+    if str(name) and path.exists():
         raise GPT2LabError(f"{name} is a file; give the folder that holds {huggingface.CONFIG}, or a run directory")
     if not _HUB_NAME.fullmatch(str(name)) or str(name).count("/") > 1 or str(name).startswith("runs/"):
         raise GPT2LabError(f"{name}: no such folder; give a run directory, a model's folder, or a Hub id such as gpt2")
