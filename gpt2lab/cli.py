@@ -13,6 +13,7 @@ from gpt2lab.errors import GPT2LabError
 EPILOG = """\
 gpt2lab train                                  the quickstart: a small GPT-2 on your CPU, in minutes
 gpt2lab train --config config/gpt2_124m.yaml   GPT-2 124M
+gpt2lab evaluate --model-checkpoint runs/x     HellaSwag and more, of a run, a folder or a model of the Hub
 gpt2lab VERB --help                            what a verb takes
 """
 
@@ -54,10 +55,11 @@ def _dispatch(arguments: list[str]) -> int:
     parser.add_argument("--version", action="version", version=f"gpt2lab {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     verbs.add_parser("train", help="train a model; resumes where the run stopped", add_help=False)
+    verbs.add_parser("evaluate", help="score a model: HellaSwag, other tasks, validation loss", add_help=False)
     verbs.add_parser("report", help="draw a run's curves and write its report.html", add_help=False)
     verbs.add_parser("settings", help="print every setting, as text or as a JSON schema", add_help=False)
     parsed, rest = parser.parse_known_args(arguments)
-    return {"train": _train, "report": _report, "settings": _settings}[parsed.verb](rest)
+    return {"train": _train, "evaluate": _evaluate, "report": _report, "settings": _settings}[parsed.verb](rest)
 
 
 def _train(arguments: list[str]) -> int:
@@ -103,6 +105,64 @@ def _train(arguments: list[str]) -> int:
 
     launch.run(settings)
     return 0
+
+
+def _evaluate(arguments: list[str]) -> int:
+    parser = _Parser(
+        prog="gpt2lab evaluate",
+        description="Score a model on HellaSwag and other tasks, and take its validation loss.",
+    )
+    add = parser.add_argument
+    add(
+        "--model-checkpoint",
+        required=True,
+        metavar="NAME",
+        help="a run directory (its newest good checkpoint), a model's folder, or a Hub id such as gpt2",
+    )
+    add("--tasks", default="hellaswag", metavar="A,B", help="tasks by name, lm_eval:NAME for one of lm-eval's own")
+    add("--hellaswag-file", metavar="FILE", help="HellaSwag's validation set, in either schema (default: downloaded)")
+    add("--data-dir", metavar="DIR", help="folder of token shards for the validation loss, or of the tasks' files")
+    add("--mirror", metavar="DIR", help="folder to take downloads from instead of the network (or $GPT2LAB_MIRROR)")
+    add("--limit", type=_count, metavar="N", help="so many items of each task, always the same ones (default: all)")
+    add(
+        "--val-tokens",
+        type=_count,
+        metavar="N",
+        help="tokens of the validation loss; 0: none (default: the run's)",
+    )
+    add("--json", action="store_true", help="print one JSON object, and nothing else, to standard output")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the matrix products (default: auto)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)")
+    add("--batch-tokens", type=_count, metavar="N", help="tokens of a forward pass (default: by device)")
+    add("--include", metavar="DIR", help="folder of further task files for lm_eval:NAME")
+    parsed = parser.parse_args(arguments)
+
+    from gpt2lab.evaluation import launch
+
+    names = tuple(dict.fromkeys(name.strip() for name in parsed.tasks.split(",") if name.strip()))
+    launch.run(
+        launch.Options(
+            checkpoint=parsed.model_checkpoint,
+            tasks=names,
+            hellaswag_file=parsed.hellaswag_file,
+            data_dir=parsed.data_dir,
+            mirror=parsed.mirror,
+            limit=parsed.limit,
+            val_tokens=parsed.val_tokens,
+            as_json=parsed.json,
+            device=parsed.device,
+            precision=parsed.precision,
+            batch_tokens=parsed.batch_tokens or None,
+            include=parsed.include,
+        )
+    )
+    return 0
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
 
 
 def _report(arguments: list[str]) -> int:

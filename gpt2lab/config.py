@@ -122,6 +122,10 @@ class TrainConfig(Section):
     """Validation loss every so many steps, before the first and after the last; 0: never."""
     eval_tokens: PositiveInt = 10_485_760
     """Tokens of the validation split that the loss is taken over: always the same ones, its first."""
+    hellaswag_every: NonNegativeInt = 0
+    """HellaSwag accuracy every so many steps, before the first and after the last; 0: never."""
+    hellaswag_limit: NonNegativeInt = 0
+    """Take so many of its 10,042 items, always the same ones; 0: all."""
     sample_every: NonNegativeInt = 250
     """Text samples every so many steps, before the first and after the last; 0: never."""
     sample_prompt: Annotated[str, Field(min_length=1)] = "Hello this is AI model,"

@@ -1,39 +1,98 @@
-"""Where a file comes from: an installed package, then a mirror on disk. Whatever the place, its sha256 decides."""
+"""Where a file comes from: an installed package, the cache, a mirror on disk, the network. Its sha256 decides.
 
+    package ─▶ cache ($GPT2LAB_CACHE, else ~/.cache/gpt2lab) ─▶ mirror (--mirror, else $GPT2LAB_MIRROR) ─▶ download
+
+A file with another sha256 is passed over, whatever the place.
+"""
+
+import http.client
 import importlib.metadata
+import os
+import urllib.request
 from pathlib import Path
 
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.files import sha256
+from gpt2lab.files import atomic_write, sha256
+
+CACHE_VARIABLE = "GPT2LAB_CACHE"
+MIRROR_VARIABLE = "GPT2LAB_MIRROR"
+_TIMEOUT = 30  # seconds without an answer
 
 
-def find(name: str, digest: str, *, package: str | None = None, mirror: str | Path | None = None) -> Path:
-    """The path of a file whose sha256 is `digest`.
+def find(
+    name: str,
+    digest: str | None,
+    *,
+    package: str | None = None,
+    mirror: str | Path | None = None,
+    url: str | None = None,
+) -> Path:
+    """The path of a file whose sha256 is `digest`; the first place that has it decides where that is None.
 
     Args:
-        name: path inside the mirror, such as `gpt2_bpe/vocab.bpe`.
-        digest: hexadecimal sha256 the file must have; a file with another one is passed over.
+        name: path inside cache and mirror, such as `gpt2_bpe/vocab.bpe`.
+        digest: hexadecimal sha256 the file must have; None where it is not known, and the caller checks the content.
         package: installed distribution that may carry a file of that base name. It is looked up in the
             distribution's list of files; the package is not imported.
-        mirror: folder laid out by dataset, consulted after the package.
+        mirror: folder laid out by dataset; `$GPT2LAB_MIRROR` unless given.
+        url: where to download it from, if nothing else has it.
 
     Raises:
         GPT2LabError: no place has the file, or only with another sha256.
     """
-    candidates: list[Path] = []
-    if package is not None:
-        try:
-            listed = importlib.metadata.files(package) or []
-            candidates += [Path(str(file.locate())) for file in listed if file.name == Path(name).name]
-        except importlib.metadata.PackageNotFoundError:
-            pass
+    mirror = mirror or default_mirror()
+    candidates = _in_package(package, Path(name).name) if package else []
+    candidates.append(cache_folder() / name)
     if mirror is not None:
         candidates.append(Path(mirror) / name)
     present = [path for path in candidates if path.is_file()]
     for path in present:
-        if sha256(path) == digest:
+        if digest is None or sha256(path) == digest:
             return path
+    if url is not None:
+        return _download(url, digest, cache_folder() / name, name)
     if present:
         raise GPT2LabError(f"{present[0]} is not the file it should be (its sha256 differs); replace or reinstall it")
     source = f"package {package} (pip install -r requirements.txt)" if package else "a mirror folder"
     raise GPT2LabError(f"{name} was not found; it comes from {source}")
+
+
+def default_mirror() -> Path | None:
+    """The folder that `$GPT2LAB_MIRROR` names, if it is set."""
+    return Path(folder) if (folder := os.environ.get(MIRROR_VARIABLE)) else None
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: `$GPT2LAB_CACHE`, else `gpt2lab` in the user's cache folder (XDG)."""
+    if folder := os.environ.get(CACHE_VARIABLE):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt2lab"
+
+
+def _in_package(package: str, base_name: str) -> list[Path]:
+    try:
+        listed = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    return [Path(str(file.locate())) for file in listed if file.name == base_name]
+
+
+def _download(url: str, digest: str | None, path: Path, name: str) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        request = urllib.request.Request(url, headers={"User-Agent": "gpt2lab"})
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+            content: bytes = answer.read()
+    except (OSError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
+        raise GPT2LabError(
+            f"{name} cannot be downloaded from {url} ({getattr(error, 'reason', None) or error}); without a network, "
+            f"give a folder that has {name} with --mirror (--data.mirror when training) or ${MIRROR_VARIABLE}"
+        ) from None
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+        if digest is not None and sha256(temporary) != digest:
+            raise GPT2LabError(
+                f"{url} gave another file than expected ({len(content)} bytes, its sha256 differs): a proxy's page, "
+                f"or a broken download; try again, or give a folder that has {name} with --mirror"
+            )
+    return path

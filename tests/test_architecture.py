@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "gpt2lab"
 
 # Module or room -> what it may import of gpt2lab, beside config, errors and the package itself (docs/architecture.md).
 ALLOWED = {
-    "cli": {"training.launch", "tracking.report"},
+    "cli": {"training.launch", "evaluation.launch", "tracking.report"},
     "training.launch": {"training", "data", "model", "evaluation", "tracking", "system", "files"},
     "training.run_directory": {"files", "system", "tracking.metrics", "training.checkpoint"},
     "training.trainer": {

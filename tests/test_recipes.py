@@ -6,8 +6,10 @@ import pytest
 
 from gpt2lab import cli, config
 from gpt2lab.config import Config
+from gpt2lab.evaluation import hellaswag
 from gpt2lab.model import flops
 from gpt2lab.training import launch
+from tests.evaluation.conftest import official_items, write_jsonl
 
 # recipe: parameters, sequences a step, tokens of the run, GPUs its origin used, micro-steps on those
 ARITHMETIC = {
@@ -56,13 +58,17 @@ def test_the_papers_settings(name):
 
 
 @pytest.mark.parametrize("name", ARITHMETIC)
-def test_it_trains_a_step_of_a_shrunken_model(name, token_folder, tmp_path):
+def test_it_trains_a_step_of_a_shrunken_model(name, token_folder, tmp_path, monkeypatch):
+    items = [official_items(1)[0] | {"ind": i} for i in range(hellaswag.ITEMS)]
+    write_jsonl(tmp_path / "hellaswag" / "hellaswag_val.jsonl", items)
+    monkeypatch.setenv("GPT2LAB_MIRROR", str(tmp_path))
+    monkeypatch.setenv("GPT2LAB_CACHE", str(tmp_path / "cache"))
     settings = config.load([config.find_recipe(name)]).model_dump()
     settings["run"]["out_dir"] = str(tmp_path)
     settings["model"] |= {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8}
     settings["data"]["dir"] = str(token_folder)
     settings["train"] |= {"max_steps": 1, "total_batch_size": 64, "micro_batch_size": 4, "eval_tokens": 64}
-    settings["train"] |= {"sample_count": 1, "sample_tokens": 2}
+    settings["train"] |= {"sample_count": 1, "sample_tokens": 2, "hellaswag_limit": 2}
     settings["system"] |= {"device": "cpu", "compile": "off"}
     launch.run(Config.model_validate(settings))
     assert (tmp_path / name / "checkpoints" / "step_00000001" / "model.safetensors").exists()

@@ -26,6 +26,7 @@ from gpt2lab import files
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import huggingface
 from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.model.pretrained import steps as steps
 from gpt2lab.training import optimizer as optimizers
 
 FORMAT = 1
@@ -109,12 +110,6 @@ def read(path: Path) -> Checkpoint:
     if not isinstance(fingerprint.get("settings"), dict) or "data" not in fingerprint:
         raise GPT2LabError(f"{path}: state.json lacks the settings or the data of its run; it was changed by hand")
     return Checkpoint(path, state)
-
-
-def steps(folder: Path) -> list[tuple[int, Path]]:
-    """(step, path) of the checkpoints in a folder, oldest first."""
-    found = [path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdigit()]
-    return sorted((int(path.name[5:]), path) for path in found)
 
 
 def newest_good(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:

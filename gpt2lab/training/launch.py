@@ -25,7 +25,7 @@ from gpt2lab.data.loader import Loader, fixed_sequences, prefetch
 from gpt2lab.data.shards import TokenStream, is_ready, open_split
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.evaluation import loss, samples
+from gpt2lab.evaluation import hellaswag, loss, samples, scoring
 from gpt2lab.model import flops
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.system import device as devices
@@ -65,12 +65,12 @@ def run(config: Config) -> None:
         )
         policy = precision.choose(config.system.precision, dist.device)
         directory = RunDirectory(config)
-        evaluators = []
-        if config.train.eval_every:
-            measure = _val_loss(config, val_data, plan, policy, dist)
-            evaluators.append(Evaluator("val", config.train.eval_every, measure))
-        if config.train.sample_every:
-            evaluators.append(Evaluator("sample", config.train.sample_every, _sampler(config, directory, dist)))
+        possible: list[tuple[str, int, Callable[[], Measure]]] = [
+            ("val", config.train.eval_every, lambda: _val_loss(config, val_data, plan, policy, dist)),
+            ("hellaswag", config.train.hellaswag_every, lambda: _hellaswag(config, policy, dist, say)),
+            ("sample", config.train.sample_every, lambda: _sampler(config, directory, dist)),
+        ]
+        evaluators = [Evaluator(name, every, make()) for name, every, make in possible if every]
 
         dist.on_main(lambda: _enter(stack, directory))
         start = dist.on_main(lambda: directory.starting_point(config.run.resume, say))
@@ -214,6 +214,8 @@ def _val_loss(
     """An evaluator: loss over the first `train.eval_tokens` of val."""
     block_size = config.model.block_size
     sequences = fixed_sequences(data, block_size, config.train.eval_tokens)
+    tokenizer = Tokenizer(config.data.mirror)
+    size = loss.target_bytes(tokenizer, data.gather, sequences=sequences, block_size=block_size)
 
     def measure(plain: nn.Module, step: int) -> dict[str, float]:
         value = loss.mean_loss(
@@ -225,7 +227,26 @@ def _val_loss(
             dist=dist,
             precision=policy,
         )
-        return {"val/loss": value}
+        return {"val/loss": value, "val/bits_per_byte": loss.bits_per_byte(value, sequences * block_size, size)}
+
+    return measure
+
+
+def _hellaswag(config: Config, policy: precision.Precision, dist: DistContext, say: Say) -> Measure:
+    """An evaluator: HellaSwag in both conventions, the items shared among the ranks. The file is found here and now."""
+    data = dist.on_main(lambda: hellaswag.find(config.data.mirror))
+    say(data.describe())
+    tokenizer = Tokenizer(config.data.mirror)
+    task = hellaswag.Evaluation(data, tokenizer, limit=config.train.hellaswag_limit, keep=dist.is_main)
+    hellaswag.check_fits(task.requests, config.model.vocab_size)
+
+    def measure(plain: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(plain, GPT2)
+        began = time.perf_counter()
+        figures = task.as_json(scoring.score(plain, task.requests, dist=dist, precision=policy))
+        seconds = time.perf_counter() - began
+        say(f"{hellaswag.result_line(figures)} in {seconds:.1f} s")
+        return hellaswag.metrics(figures) | {"perf/hellaswag_seconds": seconds}
 
     return measure
 

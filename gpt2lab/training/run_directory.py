@@ -42,6 +42,7 @@ _NO_MATTER = (
     "tracking.",
     "system.compile",
     "train.eval",
+    "train.hellaswag",
     "train.sample",
     "train.micro",
     "model.size",
