@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from gpt2lab import files
+from gpt2lab.evaluation.baselines import BASELINES
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
@@ -43,4 +44,29 @@ def plot_loss(run: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     with files.atomic_write(run / "loss_curve.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
+
+
+def plot_hellaswag(run: Path) -> None:
+    """Draw HellaSwag accuracy over the steps into `hellaswag_curve.png`, others' as lines; nothing without figures.
+
+    Completion style, as in the reproductions; the lines are GPT-2 124M's in that style and GPT-3 Small's.
+    """
+    from matplotlib.figure import Figure
+
+    steps, values = series(read_metrics(run), "hellaswag/acc_norm")
+    if not steps:
+        return
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(steps, values, color="#b3401f", marker="o", markersize=3, linewidth=1.5, label="this run")
+    drawn = [("GPT-2 124M", "completion", "--"), ("GPT-3 Small 125M", "other", ":")]
+    for model, convention, style in drawn:
+        known = next(b.acc_norm for b in BASELINES if (b.model, b.convention) == (model, convention))
+        axes.axhline(known, color="#555555", linewidth=1, linestyle=style, label=f"{model}: {known}")
+    axes.set(xlabel="optimizer step", ylabel="HellaSwag, acc_norm", title=run.name)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    with files.atomic_write(run / "hellaswag_curve.png") as temporary:
         figure.savefig(temporary, format="png", dpi=130)

@@ -104,6 +104,7 @@ def run(config: Config) -> None:
             checkpoint.write(directory.checkpoints, step, model, adamw, fingerprint)
             checkpoint.prune(directory.checkpoints, config.checkpoint.keep_last, config.checkpoint.keep_every)
             report.plot_loss(directory.path)
+            report.plot_hellaswag(directory.path)
 
         trainer = Trainer(
             model=_as_it_trains(model, config, dist),
