@@ -21,10 +21,14 @@ ALLOWED = {
     },
     "training.checkpoint": {"files", "model", "training.optimizer"},
     "training": set(),  # schedule, optimizer
-    "evaluation": {"model", "data.tokenizer", "system", "resources"},
-    "tracking": {"files"},
+    "evaluation.launch": {"evaluation", "model", "data", "system", "files"},
+    "evaluation.baselines": set(),
+    "evaluation.jsonl": set(),
+    "evaluation": {"evaluation", "model", "data.tokenizer", "system", "resources", "files"},
+    "tracking": {"files", "tracking.plots", "evaluation.baselines"},
     "data": {"resources", "files", "data"},
     "model.huggingface": {"files", "resources"},
+    "model.pretrained": {"files", "resources", "model.huggingface"},
     "model": {"model"},
     "system": {"system"},
     "resources": {"files"},
@@ -85,7 +89,8 @@ def loaded_after(statement: str) -> set[str]:
 
 
 def test_nothing_heavy_at_import():
-    heavy = {"torch", "numpy", "matplotlib", "rich", "tiktoken", "transformers", "pyarrow", "gradio"}
+    heavy = {"torch", "numpy", "matplotlib", "rich", "tiktoken", "transformers", "pyarrow", "gradio", "lm_eval"}
     assert not heavy & loaded_after("import gpt2lab.cli, gpt2lab.config")
     assert "torch" not in loaded_after("import gpt2lab.data.loader, gpt2lab.data.prepare")
-    assert not {"matplotlib", "rich", "transformers"} & loaded_after("import gpt2lab.training.launch")
+    later = {"matplotlib", "rich", "transformers", "lm_eval", "huggingface_hub"}
+    assert not later & loaded_after("import gpt2lab.training.launch, gpt2lab.evaluation.launch")

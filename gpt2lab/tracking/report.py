@@ -1,6 +1,6 @@
 """`report.html`: a run on one page that needs nothing else, made from the run's files alone.
 
-config.yaml · environment.json · metrics.jsonl · samples.jsonl ──▶ loss_curve.png, report.html
+config.yaml · environment.json · metrics.jsonl · samples.jsonl ──▶ report.html, PNGs of its curves
 """
 
 import json
@@ -12,13 +12,15 @@ from typing import Any
 from gpt2lab import files
 from gpt2lab.config import load
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.evaluation.baselines import BASELINES
 from gpt2lab.tracking import plots
 from gpt2lab.tracking.plots import Metrics
 
 # What OpenAI's 124M model scores, for lines to compare with. Loss: on FineWeb-Edu's validation shard, as build-nanogpt
-# measures it. HellaSwag: acc_norm of the completion convention; GPT-3 Small from the GPT-3 paper, table H.1.
+# measures it. HellaSwag: acc_norm; GPT-2's is of the completion convention, as the run's is.
 GPT2_FINEWEB_LOSS = ("GPT-2 124M on FineWeb-Edu: 3.29", 3.2924)
-HELLASWAG_LINES = (("GPT-2 124M: 0.2955", 0.2955), ("GPT-3 Small: 0.337", 0.337))
+_DRAWN = (("GPT-2 124M", "completion"), ("GPT-3 Small 125M", "other"))
+HELLASWAG_LINES = [(f"{b.model}: {b.acc_norm}", b.acc_norm) for b in BASELINES if (b.model, b.convention) in _DRAWN]
 
 MAX_SAMPLE_STEPS = 8  # on the page; samples.jsonl has all
 
@@ -40,7 +42,7 @@ def write(run: Path, price_per_hour: float | None = None) -> Path:
 
 
 def render(run: Path, price_per_hour: float | None = None) -> str:
-    """The page as text; also draws `loss_curve.png`.
+    """The page as text; also draws `loss_curve.png`, and `hellaswag_curve.png` where it was measured.
 
     Raises:
         GPT2LabError: the folder is no run, or one of its files is damaged.
@@ -59,6 +61,7 @@ def render(run: Path, price_per_hour: float | None = None) -> str:
     figures = [("Loss", plots.to_svg(loss))]
     if any("hellaswag/acc_norm" in line for line in metrics):
         hellaswag = plots.curve_figure(metrics, "hellaswag/acc_norm", "HellaSwag acc_norm", HELLASWAG_LINES)
+        plots.save_png(hellaswag, run / "hellaswag_curve.png")
         figures.append(("HellaSwag", plots.to_svg(hellaswag)))
     if any("perf/tokens_per_second" in line for line in metrics):
         figures.append(("Throughput", plots.to_svg(plots.curve_figure(metrics, "perf/tokens_per_second", "tokens/s"))))

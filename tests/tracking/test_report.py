@@ -51,7 +51,7 @@ def test_the_numbers_at_the_top(tmp_path):
 def test_published_lines_stand_only_beside_what_they_compare_with(tmp_path):
     assert "GPT-2 124M on FineWeb-Edu" in report.render(make_run(tmp_path / "a", source="fineweb-edu"))
     assert "GPT-2 124M on FineWeb-Edu" not in report.render(make_run(tmp_path / "b"))
-    assert "GPT-3 Small: 0.337" in report.render(make_run(tmp_path / "c", **{"hellaswag/acc_norm": 0.29}))
+    assert "GPT-3 Small 125M: 0.337" in report.render(make_run(tmp_path / "c", **{"hellaswag/acc_norm": 0.29}))
 
 
 @pytest.mark.parametrize("steps", [-1, 0, 1])
