@@ -14,6 +14,7 @@ EPILOG = """\
 gpt2lab train                                  the quickstart: a small GPT-2 on your CPU, in minutes
 gpt2lab train --config config/gpt2_124m.yaml   GPT-2 124M
 gpt2lab evaluate --model-checkpoint runs/x     HellaSwag and more, of a run, a folder or a model of the Hub
+gpt2lab prepare fineweb-edu                    its data, from the hub or a --mirror
 gpt2lab VERB --help                            what a verb takes
 """
 
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gpt2lab: {'' if rank == '0' else f'[rank {rank}] '}{text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("gpt2lab: interrupted; a run goes on from its last checkpoint when it is started again", file=sys.stderr)
+        print("gpt2lab: interrupted; started again, it goes on from what is kept", file=sys.stderr)
         return 130
 
 
@@ -55,11 +56,14 @@ def _dispatch(arguments: list[str]) -> int:
     parser.add_argument("--version", action="version", version=f"gpt2lab {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     verbs.add_parser("train", help="train a model; resumes where the run stopped", add_help=False)
+    verbs.add_parser("prepare", help="make token shards from a corpus; goes on where it stopped", add_help=False)
+    verbs.add_parser("data", help="look at a folder of token shards, or verify it", add_help=False)
     verbs.add_parser("evaluate", help="score a model: HellaSwag, other tasks, validation loss", add_help=False)
     verbs.add_parser("report", help="draw a run's curves and write its report.html", add_help=False)
     verbs.add_parser("settings", help="print every setting, as text or as a JSON schema", add_help=False)
     parsed, rest = parser.parse_known_args(arguments)
-    return {"train": _train, "evaluate": _evaluate, "report": _report, "settings": _settings}[parsed.verb](rest)
+    doors = {"train": _train, "prepare": _prepare, "data": _data, "evaluate": _evaluate}
+    return (doors | {"report": _report, "settings": _settings})[parsed.verb](rest)
 
 
 def _train(arguments: list[str]) -> int:
@@ -105,6 +109,118 @@ def _train(arguments: list[str]) -> int:
 
     launch.run(settings)
     return 0
+
+
+PREPARE_EPILOG = """\
+gpt2lab prepare fineweb-edu                                  sample-10BT from the hub, into data/edu_fineweb10B
+gpt2lab prepare fineweb-edu --shards 20 --mirror FOLDER      2B tokens, from parquet files on disk
+gpt2lab prepare files --input 'corpus/**/*.txt' more.jsonl   your own text
+gpt2lab prepare pretokenized --input FOLDER                  shards that others made: check them, write a manifest
+gpt2lab prepare tinyshakespeare                              1 MB, for a first try
+"""
+
+
+def _prepare(arguments: list[str]) -> int:
+    parser = _Parser(
+        prog="gpt2lab prepare",
+        description="Make token shards from a corpus. A killed run goes on where it stopped, to the same bytes.",
+        epilog=PREPARE_EPILOG,
+    )
+    add = parser.add_argument
+    sources = ("fineweb-edu", "files", "pretokenized", "tinyshakespeare", "stdlib")
+    add("source", metavar="SOURCE", choices=sources, help=", ".join(sources))
+    add("--out", metavar="DIR", help="folder for the shards (default: data/NAME)")
+    add("--input", nargs="+", action="extend", metavar="PATH", help="files, patterns, or the folder of shards")
+    add("--text-field", default="text", metavar="NAME", help="JSON field or parquet column of the text (default: text)")
+    add("--subset", default="sample-10BT", help="of fineweb-edu: sample-10BT, sample-100BT, … (default: sample-10BT)")
+    add("--mirror", metavar="DIR", help="take downloads from this folder (default: $GPT2LAB_MIRROR, else the network)")
+    add("--shards", type=_positive, metavar="N", help="stop when N shards are full")
+    add("--shard-size", type=_positive, default=100_000_000, metavar="TOKENS", help="of a full shard (default: 100M)")
+    add("--val-tokens", type=_positive, metavar="TOKENS", help="at most so many are val (default: by source)")
+    add("--shuffle-seed", type=int, metavar="N", help="shuffle row groups and the documents in each")
+    add("--drop-duplicates", action="store_true", help="leave out documents that were there before")
+    add(
+        "--on-error", choices=("stop", "skip"), default="stop", help="what to do about unreadable input (default: stop)"
+    )
+    add("--tokenizer", choices=("auto", "gigatoken", "tiktoken"), default="auto", help="same ids, other speed")
+    add("--no-check", action="store_true", help="do not compare a sample of every shard with tiktoken")
+    add("--workers", type=_positive, metavar="N", help="how many encode at a time (default: one a core)")
+    add("--executor", choices=("local", "ray", "slurm"), default="local", help="threads, or many machines")
+    add(
+        "--slurm", action="append", default=[], metavar="KEY=VALUE", help="tasks, time, partition, or any sbatch option"
+    )
+    add("--restart", action="store_true", help="discard what an interrupted run with other settings left")
+    parsed = parser.parse_args(arguments)
+
+    from pathlib import Path
+
+    from gpt2lab.data import adopt, prepare
+
+    if parsed.source == "pretokenized":
+        if len(parsed.input or []) != 1:
+            raise GPT2LabError("prepare pretokenized takes one --input, the folder that holds the shards")
+        folder = Path(parsed.out or parsed.input[0])
+        summary = adopt.adopt(parsed.input[0], folder)
+    else:
+        source = prepare.open_source(
+            parsed.source,
+            subset=parsed.subset,
+            mirror=parsed.mirror,
+            inputs=parsed.input or (),
+            field=parsed.text_field,
+            seed=parsed.shuffle_seed,
+        )
+        folder = Path(parsed.out or prepare.default_folder(parsed.source, parsed.subset))
+        options = prepare.Options(
+            shard_tokens=parsed.shard_size,
+            val_tokens=parsed.val_tokens,
+            max_shards=parsed.shards,
+            shuffle_seed=parsed.shuffle_seed,
+            drop_duplicates=parsed.drop_duplicates,
+            on_error=parsed.on_error,
+            workers=parsed.workers,
+            executor="ray" if parsed.executor == "ray" else "local",
+            engine=parsed.tokenizer,
+            check=not parsed.no_check,
+            mirror=parsed.mirror,
+            restart=parsed.restart,
+        )
+        if parsed.executor == "slurm":
+            from gpt2lab.data import slurm
+
+            print(slurm.submit(source, folder, options, slurm.parse(parsed.slurm)))
+            return 0
+        summary = prepare.make(source, folder, options)
+    print(summary.line(folder))
+    return 0
+
+
+def _data(arguments: list[str]) -> int:
+    parser = _Parser(prog="gpt2lab data", description="Look at a folder of token shards, or verify it.")
+    parser.add_argument("action", choices=("inspect", "verify"), help="show what it holds, or check every byte of it")
+    parser.add_argument("folder", metavar="DIR", help="the folder that holds the shards")
+    parser.add_argument("--mirror", metavar="DIR", help="where the tokenizer's files may be found")
+    parsed = parser.parse_args(arguments)
+
+    from gpt2lab.data import check
+
+    if parsed.action == "inspect":
+        print("\n".join(check.inspect(parsed.folder, parsed.mirror)))
+    else:
+        print(check.verify(parsed.folder))
+    return 0
+
+
+def _positive(text: str) -> int:
+    """A positive whole number; `100M` and `100_000_000` are fine."""
+    factor = {"K": 10**3, "M": 10**6, "B": 10**9}.get(text[-1:].upper(), 1)
+    try:
+        number = float(text[:-1]) * factor if factor > 1 else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 100000 or 100M") from None
+    if number < 1 or number != int(number):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least 1")
+    return int(number)
 
 
 def _evaluate(arguments: list[str]) -> int:

@@ -104,7 +104,7 @@ class GPT2Config(Section):
 
 class DataConfig(Section):
     source: Literal["stdlib", "tinyshakespeare", "fineweb-edu"] = "stdlib"
-    """stdlib: made on the spot from the running Python's own texts; fineweb-edu: read from its shards."""
+    """stdlib (the running Python's texts) and tinyshakespeare: made on the spot; fineweb-edu: read from its shards."""
     dir: str | None = None
     """Folder of the shards; data/NAME by source unless set."""
     mirror: str | None = None

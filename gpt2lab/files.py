@@ -53,13 +53,23 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     temporary = temporary_name(path)
     try:
         yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
+        publish(temporary, path)
     except OSError as error:
-        raise GPT2LabError(f"cannot write {path}: {error.strerror or error}; free space or write elsewhere") from error
+        raise cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Sync what was written under a temporary name beside `path`, and give it that name."""
+    sync(temporary)
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def cannot_write(path: Path, error: OSError) -> GPT2LabError:
+    """What to tell the user when the file system refuses a write."""
+    return GPT2LabError(f"cannot write {path}: {error.strerror or error}; free space or write elsewhere")
 
 
 @contextlib.contextmanager
@@ -89,7 +99,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         sync(path.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
-        raise GPT2LabError(f"cannot write {path}: {error.strerror or error}; free space or write elsewhere") from error
+        raise cannot_write(path, error) from error
     finally:
         if replaced.exists() and not path.exists():
             os.replace(replaced, path)
@@ -100,6 +110,31 @@ def sha256(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sampled_digest(path: Path) -> str:
+    """A digest that is cheap however big the file: of its size, its first and last 64 KiB, and 62 places between.
+
+    Tells a changed source from the one that was read before; a file of up to 4 MiB is read in whole. It does not
+    vouch for every byte, as `sha256` does.
+
+    Raises:
+        GPT2LabError: the file cannot be read.
+    """
+    block, places = 1 << 16, 64
+    try:
+        size = path.stat().st_size
+        digest = hashlib.sha256(str(size).encode())
+        with open(path, "rb") as file:
+            if size <= block * places:
+                digest.update(file.read())
+            else:
+                for place in range(places):
+                    file.seek((size - block) * place // (places - 1))
+                    digest.update(file.read(block))
+    except OSError as error:
+        raise GPT2LabError(f"{path}: cannot read it: {error.strerror or error}") from None
+    return digest.hexdigest()
 
 
 def write_digests(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Where a file comes from: an installed package, the cache, a mirror on disk, the network. Its sha256 decides.
 
-    package ─▶ cache ($GPT2LAB_CACHE, else ~/.cache/gpt2lab) ─▶ mirror (--mirror, else $GPT2LAB_MIRROR) ─▶ download
+    package ─▶ cache ($GPT2LAB_CACHE, else ~/.cache/gpt2lab)
+            ─▶ mirror (--mirror, else $GPT2LAB_MIRROR) ─▶ download, kept in the cache
 
 A file with another sha256 is passed over, whatever the place.
 """

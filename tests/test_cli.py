@@ -1,6 +1,7 @@
 """The command line as people type it: real processes, exit codes, one line for a mistake."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -112,3 +113,67 @@ def test_every_door_leads_to_the_same_room(door):
         [sys.executable, *door, "--train.max_stps", "3"], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert (done.returncode, "did you mean train.max_steps?" in done.stderr) == (2, True)
+
+
+def corpus(folder):
+    for number in range(40):
+        (folder / f"{number:02d}.txt").write_text(f"Text number {number}. " * (number % 7 + 3))
+    return str(folder / "*.txt")
+
+
+def test_prepare_then_look_at_it(tmp_path):
+    (tmp_path / "in").mkdir()
+    pattern = corpus(tmp_path / "in")
+    command = ["prepare", "files", "--input", pattern, "--shard-size", "0.5K", "--workers", "2"]
+    done = gpt2lab(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.match(
+        r"prepared data/files: 40 documents, 1,\d+ tokens in 3 shards in [\d.]+ s, [\d.]+ MB/s of text", done.stdout
+    )
+    assert gpt2lab(*command, cwd=tmp_path).stdout.startswith("data/files is complete: 40 documents")
+    assert gpt2lab("data", "verify", "data/files", cwd=tmp_path).stdout.startswith("data/files is sound: 3 shards")
+    assert "| Text number 0." in gpt2lab("data", "inspect", "data/files", cwd=tmp_path).stdout
+    adopted = gpt2lab("prepare", "pretokenized", "--input", "data/files", "--out", "again", cwd=tmp_path)
+    assert adopted.stdout.startswith("prepared again: 40 documents")
+
+
+PREPARE_MISTAKES = {
+    "no source": (["prepare"], "required: SOURCE"),
+    "unknown source": (["prepare", "novels"], "invalid choice: 'novels'"),
+    "no input": (["prepare", "files"], "needs --input"),
+    "no match": (["prepare", "files", "--input", "*.nothing"], "'*.nothing' matches no file"),
+    "not a number": (["prepare", "stdlib", "--shard-size", "lots"], "'lots' is not a number such as 100000 or 100M"),
+    "zero": (["prepare", "stdlib", "--workers", "0"], "must be a whole number, at least 1"),
+    "no such mirror": (["prepare", "fineweb-edu", "--mirror", "nowhere"], "--mirror nowhere has no sample/10BT"),
+    "two folders": (["prepare", "pretokenized", "--input", "a", "b"], "takes one --input"),
+    "abbreviation": (["prepare", "stdlib", "--work", "2"], "unrecognized arguments: --work"),
+    "no shards": (["data", "verify", "nowhere"], "nowhere: No such file or directory"),
+    "no action": (["data", "look", "nowhere"], "invalid choice: 'look'"),
+}
+
+
+@pytest.mark.parametrize("case", PREPARE_MISTAKES)
+def test_a_mistake_in_preparing_is_one_line_too(case, tmp_path, capsys, monkeypatch):
+    arguments, expected = PREPARE_MISTAKES[case]
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_with_a_letter():
+    assert [cli._positive(text) for text in ("100M", "1.5K", "2B", "100_000", "7")] == [
+        10**8,
+        1500,
+        2 * 10**9,
+        10**5,
+        7,
+    ]
+
+
+def test_training_on_fineweb_says_how_to_get_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--data.source", "fineweb-edu", "--data.dir", "/x y"]) == 2
+    assert "make them with: gpt2lab prepare fineweb-edu --out '/x y' (or set --data.dir" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """Token shards: how a corpus lies on disk, and how its tokens are read.
 
-    documents ──ShardWriter──▶ NAME_val_000000.npy NAME_train_000001.npy … manifest.json ──open_split──▶ TokenStream
+    documents ──prepare──▶ NAME_val_000000.npy NAME_train_000001.npy … manifest.json ──open_split──▶ TokenStream
 
 A shard is a 1-D uint16 array of GPT-2 ids. Every document is preceded by 50256 and may run on into the next shard.
 One counter numbers the shards of both splits, val first. `manifest.json` says what they hold and is written last; until
@@ -13,8 +13,8 @@ then the folder carries the mark `.preparing`, and is not read.
 import hashlib
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from gpt2lab.data import tokenizer
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.files import atomic_write, remove_temporaries, sha256
+from gpt2lab.files import atomic_write
 
 Split = Literal["train", "val"]
 Tokens = npt.NDArray[np.uint16]
@@ -31,83 +31,10 @@ MANIFEST = "manifest.json"
 PREPARING = ".preparing"
 SHARD_TOKENS = 100_000_000
 
-_SPLITS: tuple[Split, Split] = ("val", "train")  # in the order they are written
+SPLITS: tuple[Split, Split] = ("val", "train")  # in the order they are written
+SHARD_NAME = re.compile(r".+_(?:train|val)_\d{6}\.npy")
 _DTYPE = np.dtype("<u2")
 _BIN_MAGIC, _BIN_VERSION, _BIN_HEADER = 20240520, 1, 256  # llm.c: 256 int32, the first three: magic, version, tokens
-
-
-class ShardWriter:
-    """Streams documents into shards. A context manager: leaving it without an error writes the manifest.
-
-    Args:
-        folder: where to write; the caller holds its lock. Shards that an interrupted writer left there are removed.
-        name: first part of the file names.
-        source, revision, seed: for the manifest: the corpus, its version, and the seed of its shuffle.
-        shard_tokens: tokens of a full shard.
-
-    Raises:
-        GPT2LabError: the file system refused a write.
-    """
-
-    def __init__(
-        self, folder: Path, name: str, *, source: str, revision: str, seed: int, shard_tokens: int = SHARD_TOKENS
-    ):
-        self.folder, self.name = folder, name
-        self._head = {"tokenizer": tokenizer.NAME, "source": source, "revision": revision, "shuffle_seed": seed}
-        self._counts = {split: {"tokens": 0, "documents": 0} for split in _SPLITS}
-        self._shards: list[dict[str, Any]] = []
-        self._split: Split = _SPLITS[0]
-        self._buffer: Tokens = np.empty(shard_tokens, dtype=_DTYPE)
-        self._filled = 0
-
-    def __enter__(self) -> "ShardWriter":
-        remove_temporaries(self.folder)
-        if (self.folder / PREPARING).exists():
-            for split in _SPLITS:
-                for leftover in self.folder.glob(f"{self.name}_{split}_*.npy"):
-                    leftover.unlink()
-        with atomic_write(self.folder / PREPARING) as mark:
-            mark.write_text("Shards are being written here; this mark goes when they are complete.\n", encoding="utf-8")
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if kind is not None:
-            return
-        self._write_shard()
-        manifest = {"version": 1, **self._head, "splits": self._counts, "shards": self._shards}
-        with atomic_write(self.folder / MANIFEST) as path:
-            path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        (self.folder / PREPARING).unlink(missing_ok=True)
-
-    def add(self, split: Split, tokens: Tokens) -> None:
-        """Append one document `(tokens,)` uint16, which 50256 will precede. All of val comes before train."""
-        if split != self._split:
-            assert split == _SPLITS[1], "val comes before train"
-            self._write_shard()
-            self._split = split
-        self._counts[split]["documents"] += 1
-        self._append(np.array([tokenizer.EOT], dtype=_DTYPE))
-        self._append(tokens)
-
-    def _append(self, tokens: Tokens) -> None:
-        while len(tokens):
-            taken = tokens[: len(self._buffer) - self._filled]
-            self._buffer[self._filled : self._filled + len(taken)] = taken
-            self._filled += len(taken)
-            if self._filled == len(self._buffer):
-                self._write_shard()
-            tokens = tokens[len(taken) :]
-
-    def _write_shard(self) -> None:
-        if not self._filled:
-            return
-        file = f"{self.name}_{self._split}_{len(self._shards):06d}.npy"
-        with atomic_write(self.folder / file) as path:
-            np.save(path, self._buffer[: self._filled], allow_pickle=False)
-            digest = sha256(path)
-        self._shards.append({"file": file, "split": self._split, "tokens": self._filled, "sha256": digest})
-        self._counts[self._split]["tokens"] += self._filled
-        self._filled = 0
 
 
 class Shard(NamedTuple):
@@ -119,12 +46,13 @@ class Shard(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """What `manifest.json` says: documents and tokens by split, shards by file name."""
+    """What `manifest.json` says: documents and tokens by split, shards by file name; `content` is all of it."""
 
     source: str
     documents: dict[Split, int]
     tokens: dict[Split, int]
     shards: dict[str, Shard]
+    content: dict[str, Any]
 
 
 class TokenStream:
@@ -195,8 +123,8 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version, made_with, source = content["version"], content["tokenizer"], str(content["source"])
-        documents = {split: int(content["splits"][split]["documents"]) for split in _SPLITS}
-        tokens = {split: int(content["splits"][split]["tokens"]) for split in _SPLITS}
+        documents = {split: int(content["splits"][split]["documents"]) for split in SPLITS}
+        tokens = {split: int(content["splits"][split]["tokens"]) for split in SPLITS}
         rows = [(str(s["file"]), Shard(str(s["split"]), int(s["tokens"]), str(s["sha256"]))) for s in content["shards"]]
     except FileNotFoundError:
         return None
@@ -211,12 +139,40 @@ def read_manifest(folder: Path) -> Manifest | None:
         )
     shards = dict(rows)
     for name, shard in rows:
-        if Path(name).name != name or "\\" in name or name in ("", "..") or shard.split not in _SPLITS:
+        if Path(name).name != name or "\\" in name or name in ("", "..") or shard.split not in SPLITS:
             raise GPT2LabError(f"{path}: {name!r} is not the name of a shard in this folder; prepare it again")
-    sums = {split: sum(shard.tokens for shard in shards.values() if shard.split == split) for split in _SPLITS}
+    sums = {split: sum(shard.tokens for shard in shards.values() if shard.split == split) for split in SPLITS}
     if sums != tokens or len(shards) != len(rows):
         raise GPT2LabError(f"{path} contradicts itself: its shards do not add up; remove {folder} and prepare it again")
-    return Manifest(source, documents, tokens, shards)
+    return Manifest(source, documents, tokens, shards, content)
+
+
+def shard_name(name: str, split: Split, number: int) -> str:
+    """The file name of a shard that `prepare` writes."""
+    return f"{name}_{split}_{number:06d}.npy"
+
+
+def write_manifest(
+    folder: Path,
+    about: Mapping[str, Any],
+    documents: Mapping[str, int],
+    tokens: Mapping[str, int],
+    entries: Sequence[Mapping[str, Any]],
+) -> None:
+    """Declare the shards of a folder complete.
+
+    Args:
+        about: source, revision, and whatever else is worth keeping.
+        documents, tokens: by split.
+        entries: file, split, tokens and sha256 of each shard, in order.
+
+    Raises:
+        GPT2LabError: the file system refused it.
+    """
+    splits = {split: {"tokens": tokens[split], "documents": documents[split]} for split in SPLITS}
+    content = {"version": 1, "tokenizer": tokenizer.NAME, **about, "splits": splits, "shards": entries}
+    with atomic_write(folder / MANIFEST) as path:
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def open_split(folder: str | Path, split: Split) -> TokenStream:

@@ -7,15 +7,11 @@ write a byte as a printable character, so that a space reads `Ġ`. The ids are 2
 characters, then one for each merge in order: an id is also the rank of its merge, which is all that tiktoken asks for.
 """
 
+import functools
 import json
-import os
 import re
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 
 from gpt2lab import resources
 from gpt2lab.config import GPT2_VOCAB_SIZE
@@ -66,7 +62,7 @@ class Tokenizer:
         self._encoding = tiktoken.Encoding(
             name=NAME,
             pat_str=_SPLIT,
-            mergeable_ranks=_ranks(*tokenizer_files(mirror)),
+            mergeable_ranks=ranks(mirror),
             special_tokens={EOT_TEXT: EOT},
             explicit_n_vocab=VOCAB_SIZE,
         )
@@ -83,11 +79,6 @@ class Tokenizer:
                 ids += self._encoding.encode_ordinary(text[start : spaces.end() - 1])
                 start = spaces.end() - 1
         return ids + self._encoding.encode_ordinary(text[start:])
-
-    def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint16]]:
-        """`encode` of many texts on all cores: one uint16 array `(tokens,)` for each, in their order."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # tiktoken lets go of the interpreter while it works
-            return list(pool.map(lambda text: np.array(self.encode(text), dtype=np.uint16), texts))
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that the ids stand for. One id may be half of a character.
@@ -121,8 +112,17 @@ def _byte_of_character() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(moved)}
 
 
+def ranks(mirror: str | Path | None = None) -> dict[bytes, int]:
+    """Bytes of every ordinary token, with its rank, which is its id. Shared: do not change it.
+
+    Raises:
+        GPT2LabError: the vocabulary's two files are not found.
+    """
+    return _ranks(*tokenizer_files(mirror))
+
+
+@functools.lru_cache(maxsize=1)
 def _ranks(merges: Path, ids: Path) -> dict[bytes, int]:
-    """Bytes of every ordinary token, with its rank, which is its id."""
     byte_of = _byte_of_character()
     words = [*byte_of]
     words += [line.replace(" ", "") for line in merges.read_text(encoding="utf-8").splitlines()[1:]]  # line 0: version

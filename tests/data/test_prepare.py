@@ -1,30 +1,39 @@
-"""Preparing: once, always the same, and safe to kill anywhere."""
+"""Preparing: the right tokens, the same bytes whoever makes them however often it is killed, and clear refusals."""
 
 import json
+import random
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from gpt2lab.data import executors
 from gpt2lab.data import prepare as preparing
-from gpt2lab.data.prepare import DEFAULT_DIRS, prepare
+from gpt2lab.data.check import verify
+from gpt2lab.data.parts import FOLDER as PARTS
+from gpt2lab.data.parts import Unreadable
+from gpt2lab.data.prepare import DEFAULT_DIRS, Options, make, prepare
 from gpt2lab.data.shards import MANIFEST, PREPARING, open_split
-from gpt2lab.data.sources import Document, stdlib
+from gpt2lab.data.sources import Document, Gathered, Source, fineweb_edu, local_files, stdlib
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import DirectoryLock
+from tests.data import corpora
+from tests.data.corpora import contents
 
 DOCUMENTS = [Document(f"d{number}", f"Document number {number}. " * (number % 5 + 1)) for number in range(40)]
+SMALL = Options(shard_tokens=3000, val_tokens=2500, workers=2)
 
-# Runs `prepare` on small documents and kills itself just before (or after) the n-th file gets its name.
+# Prepares a small mirror, and dies just before or after the n-th file gets its name.
 KILLED = """
 import os, signal, sys
-from gpt2lab.data.prepare import prepare
-from gpt2lab.data.sources import Document, stdlib
-folder, n, moment = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-stdlib.documents = lambda: [Document(f"d{k}", f"Document number {k}. " * (k % 5 + 1)) for k in range(40)]
+from gpt2lab.data.prepare import Options, make
+from gpt2lab.data.sources import fineweb_edu
+mirror, folder, n, moment, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5]
 replace, count = os.replace, 0
 def deadly(source, target):
     global count
@@ -35,8 +44,384 @@ def deadly(source, target):
     if count == n:
         os.kill(os.getpid(), signal.SIGKILL)
 os.replace = deadly
-prepare("stdlib", folder, shard_tokens=100)
+options = Options(shard_tokens=3000, val_tokens=2500, workers=2, shuffle_seed=None if seed == "-" else int(seed))
+make(fineweb_edu.source(mirror=mirror), folder, options)
 """
+
+
+@pytest.fixture(scope="session")
+def mirror(tmp_path_factory):
+    """1,200 documents in 3 files and 24 row groups, about 29,000 tokens. Do not write to it."""
+    return corpora.mirror(tmp_path_factory.mktemp("mirror"))
+
+
+@pytest.fixture(scope="session")
+def source(mirror):
+    return fineweb_edu.source(mirror=mirror)
+
+
+@pytest.fixture(scope="session")
+def whole(source, tmp_path_factory):
+    """What an undisturbed run makes of it."""
+    folder = tmp_path_factory.mktemp("whole")
+    make(source, folder, SMALL)
+    return contents(folder)
+
+
+def of(*texts, name="made"):
+    """A source of these texts."""
+    piece = Gathered("piece", tuple(Document(str(n), text) for n, text in enumerate(texts)))
+    return Source(name, name, "1", (piece,))
+
+
+def decoded(folder, split):
+    stream = open_split(folder, split)
+    pieces = Tokenizer().decode(stream.read(0, len(stream)).tolist()).split("<|endoftext|>")
+    assert pieces[0] == ""
+    return pieces[1:]
+
+
+def test_every_document_in_order_val_first(source, tmp_path):
+    summary = make(source, tmp_path, SMALL)
+    val, train = decoded(tmp_path, "val"), decoded(tmp_path, "train")
+    assert val + train == corpora.texts(1200)
+    lengths = [1 + len(Tokenizer().encode(text)) for text in val + train] if len(val) < 5 else None
+    assert lengths is None
+    stream = open_split(tmp_path, "val")
+    next_length = 1 + len(Tokenizer().encode(train[0]))
+    assert len(stream) <= 2500 < len(stream) + next_length
+    assert (summary.documents, summary.made, summary.duplicates, summary.skipped) == (1200, True, 0, 0)
+    assert summary.text_bytes == sum(map(len, corpora.texts(1200)))
+    sizes = [shard["tokens"] for shard in json.loads((tmp_path / MANIFEST).read_text())["shards"]]
+    assert sizes[0] == len(stream)
+    assert set(sizes[1:-1]) == {3000}
+    assert sum(sizes) == summary.tokens
+    verify(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"workers": 1},
+        {"workers": 5},
+        {"engine": "tiktoken"},
+        {"check": False},
+        {"use_parts": True},
+    ],
+)
+def test_who_does_the_work_makes_no_difference(source, whole, tmp_path, options):
+    make(source, tmp_path, replace(SMALL, **options))
+    assert contents(tmp_path) == whole
+    assert sorted(file.name for file in tmp_path.iterdir() if file.name[0] == ".") == [".lock"]
+
+
+def test_ray_makes_no_difference(source, whole, tmp_path):
+    ray = pytest.importorskip("ray")
+    executors._connect(ray, 2)  # once for both, which then leave it running
+    try:
+        _ray_makes_no_difference(source, whole, tmp_path)
+    finally:
+        ray.shutdown()
+
+
+def _ray_makes_no_difference(source, whole, tmp_path):
+    make(source, tmp_path / "a", replace(SMALL, executor="ray"))
+    assert contents(tmp_path / "a") == whole
+    bad = replace(source, pieces=(*source.pieces[:1], Refusing("bad")))
+    with pytest.raises(GPT2LabError, match="bad is bad"):
+        make(bad, tmp_path / "b", replace(SMALL, executor="ray"))
+
+
+class Refusing(Gathered):
+    """A piece whose unit cannot be read."""
+
+    def __init__(self, name):
+        super().__init__(name, ())
+
+    def units(self):
+        yield Unreadable(self.name, f"{self.name} is bad")
+
+
+@pytest.mark.parametrize(("seed", "times"), [(None, 10), (7, 4)])
+def test_killed_at_random(mirror, source, whole, tmp_path, seed, times):
+    expected = whole
+    if seed is not None:
+        make(source, tmp_path / "undisturbed", replace(SMALL, shuffle_seed=seed))
+        expected = contents(tmp_path / "undisturbed")
+    folder, chance, kills, finished = tmp_path / "killed", random.Random(4), 0, 0
+    while kills < times:
+        n, moment = chance.randint(2, 4 if seed is None else 12), chance.choice(["before", "after"])
+        arguments = [str(mirror), str(folder), str(n), moment, "-" if seed is None else str(seed)]
+        run = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False, capture_output=True)
+        if run.returncode == 0:
+            break
+        assert run.returncode == -signal.SIGKILL, run.stderr
+        kills += 1
+        done = len(list(folder.glob("*.npy"))) + len(list(folder.glob(f"{PARTS}/*.part")))
+        assert done >= finished or seed is not None  # what was finished is kept
+        finished = done
+        if not (folder / MANIFEST).exists():
+            with pytest.raises(GPT2LabError, match=r"half prepared|no shards"):
+                open_split(folder, "train")
+    assert kills >= min(times, 6)
+    make(source, folder, replace(SMALL, shuffle_seed=seed))
+    assert contents(folder) == expected
+    assert not (folder / PREPARING).exists()
+    assert not (folder / PARTS).exists()
+
+
+@pytest.mark.parametrize("n", [1, 2, -1])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_killed_at_the_ends(mirror, source, whole, tmp_path, n, moment):
+    """Around the first journal, the first shard, and the manifest."""
+    number = (
+        n if n > 0 else 2 * (len(whole) - 1) + 1
+    )  # the first journal; each shard but the last with a journal; the manifest
+    run = subprocess.run(
+        [sys.executable, "-c", KILLED, str(mirror), str(tmp_path), str(number), moment, "-"], check=False
+    )
+    assert run.returncode == -signal.SIGKILL
+    assert (tmp_path / MANIFEST).exists() == ((n, moment) == (-1, "after"))
+    make(source, tmp_path, SMALL)
+    assert contents(tmp_path) == whole
+
+
+def interrupted(source, folder, options, after):
+    """Run until `after` units were cut, then raise."""
+    add, calls = preparing.Cutter.add, 0
+
+    def failing(self, place, encoded):
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise KeyboardInterrupt
+        return add(self, place, encoded)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(preparing.Cutter, "add", failing)
+        make(source, folder, options)
+
+
+def test_going_on_does_not_begin_anew(source, whole, tmp_path, monkeypatch):
+    interrupted(source, tmp_path, SMALL, 15)
+    finished = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.npy")}
+    assert len(finished) > 3
+    read = []
+    encode = preparing.executors.encode
+    monkeypatch.setattr(
+        preparing.executors, "encode", lambda recipe, unit: (read.append(unit.name), encode(recipe, unit))[1]
+    )
+    make(source, tmp_path, SMALL)
+    assert len(read) < 14  # of 24 units
+    assert {file: file.stat().st_mtime_ns for file in finished} == finished
+    assert contents(tmp_path) == whole
+
+
+def test_a_shard_damaged_meanwhile_is_made_again_and_those_before_it_are_kept(source, whole, tmp_path):
+    interrupted(source, tmp_path, SMALL, 20)
+    names = sorted(whole, key=lambda name: name.split("_")[-1])
+    (tmp_path / names[2]).write_bytes(b"rubbish")
+    kept = (tmp_path / names[1]).stat().st_mtime_ns
+    make(source, tmp_path, SMALL)
+    assert contents(tmp_path) == whole
+    assert (tmp_path / names[1]).stat().st_mtime_ns == kept
+
+
+def test_a_part_damaged_meanwhile_is_made_again(source, tmp_path):
+    options = replace(SMALL, shuffle_seed=3)
+    make(source, tmp_path / "a", options)
+    interrupted(source, tmp_path / "b", options, 5)
+    parts = sorted((tmp_path / "b" / PARTS).glob("*.part"))
+    assert len(parts) == 24
+    parts[7].write_bytes(parts[7].read_bytes()[:-5])
+    parts[8].unlink()
+    make(source, tmp_path / "b", options)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_seeded_shuffle_across_row_groups(source, whole, tmp_path):
+    folders = []
+    for number, options in enumerate([{"shuffle_seed": 1}, {"shuffle_seed": 1, "workers": 1}, {"shuffle_seed": 2}]):
+        folders.append(tmp_path / str(number))
+        make(source, folders[-1], replace(SMALL, **options))
+    assert contents(folders[0]) == contents(folders[1])
+    assert contents(folders[0]) != contents(folders[2])
+    order = decoded(folders[0], "val") + decoded(folders[0], "train")
+    assert sorted(order) == sorted(corpora.texts(1200))
+    groups = [int(text.split()[-1].rstrip(".")) // 50 for text in order]
+    assert groups != sorted(groups)
+    assert order[:50] != sorted(order[:50], key=corpora.texts(1200).index)
+
+
+def test_a_tenth_is_val_unless_said_otherwise(tmp_path):
+    texts = corpora.texts(300)
+    paths = [corpora.jsonl(tmp_path / "a.jsonl", texts[:100]), corpora.parquet(tmp_path / "b.parquet", texts[100:])]
+    source = local_files.source([str(path) for path in paths])
+    summary = make(source, tmp_path / "out", Options(shard_tokens=1000))
+    val = open_split(tmp_path / "out", "val")
+    last = 1 + len(Tokenizer().encode(decoded(tmp_path / "out", "val")[-1]))
+    assert len(val) * 10 >= summary.tokens > (len(val) - last) * 10  # the first border past a tenth
+    assert decoded(tmp_path / "out", "val") + decoded(tmp_path / "out", "train") == texts
+    make(source, tmp_path / "shuffled", Options(shard_tokens=1000, shuffle_seed=5))
+    val = open_split(tmp_path / "shuffled", "val")
+    assert 0.1 <= len(val) / summary.tokens < 0.12
+
+
+def test_one_shard_of_fineweb_edu_is_val_if_there_are_ten(source, tmp_path):
+    summary = make(source, tmp_path / "many", Options(shard_tokens=2000))
+    assert 1900 < len(open_split(tmp_path / "many", "val")) <= 2000
+    make(source, tmp_path / "few", Options(shard_tokens=20_000))
+    assert 0.1 <= len(open_split(tmp_path / "few", "val")) / summary.tokens < 0.11
+
+
+def test_only_as_many_shards_as_asked_for(source, whole, tmp_path):
+    make(source, tmp_path, replace(SMALL, max_shards=4))
+    assert len(contents(tmp_path)) == 5
+    train = open_split(tmp_path, "train")
+    assert 8900 < len(train) <= 9000
+    texts = decoded(tmp_path, "val") + decoded(tmp_path, "train")
+    assert texts == corpora.texts(1200)[: len(texts)]  # whole documents
+    with pytest.raises(GPT2LabError, match="--shards must be at least 2"):
+        make(source, tmp_path / "b", replace(SMALL, max_shards=1))
+
+
+def test_exact_duplicates_are_counted_and_dropped_if_asked(tmp_path):
+    texts = [*corpora.texts(50), *corpora.texts(20), "once"]
+    assert make(of(*texts), tmp_path / "kept").duplicates == 20
+    assert decoded(tmp_path / "kept", "val") + decoded(tmp_path / "kept", "train") == texts
+    dropped = make(of(*texts), tmp_path / "dropped", Options(drop_duplicates=True))
+    assert (dropped.duplicates, dropped.documents) == (20, 51)
+    assert decoded(tmp_path / "dropped", "val") + decoded(tmp_path / "dropped", "train") == [*texts[:50], "once"]
+
+
+def test_duplicates_are_remembered_across_an_interruption(tmp_path):
+    root = tmp_path / "mirror"
+    for number in range(3):  # every file holds the same documents
+        corpora.parquet(root / "sample/10BT" / f"{number:03d}_00000.parquet", corpora.texts(300))
+    source = fineweb_edu.source(mirror=root)
+    options = Options(shard_tokens=1000, val_tokens=900, drop_duplicates=True)
+    assert make(source, tmp_path / "a", options).duplicates == 600
+    interrupted(source, tmp_path / "b", options, 4)
+    assert make(source, tmp_path / "b", options).duplicates == 600
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert decoded(tmp_path / "a", "val") + decoded(tmp_path / "a", "train") == corpora.texts(300)
+
+
+def test_unreadable_input_stops_or_is_left_out(tmp_path):
+    root = corpora.mirror(tmp_path / "mirror", files=3, count=300, rows=100)
+    path = root / "sample/10BT/001_00000.parquet"
+    with open(path, "r+b") as file:
+        file.seek(int(path.stat().st_size * 0.35))
+        file.write(b"\x00\xff" * 20)
+    (root / "sample/10BT/002_00000.parquet").write_bytes(b"PAR1 cut short")
+    source = fineweb_edu.source(mirror=root)
+    for workers in (1, 2):
+        out = tmp_path / f"stop{workers}"
+        with pytest.raises(GPT2LabError, match=r"001_00000\.parquet: row group 1 is damaged"):
+            make(source, out, Options(shard_tokens=1000, val_tokens=900, workers=workers))
+        assert len(list(out.glob("*.npy"))) >= 4  # what came before it is kept
+    for workers in (1, 2):
+        options = Options(shard_tokens=1000, val_tokens=900, workers=workers, on_error="skip")
+        summary = make(source, tmp_path / f"skip{workers}", options)
+        assert (summary.skipped, summary.documents) == (2, 500)
+    manifest = json.loads((tmp_path / "skip1" / MANIFEST).read_text())
+    assert "row group 1 is damaged" in manifest["problems"][0]
+    assert "002_00000.parquet is not a whole parquet file" in manifest["problems"][1]
+    assert contents(tmp_path / "skip1") == contents(tmp_path / "skip2")
+    texts = corpora.texts(300) + corpora.texts(100, 300) + corpora.texts(100, 500)
+    assert decoded(tmp_path / "skip1", "val") + decoded(tmp_path / "skip1", "train") == texts
+
+
+def test_a_complete_folder_is_left_alone(source, whole, tmp_path):
+    first = make(source, tmp_path, SMALL)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("[!.]*")}
+    with DirectoryLock(tmp_path):  # nor does it need the lock
+        again = make(source, tmp_path, SMALL)
+    assert again[:2] == first[:2]
+    assert not again.made
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("[!.]*")} == before
+
+
+def test_a_changed_source_or_other_settings_are_refused(tmp_path):
+    root = corpora.mirror(tmp_path / "mirror")
+    make(fineweb_edu.source(mirror=root), tmp_path / "done", SMALL)
+    interrupted(fineweb_edu.source(mirror=root), tmp_path / "half", SMALL, 15)
+    before = contents(tmp_path / "done"), contents(tmp_path / "half")
+    for folder, message in (("done", "made from something else"), ("half", "begun with something else .*--restart")):
+        with pytest.raises(GPT2LabError, match=rf"{message.split()[0]}.*shard_tokens 3000 rather than 4000"):
+            make(fineweb_edu.source(mirror=root), tmp_path / folder, replace(SMALL, shard_tokens=4000))
+        with pytest.raises(GPT2LabError, match=message):
+            make(of("a", "b"), tmp_path / folder, SMALL)
+    corpora.parquet(root / "sample/10BT/001_00000.parquet", corpora.texts(400, 5000))
+    for folder in ("done", "half"):
+        with pytest.raises(GPT2LabError, match="content of the source"):
+            make(fineweb_edu.source(mirror=root), tmp_path / folder, SMALL)
+    assert before == (contents(tmp_path / "done"), contents(tmp_path / "half"))
+    make(fineweb_edu.source(mirror=root), tmp_path / "half", replace(SMALL, restart=True))
+    verify(tmp_path / "half")
+
+
+def test_other_shards_are_never_overwritten(source, tmp_path):
+    np.save(tmp_path / "edufineweb_train_000001.npy", np.arange(9, dtype=np.uint16))
+    before = contents(tmp_path)
+    with pytest.raises(GPT2LabError, match="not made here, such as edufineweb_train_000001"):
+        make(source, tmp_path, SMALL)
+    assert contents(tmp_path) == before
+
+
+def test_two_processes(source, tmp_path):
+    with DirectoryLock(tmp_path), pytest.raises(GPT2LabError, match="in use by another process"):
+        make(source, tmp_path, SMALL)
+
+
+def test_no_space_is_said_before_starting(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 20_000))
+    with pytest.raises(GPT2LabError, match=r"0\.00 GB for shards needed, 0\.00 GB free; .*--shards"):
+        make(source, tmp_path, SMALL)
+    assert not list(tmp_path.glob("*.npy"))
+    make(source, tmp_path, replace(SMALL, max_shards=3))
+
+
+def test_a_disk_that_fills_up_on_the_way(source, whole, tmp_path):
+    """A file size limit stands in for a full disk: the shard in hand fails, those before it stay."""
+    program = (
+        "import resource, signal, sys; from gpt2lab.data.prepare import *;"
+        "from gpt2lab.data.sources import fineweb_edu; small = dict(val_tokens=1900, engine='tiktoken');"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000));"
+        "make(fineweb_edu.source(mirror=sys.argv[1]), sys.argv[2], Options(shard_tokens=3000, **small))"
+    )
+    source_root = source.pieces[0].path.split("/sample/")[0]
+    run = subprocess.run(
+        [sys.executable, "-c", program, source_root, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert "GPT2LabError: cannot write" in run.stderr
+    assert "edufineweb_train_000001.npy: File too large; free space" in run.stderr
+    assert [file.name for file in tmp_path.glob("*.npy")] == ["edufineweb_val_000000.npy"]
+    make(source, tmp_path, replace(SMALL, val_tokens=1900))
+    verify(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "there is no text in the input"),
+        (["only one"], "a single document"),
+        (["one", "two"], None),
+    ],
+)
+def test_corpora_that_cannot_be_split(tmp_path, texts, message):
+    if message is None:
+        make(of(*texts), tmp_path)
+        return
+    with pytest.raises(GPT2LabError, match=message):
+        make(of(*texts), tmp_path)
+    make(of("one", "two"), tmp_path)  # nothing is left in the way
+
+
+def test_val_that_takes_everything(source, tmp_path):
+    with pytest.raises(GPT2LabError, match=r"the corpus has \d+ tokens, and val takes all of them; lower --val-tokens"):
+        make(source, tmp_path, replace(SMALL, val_tokens=10**9))
+    make(source, tmp_path, SMALL)
 
 
 @pytest.fixture
@@ -44,11 +429,7 @@ def small(monkeypatch):
     monkeypatch.setattr(stdlib, "documents", lambda: iter(DOCUMENTS))
 
 
-def contents(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != ".lock"}
-
-
-def test_the_whole_corpus(tmp_path):
+def test_training_makes_the_whole_standard_library(tmp_path):
     summary = prepare("stdlib", tmp_path / "deep" / "stdlib")
     train, val = (open_split(tmp_path / "deep" / "stdlib", split) for split in ("train", "val"))
     assert summary.tokens == len(train) + len(val)
@@ -56,104 +437,51 @@ def test_the_whole_corpus(tmp_path):
     assert 300_000 < summary.tokens < 1_500_000
     assert 0.1 <= len(val) / summary.tokens < 0.15
     manifest = json.loads((tmp_path / "deep" / "stdlib" / MANIFEST).read_text())
-    assert manifest["source"] == "stdlib"
-    assert manifest["revision"] == stdlib.revision()
+    assert (manifest["source"], manifest["shuffle_seed"]) == ("stdlib", stdlib.SHUFFLE_SEED)
     assert sys.version.split()[0] in manifest["revision"]
 
 
-def test_every_document_once_and_shuffled(small, tmp_path):
+def test_training_leaves_what_is_there_and_begins_anew_what_was_begun_otherwise(small, tmp_path):
     prepare("stdlib", tmp_path, shard_tokens=100)
-    texts = {}
-    for split in ("val", "train"):
-        stream = open_split(tmp_path, split)
-        assert stream.read(0, 1).tolist() == [50256]
-        pieces = Tokenizer().decode(stream.read(0, len(stream)).tolist()).split("<|endoftext|>")
-        assert pieces[0] == ""
-        texts[split] = pieces[1:]
-    assert sorted(texts["val"] + texts["train"]) == sorted(document.text for document in DOCUMENTS)
-    assert texts["val"] + texts["train"] != [document.text for document in DOCUMENTS]
-    total, val = prepare("stdlib", tmp_path).tokens, len(open_split(tmp_path, "val"))
-    last = 1 + len(Tokenizer().encode(texts["val"][-1]))
-    assert val * 10 >= total > (val - last) * 10  # cut at the first border past a tenth
-
-
-def test_twice_is_byte_for_byte_the_same(small, tmp_path):
-    prepare("stdlib", tmp_path / "a", shard_tokens=100)
-    prepare("stdlib", tmp_path / "b", shard_tokens=100)
-    assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    assert len(contents(tmp_path / "a")) > 4
-
-
-def test_a_complete_folder_is_left_alone(small, tmp_path, monkeypatch):
-    first = prepare("stdlib", tmp_path)
-    before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("[!.]*")}
-    monkeypatch.setattr(preparing, "_write", lambda *_: pytest.fail("prepared again"))
-    with DirectoryLock(tmp_path):  # nor does it need the lock
-        again = prepare("stdlib", tmp_path)
-    assert again[:2] == first[:2]
-    assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("[!.]*")} == before
-
-
-@pytest.mark.parametrize(("n", "moment"), [(1, "before"), (1, "after"), (2, "after"), (4, "before"), (-1, "before")])
-def test_killed_and_run_again(small, tmp_path, n, moment):
-    prepare("stdlib", tmp_path / "whole", shard_tokens=100)
-    whole = contents(tmp_path / "whole")
-    n = n if n > 0 else len(whole) + 1  # one replace each, and one for the mark: the last is the manifest's
-    killed = tmp_path / "killed"
-    run = subprocess.run([sys.executable, "-c", KILLED, str(killed), str(n), moment], check=False)
-    assert run.returncode == -signal.SIGKILL
-    assert not (killed / MANIFEST).exists()
-    with pytest.raises(GPT2LabError, match="half prepared" if (n, moment) != (1, "before") else "holds no shards"):
-        open_split(killed, "train")
-    prepare("stdlib", killed, shard_tokens=100)
-    assert contents(killed) == whole
-
-
-def test_killed_after_the_manifest(small, tmp_path):
-    prepare("stdlib", tmp_path / "whole", shard_tokens=100)
-    whole = contents(tmp_path / "whole")
-    killed = tmp_path / "killed"
-    run = subprocess.run([sys.executable, "-c", KILLED, str(killed), str(len(whole) + 1), "after"], check=False)
-    assert run.returncode == -signal.SIGKILL
-    prepare("stdlib", killed)
-    assert {name: data for name, data in contents(killed).items() if name != PREPARING} == whole
-
-
-def test_leftovers_of_another_size_do_not_survive(small, tmp_path):
-    run = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), "7", "after"], check=False)
-    assert run.returncode == -signal.SIGKILL
-    prepare("stdlib", tmp_path)  # one shard a split now
+    assert prepare("stdlib", tmp_path).tokens  # with another shard size
+    assert len(contents(tmp_path)) > 4
+    (tmp_path / MANIFEST).unlink()
+    (tmp_path / PREPARING).write_text("from an older version")
+    prepare("stdlib", tmp_path)
     assert sorted(contents(tmp_path)) == [MANIFEST, "stdlib_train_000001.npy", "stdlib_val_000000.npy"]
+    texts = decoded(tmp_path, "val") + decoded(tmp_path, "train")
+    assert sorted(texts) == sorted(document.text for document in DOCUMENTS)
+    assert texts != [document.text for document in DOCUMENTS]  # shuffled
 
 
-def test_two_processes(small, tmp_path):
-    with DirectoryLock(tmp_path), pytest.raises(GPT2LabError, match="in use by another process"):
-        prepare("stdlib", tmp_path)
+def test_training_makes_tinyshakespeare(shared_data, tmp_path):
+    assert prepare("tinyshakespeare", tmp_path, mirror=shared_data).documents == 2
+    assert len(open_split(tmp_path, "train")) == 301_966 + 1  # nanoGPT's counts, and <|endoftext|>
+    assert len(open_split(tmp_path, "val")) == 36_059 + 1
 
 
-def test_other_shards_are_never_overwritten(small, tmp_path):
-    np.save(tmp_path / "stdlib_train_000001.npy", np.arange(9, dtype=np.uint16))
-    before = contents(tmp_path)
-    with pytest.raises(GPT2LabError, match=r"not of data\.source stdlib"):
-        prepare("stdlib", tmp_path)
-    assert contents(tmp_path) == before
-
-
-def test_a_damaged_folder_is_reported_not_believed(small, tmp_path):
-    prepare("stdlib", tmp_path, shard_tokens=100)
-    (tmp_path / "stdlib_val_000000.npy").unlink()
-    with pytest.raises(GPT2LabError, match=r"stdlib_val_000000\.npy is missing"):
-        prepare("stdlib", tmp_path)
-
-
-def test_fineweb_must_be_there(tmp_path):
-    assert set(DEFAULT_DIRS) == {"stdlib", "fineweb-edu"}
+def test_training_says_how_to_make_fineweb(tmp_path):
+    assert set(DEFAULT_DIRS) == {"stdlib", "tinyshakespeare", "fineweb-edu", "files"}
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(GPT2LabError, match=r"holds no shards of fineweb-edu; .*--data\.dir"):
+        with pytest.raises(
+            GPT2LabError, match=rf"make them with: gpt2lab prepare fineweb-edu --out {folder} \(or set --data\.dir"
+        ):
             prepare("fineweb-edu", folder)
+    with pytest.raises(GPT2LabError, match=r"make them with: gpt2lab prepare fineweb-edu --mirror '/a b' \(or"):
+        prepare("fineweb-edu", DEFAULT_DIRS["fineweb-edu"], mirror="/a b")
     np.save(tmp_path / "edufineweb_train_000001.npy", np.arange(9, dtype=np.uint16))
     np.save(tmp_path / "edufineweb_val_000000.npy", np.arange(5, dtype=np.uint16))
     assert prepare("fineweb-edu", tmp_path)[:2] == (None, 14)
+
+
+def test_training_refuses_other_shards_and_damaged_ones(small, tmp_path):
+    np.save(tmp_path / "stdlib_train_000001.npy", np.arange(9, dtype=np.uint16))
+    with pytest.raises(GPT2LabError, match=r"not of data\.source stdlib"):
+        prepare("stdlib", tmp_path)
+    prepare("stdlib", tmp_path / "b", shard_tokens=100)
+    (tmp_path / "b" / "stdlib_val_000000.npy").unlink()
+    with pytest.raises(GPT2LabError, match=r"stdlib_val_000000\.npy is missing"):
+        prepare("stdlib", tmp_path / "b")
 
 
 def test_unknown_sources_and_files_for_folders(tmp_path):
@@ -163,3 +491,11 @@ def test_unknown_sources_and_files_for_folders(tmp_path):
     with pytest.raises(GPT2LabError, match=r"cannot write into .*file: .* use another folder"):
         prepare("stdlib", tmp_path / "file")
     assert (tmp_path / "file").is_file()
+
+
+def test_the_real_stand_in(shared_data, tmp_path):
+    """51 million tokens of real text, every one of them equal to what the manifest of the data promises."""
+    source = fineweb_edu.source(mirror=shared_data)
+    summary = make(source, tmp_path, Options(shard_tokens=10_000_000, val_tokens=5_000_000, workers=2))
+    assert (summary.documents, summary.tokens, summary.duplicates) == (23_056, 51_366_280 + 23_056, 0)
+    assert "is sound: 6 shards" in verify(tmp_path)

@@ -9,18 +9,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2lab.data.shards import MANIFEST, PREPARING, ShardWriter, TokenStream, open_split, split_of
+from gpt2lab.data.cutting import HASHES, Cutter
+from gpt2lab.data.encoder import Encoded
+from gpt2lab.data.shards import MANIFEST, PREPARING, TokenStream, open_split, split_of, write_manifest
+from gpt2lab.data.writer import ShardWriter
 from gpt2lab.errors import GPT2LabError
 
 EOT = 50256
 
 
 def write(folder, val, train, shard_tokens=10):
-    with ShardWriter(folder, "x", source="s", revision="r", seed=1, shard_tokens=shard_tokens) as writer:
-        for document in val:
-            writer.add("val", np.array(document, dtype=np.uint16))
-        for document in train:
-            writer.add("train", np.array(document, dtype=np.uint16))
+    """Shards of documents given as lists of ids, the way `prepare` writes them."""
+    cutter = Cutter(
+        folder, ShardWriter(folder, "x", shard_tokens), {}, val_tokens=sum(1 + len(document) for document in val)
+    )
+    cutter.begin(None)
+    documents = [*val, *train]
+    lengths = np.array([1 + len(document) for document in documents])
+    hashes = np.arange(len(documents), dtype=np.uint64)
+    cutter.add((0, 0), Encoded(np.array(flat(documents), dtype=np.uint16), lengths, hashes, 0, ()))
+    cutter.writer.close()
+    about = {"source": "s", "revision": "r", "shuffle_seed": 1}
+    write_manifest(folder, about, cutter.counts.documents, cutter.counts.tokens, cutter.writer.shards)
+    (folder / PREPARING).unlink()
+    (folder / HASHES).unlink()
 
 
 def flat(documents):
@@ -79,23 +91,15 @@ def test_names_and_manifest(prepared):
         assert hashlib.sha256((prepared / shard["file"]).read_bytes()).hexdigest() == shard["sha256"]
 
 
-def test_val_cannot_come_after_train(tmp_path):
-    with ShardWriter(tmp_path, "x", source="s", revision="r", seed=1, shard_tokens=4) as writer:
-        writer.add("train", np.zeros(2, dtype=np.uint16))
-        with pytest.raises(AssertionError, match="val comes before train"):
-            writer.add("val", np.zeros(2, dtype=np.uint16))
-
-
-def test_an_error_while_writing_leaves_the_folder_unfinished(tmp_path):
-    def write_and_fail():
-        with ShardWriter(tmp_path, "x", source="s", revision="r", seed=1, shard_tokens=4) as writer:
-            writer.add("val", np.zeros(9, dtype=np.uint16))
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_and_fail()
-    assert sorted(file.name for file in tmp_path.glob("x_*")) == ["x_val_000000.npy", "x_val_000001.npy"]
-    assert not (tmp_path / MANIFEST).exists()
+def test_what_was_not_finished_is_not_read(tmp_path):
+    writer = ShardWriter(tmp_path, "x", 4)
+    Cutter(tmp_path, writer, {}, val_tokens=1).begin(None)
+    tokens = np.zeros(9, dtype=np.uint16)
+    while len(tokens):
+        tokens = tokens[writer.write("val", tokens) :]
+    writer.abandon()
+    assert sorted(file.name for file in tmp_path.glob("*.npy")) == ["x_val_000000.npy", "x_val_000001.npy"]
+    assert not list(tmp_path.glob(".tmp*"))
     with pytest.raises(GPT2LabError, match="half prepared"):
         open_split(tmp_path, "train")
 
@@ -308,7 +312,14 @@ def test_manifest_and_files_must_agree(prepared):
 
 
 def test_a_manifest_without_one_split(tmp_path):
-    write(tmp_path, [], [[1, 2]])
+    write(tmp_path, [[3]], [[1, 2]])
+
+    def forget_val(manifest):
+        manifest["splits"]["val"] = {"tokens": 0, "documents": 0}
+        del manifest["shards"][0]
+
+    edit_manifest(tmp_path, forget_val)
+    (tmp_path / "x_val_000000.npy").unlink()
     assert isinstance(open_split(tmp_path, "train"), TokenStream)
     with pytest.raises(GPT2LabError, match="lists no shard of the split 'val'"):
         open_split(tmp_path, "val")

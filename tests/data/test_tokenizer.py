@@ -121,12 +121,6 @@ def test_ids_without_text_are_refused_by_number(token):
         BASE.decode([1, token])
 
 
-def test_documents_are_uint16_in_order():
-    arrays = BASE.encode_documents([*CORNERS])
-    assert [array.tolist() for array in arrays] == [BASE.encode(text) for text in CORNERS]
-    assert {array.dtype.name for array in arrays} == {"uint16"}
-
-
 def test_files_may_come_from_a_mirror_and_must_be_the_right_ones(tmp_path, monkeypatch):
     monkeypatch.setattr("gpt2lab.data.tokenizer._PACKAGE", "no-such-distribution")
     with pytest.raises(GPT2LabError, match=r"vocab\.bpe"):

@@ -3,11 +3,14 @@
     pydoc_data/topics.py   the language reference as `help()` prints it    one topic  ─▶ one document
     every other module     its docstrings, in the order of the source      one module ─▶ one document
 
+Both kinds are shuffled together, so that val, the first tenth of the tokens, has some of each.
+
 Files are parsed (`ast`), never imported: importing some of them opens browsers or windows. The same Python version
 always gives the same documents; another version gives slightly other ones, so `revision` goes into the manifest.
 """
 
 import ast
+import hashlib
 import inspect
 import platform
 import sysconfig
@@ -15,10 +18,11 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpt2lab.data.sources import Document
+from gpt2lab.data.sources import Document, Gathered, Source
 from gpt2lab.errors import GPT2LabError
 
 TOPICS = "pydoc_data/topics.py"
+SHUFFLE_SEED = 1337
 
 # Not prose, not part of Python proper, or different from one installation to the next.
 _SKIPPED_FOLDERS = {
@@ -36,6 +40,17 @@ _SKIPPED_FOLDERS = {
 }
 
 _DOCUMENTED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def source(seed: int = SHUFFLE_SEED) -> Source:
+    """The corpus, shuffled by `seed`.
+
+    Raises:
+        GPT2LabError: the standard library's source is not there to be read.
+    """
+    # Sorting by a hash is a shuffle, and no version of a random number generator can change it.
+    shuffled = sorted(documents(), key=lambda document: hashlib.blake2b(f"{seed}/{document.id}".encode()).digest())
+    return Source("stdlib", "stdlib", revision(), (Gathered("stdlib", tuple(shuffled)),), shuffle_seed=seed)
 
 
 def revision() -> str:

@@ -1,0 +1,109 @@
+"""Inspect and verify, and taking on what others made."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gpt2lab.data.adopt import adopt
+from gpt2lab.data.check import inspect, verify
+from gpt2lab.data.prepare import Options, make
+from gpt2lab.data.shards import MANIFEST, open_split
+from gpt2lab.data.sources import fineweb_edu
+from gpt2lab.data.tokenizer import EOT
+from gpt2lab.errors import GPT2LabError
+from tests.data import corpora
+
+
+@pytest.fixture
+def folder(tmp_path):
+    source = fineweb_edu.source(mirror=corpora.mirror(tmp_path / "mirror", files=1))
+    make(source, tmp_path / "out", Options(shard_tokens=3000, val_tokens=2500))
+    return tmp_path / "out"
+
+
+def save(folder, **shards):
+    folder.mkdir(exist_ok=True)
+    for name, tokens in shards.items():
+        np.save(folder / f"{name}.npy", np.array(tokens, dtype=np.uint16))
+
+
+def test_inspect_shows_counts_and_first_lines(folder):
+    text = "\n".join(inspect(folder))
+    assert "source fineweb-edu" in text
+    assert "train: 9,1" in text
+    assert "edufineweb_val_000000.npy  2,4" in text
+    assert f"| {corpora.texts(1)[0][:40]}" in text
+    (folder / MANIFEST).unlink()
+    assert inspect(folder)[0].endswith("no manifest")
+
+
+def test_verify_finds_every_kind_of_damage(folder):
+    assert "is sound: 5 shards, 400 documents" in verify(folder)
+    path = folder / "edufineweb_train_000001.npy"
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + b"\x00")
+    with pytest.raises(GPT2LabError, match=r"train_000001\.npy does not match its sha256"):
+        verify(folder)
+    path.write_bytes(good)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["splits"]["train"]["documents"] += 1
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(GPT2LabError, match=r"train has \d+ documents, manifest\.json says"):
+        verify(folder)
+    manifest["shards"][1]["file"] = "../edufineweb_train_000001.npy"
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    for look in (inspect, verify):
+        with pytest.raises(GPT2LabError, match="is not the name of a shard in this folder"):
+            look(folder)
+    (folder / MANIFEST).unlink()
+    with pytest.raises(GPT2LabError, match=rf"gpt2lab prepare pretokenized --input {folder}"):
+        verify(folder)
+
+
+def test_verify_finds_ids_and_missing_delimiters(tmp_path):
+    save(tmp_path, x_val_000000=[EOT, 1], x_train_000001=[EOT, 50257])
+    with pytest.raises(GPT2LabError, match=r"x_train_000001\.npy: token 1 is 50257, but GPT-2's ids end at 50256"):
+        adopt(tmp_path)
+    save(tmp_path, x_train_000001=[5, EOT])
+    adopt(tmp_path)
+    assert "is sound: 2 shards, 2 documents, 4 tokens" in verify(tmp_path)
+    manifest = json.loads((tmp_path / MANIFEST).read_text()) | {"source": "files"}
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(GPT2LabError, match=r"x_train_000001\.npy: its first document has no 50256 in front"):
+        verify(tmp_path)
+
+
+def test_adopting_in_place_or_elsewhere(tmp_path):
+    given = tmp_path / "given"
+    save(given, train_000=[EOT, 1, 2], train_001=[EOT, 3], val_000=[EOT, 4])
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = 20240520, 1, 2
+    (given / "train_002.bin").write_bytes(header.tobytes() + np.array([EOT, 9], dtype="<u2").tobytes())
+    before = corpora.contents(given)
+    for out in (tmp_path / "elsewhere", given):
+        summary = adopt(given, out)
+        assert (summary.documents, summary.tokens, summary.shards, summary.made) == (4, 9, 4, True)
+        train = open_split(out, "train")
+        assert train.read(0, len(train)).tolist() == [EOT, 1, 2, EOT, 3, EOT, 9]
+        assert "is sound: 4 shards, 4 documents" in verify(out)
+        assert not adopt(out).made  # the second time there is nothing to do
+    assert {name: data for name, data in corpora.contents(given).items() if name != MANIFEST} == before
+
+
+def test_what_cannot_be_adopted(tmp_path):
+    with pytest.raises(GPT2LabError, match="nowhere is not a folder"):
+        adopt(tmp_path / "nowhere")
+    save(tmp_path / "a", train_000=[EOT, 1])
+    with pytest.raises(GPT2LabError, match="no shard of the split 'val'"):
+        adopt(tmp_path / "a")
+    save(tmp_path / "a", val_000=[EOT, 1], more=[1])
+    with pytest.raises(GPT2LabError, match=r"more\.npy: its name says neither train nor val"):
+        adopt(tmp_path / "a")
+    (tmp_path / "a" / "more.npy").unlink()
+    save(tmp_path / "b", x_train_000001=[EOT, 1])
+    with pytest.raises(GPT2LabError, match=r"b holds other shards, such as x_train_000001\.npy"):
+        adopt(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "a" / "val_000.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(GPT2LabError, match=r"val_000\.npy is not a whole \.npy file"):
+        adopt(tmp_path / "a")

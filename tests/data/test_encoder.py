@@ -1,0 +1,119 @@
+"""The fast tokenizer must give what the reference gives, on everything."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2lab.data import encoder as encoding
+from gpt2lab.data.encoder import Encoder, Recipe, encode
+from gpt2lab.data.sources import Ready, Texts
+from gpt2lab.data.tokenizer import EOT, EOT_TEXT, Tokenizer
+from gpt2lab.errors import GPT2LabError
+
+REFERENCE = Tokenizer()
+FAST = Encoder("gigatoken")
+SLOW = Encoder("tiktoken")
+
+PIECES = st.one_of(
+    st.characters(exclude_categories=["Cs"]),
+    st.sampled_from(
+        [" ", "\n", "\t", "\r\n", "'s", "'ll", "'LL", "'", EOT_TEXT, "<|", "|>", "the", "\u00a0", "\u3000"]
+    ),
+    st.sampled_from(
+        ["\x1c", "\x85", "\u200b", "\ufeff", "e\u0301", "🙂", "👩‍👩‍👧", "Ⅷ", "²", "٣", "\u0627", "क्", "\U000e0041"]
+    ),
+    st.builds(lambda sign, count: sign * count, st.sampled_from(" \n\t0a!'é中\u00a0"), st.integers(1, 400)),
+)
+DOCUMENTS = st.lists(st.lists(PIECES, max_size=30).map("".join), max_size=8)
+
+
+def expected(texts):
+    return [token for text in texts for token in (EOT, *REFERENCE.encode(text))]
+
+
+@settings(max_examples=300, deadline=None)
+@given(DOCUMENTS)
+def test_equal_to_tiktoken(texts):
+    for encoder in (FAST, SLOW):
+        tokens, lengths = encoder.encode(Texts.of(texts))
+        assert tokens.dtype == np.uint16
+        assert tokens.tolist() == expected(texts)
+        assert lengths.tolist() == [1 + len(REFERENCE.encode(text)) for text in texts]
+
+
+def test_every_character_there_is():
+    """Each of the 1.1 million code points alone, after a letter, and between spaces."""
+    everything = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    for start in range(0, len(everything), 1024):
+        block = everything[start : start + 1024]
+        texts = ["".join(f"a{c} {c}{c}1  {c}\n" for c in block[k : k + 64]) for k in range(0, len(block), 64)]
+        assert FAST.encode(Texts.of(texts))[0].tolist() == expected(texts)
+
+
+@pytest.mark.parametrize(
+    ("sign", "megabytes"),
+    [(" ", 10), ("word ", 10), ("a", 3), ("7", 1), ("\n", 1), ("!", 1), ("中", 1), (" \t", 1), ("'s", 1)],
+)
+def test_very_long_lines(sign, megabytes):
+    text = sign * (megabytes * 1_000_000 // len(sign.encode())) + "x"
+    assert FAST.encode(Texts.of([text, "y"]))[0].tolist() == expected([text, "y"])
+
+
+def test_end_of_text_typed_in_a_text_is_text():
+    tokens, lengths = FAST.encode(Texts.of([EOT_TEXT, "", f"a{EOT_TEXT}"]))
+    assert (tokens == EOT).sum() == 3
+    assert lengths[1] == 1
+
+
+def test_lone_surrogates_become_replacement_characters():
+    assert FAST.encode(Texts.of(["a\ud800b\U0001f600"]))[0].tolist() == expected(["a\ufffdb\U0001f600"])
+
+
+def test_no_documents():
+    for encoder in (FAST, SLOW):
+        tokens, lengths = encoder.encode(Texts.of([]))
+        assert (len(tokens), len(lengths), tokens.dtype) == (0, 0, np.uint16)
+
+
+def test_a_disagreement_is_found_in_every_unit(monkeypatch):
+    """One document of each unit is compared: a tokenizer that is always wrong does not get through any."""
+
+    class Wrong:
+        def encode(self, text):
+            return [0, *REFERENCE.encode(text)]
+
+    wrong = Encoder("gigatoken")
+    monkeypatch.setattr(wrong, "_reference", Wrong())
+    for name in ("a", "b", "c"):
+        with pytest.raises(GPT2LabError, match=rf"{name}: gigatoken and tiktoken .* --tokenizer tiktoken"):
+            wrong.encode(Texts.of(["one", "two", "x" * 50_000]), name)
+    with pytest.raises(GPT2LabError):
+        wrong.encode(Texts.of(["x" * 50_000]), "only long ones")
+    unchecked = Encoder("gigatoken", check=False)
+    monkeypatch.setattr(unchecked, "_reference", Wrong())
+    assert unchecked.encode(Texts.of(["one"]))[0].tolist() == expected(["one"])
+
+
+def test_without_gigatoken_there_is_tiktoken(monkeypatch):
+    monkeypatch.setattr(encoding.importlib.util, "find_spec", lambda name: None)
+    assert Encoder().encode(Texts.of(["one two"]))[0].tolist() == expected(["one two"])
+    with pytest.raises(GPT2LabError, match="gigatoken is not installed: pip install"):
+        Encoder("gigatoken")
+
+
+def test_starting_afresh_changes_nothing(monkeypatch):
+    monkeypatch.setattr(encoding, "_BETWEEN", 0)
+    monkeypatch.setattr(encoding, "_resident", lambda: 1 << 40)
+    encoder = Encoder("gigatoken")
+    first = encoder._fast
+    assert encoder.encode(Texts.of(["one two"]))[0].tolist() == expected(["one two"])
+    assert encoder._fast is not first
+
+
+def test_hashes_are_equal_where_documents_are():
+    unit = Ready("u", Texts.of(["same", "other", "same", ""]))
+    hashes = encode(Recipe(), unit).hashes
+    assert hashes[0] == hashes[2]
+    assert len(set(hashes.tolist())) == 3
+    assert (encode(Recipe(engine="tiktoken"), unit).hashes == hashes).all()

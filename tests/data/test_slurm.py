@@ -1,0 +1,81 @@
+"""The Slurm scripts are run here by stand-ins for sbatch and srun; what comes out is what one machine makes."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from gpt2lab.data import slurm
+from gpt2lab.data.prepare import Options, make
+from gpt2lab.data.sources import fineweb_edu
+from gpt2lab.errors import GPT2LabError
+from tests.data import corpora
+
+SBATCH = """#!/bin/sh
+n=$(ls "$SCRIPTS" | wc -l)
+for script; do :; done
+cp "$script" "$SCRIPTS/$n.sh"; echo "$*" > "$SCRIPTS/$n.args.$n"
+echo "Submitted batch job 10$n"
+"""
+SRUN = '#!/bin/sh\nwhile [ "$1" != launch_pickled_pipeline ]; do shift; done\nexec "$@"\n'
+SCONTROL = "#!/bin/sh\necho localhost\n"
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("SCRIPTS", str(scripts))
+    return scripts
+
+
+def test_what_is_submitted_makes_the_same_shards(cluster, tmp_path):
+    source = fineweb_edu.source(mirror=corpora.mirror(tmp_path / "mirror"))
+    options = Options(shard_tokens=3000, val_tokens=2500)
+    make(source, tmp_path / "alone", options)
+    folder = tmp_path / "out"
+    line = slurm.submit(
+        source, folder, options, slurm.parse(["partition=cpu", "tasks=2", "account=me", "time=1:00:00"])
+    )
+    assert line.startswith("submitted: 2 tasks encode, then job 10")
+
+    texts = {file: file.read_text() for file in sorted(cluster.glob("*.sh"), key=lambda file: int(file.stem))}
+    pipelines = [(file, text) for file, text in texts.items() if "launch_pickled_pipeline" in text]
+    assert len(pipelines) == 2
+    for option in ("--array=0-1", "--partition=cpu", "--account=me", "--time=1:00:00", "--cpus-per-task=4"):
+        assert f"#SBATCH {option}" in pipelines[0][1]
+    assert "#SBATCH --array=0-0" in pipelines[1][1]
+    arguments = next(cluster.glob(f"{pipelines[1][0].stem}.args.*")).read_text()
+    assert "--dependency=afterok:100" in arguments
+
+    for (file, _), tasks in zip(pipelines, (2, 1), strict=True):
+        for task in range(tasks):
+            task_environment = {"SLURM_ARRAY_TASK_ID": str(task), "RUN_OFFSET": "0", "SLURM_NODELIST": "localhost"}
+            done = subprocess.run(
+                ["bash", str(file)], env=os.environ | task_environment, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+    assert corpora.contents(folder) == corpora.contents(tmp_path / "alone")
+    assert not (folder / ".parts").exists()
+    with pytest.raises(GPT2LabError, match="is complete; there is nothing to do"):
+        slurm.submit(source, folder, options, {"partition": "cpu"})
+
+
+def test_mistakes(tmp_path, monkeypatch):
+    source = fineweb_edu.source(mirror=corpora.mirror(tmp_path / "mirror", files=1))
+    with pytest.raises(GPT2LabError, match="--slurm partition: write KEY=VALUE"):
+        slurm.parse(["partition"])
+    with pytest.raises(GPT2LabError, match="--slurm partition=NAME"):
+        slurm.submit(source, tmp_path / "out", Options(), {})
+    with pytest.raises(GPT2LabError, match="tasks and cpus are numbers"):
+        slurm.submit(source, tmp_path / "out", Options(), {"partition": "cpu", "tasks": "many"})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(GPT2LabError, match="sbatch was not found; submit from a machine that has Slurm"):
+        slurm.submit(source, tmp_path / "out", Options(), {"partition": "cpu"})
+    assert json.loads((tmp_path / "out" / ".preparing").read_text())["shards"] == []
