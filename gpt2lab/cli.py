@@ -1,6 +1,7 @@
 """The `gpt2lab` command: its verbs, and how errors leave it. A wing is imported only when its verb is called."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from gpt2lab.errors import GPT2LabError
 EPILOG = """\
 gpt2lab train                                  the quickstart: a small GPT-2 on your CPU, in minutes
 gpt2lab train --config config/gpt2_124m.yaml   GPT-2 124M
+gpt2lab evaluate --model-checkpoint runs/x     HellaSwag and more, of a run, a folder or a model of the Hub
 gpt2lab prepare fineweb-edu                    its data, from the hub or a --mirror
 gpt2lab VERB --help                            what a verb takes
 """
@@ -30,14 +32,22 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 2 for an error the user can mend, 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a sample must not end a run on a terminal without its letters
     try:
         return _dispatch(arguments)
-    except GPT2LabError as error:
+    except BrokenPipeError:  # whoever read our output has gone, as in `gpt2lab train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (GPT2LabError, OSError) as error:
         rank = os.environ.get("RANK", "0")
-        print(f"gpt2lab: {'' if rank == '0' else f'[rank {rank}] '}{error}", file=sys.stderr)
+        text = " ".join(str(error).split())
+        print(f"gpt2lab: {'' if rank == '0' else f'[rank {rank}] '}{text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("gpt2lab: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        print("gpt2lab: interrupted; started again, it goes on from what is kept", file=sys.stderr)
         return 130
 
 
@@ -48,8 +58,12 @@ def _dispatch(arguments: list[str]) -> int:
     verbs.add_parser("train", help="train a model; resumes where the run stopped", add_help=False)
     verbs.add_parser("prepare", help="make token shards from a corpus; goes on where it stopped", add_help=False)
     verbs.add_parser("data", help="look at a folder of token shards, or verify it", add_help=False)
+    verbs.add_parser("evaluate", help="score a model: HellaSwag, other tasks, validation loss", add_help=False)
+    verbs.add_parser("report", help="draw a run's curves and write its report.html", add_help=False)
+    verbs.add_parser("settings", help="print every setting, as text or as a JSON schema", add_help=False)
     parsed, rest = parser.parse_known_args(arguments)
-    return {"train": _train, "prepare": _prepare, "data": _data}[parsed.verb](rest)
+    doors = {"train": _train, "prepare": _prepare, "data": _data, "evaluate": _evaluate}
+    return (doors | {"report": _report, "settings": _settings})[parsed.verb](rest)
 
 
 def _train(arguments: list[str]) -> int:
@@ -207,3 +221,88 @@ def _positive(text: str) -> int:
     if number < 1 or number != int(number):
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least 1")
     return int(number)
+
+
+def _evaluate(arguments: list[str]) -> int:
+    parser = _Parser(
+        prog="gpt2lab evaluate",
+        description="Score a model on HellaSwag and other tasks, and take its validation loss.",
+    )
+    add = parser.add_argument
+    add(
+        "--model-checkpoint",
+        required=True,
+        metavar="NAME",
+        help="a run directory (its newest good checkpoint), a model's folder, or a Hub id such as gpt2",
+    )
+    add("--tasks", default="hellaswag", metavar="A,B", help="tasks by name, lm_eval:NAME for one of lm-eval's own")
+    add("--hellaswag-file", metavar="FILE", help="HellaSwag's validation set, in either schema (default: downloaded)")
+    add("--data-dir", metavar="DIR", help="folder of token shards for the validation loss, or of the tasks' files")
+    add("--mirror", metavar="DIR", help="folder to take downloads from instead of the network (or $GPT2LAB_MIRROR)")
+    add("--limit", type=_count, metavar="N", help="so many items of each task, always the same ones (default: all)")
+    add(
+        "--val-tokens",
+        type=_count,
+        metavar="N",
+        help="tokens of the validation loss; 0: none (default: the run's)",
+    )
+    add("--json", action="store_true", help="print one JSON object, and nothing else, to standard output")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the matrix products (default: auto)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)")
+    add("--batch-tokens", type=_count, metavar="N", help="tokens of a forward pass (default: by device)")
+    add("--include", metavar="DIR", help="folder of further task files for lm_eval:NAME")
+    parsed = parser.parse_args(arguments)
+
+    from gpt2lab.evaluation import launch
+
+    names = tuple(dict.fromkeys(name.strip() for name in parsed.tasks.split(",") if name.strip()))
+    launch.run(
+        launch.Options(
+            checkpoint=parsed.model_checkpoint,
+            tasks=names,
+            hellaswag_file=parsed.hellaswag_file,
+            data_dir=parsed.data_dir,
+            mirror=parsed.mirror,
+            limit=parsed.limit,
+            val_tokens=parsed.val_tokens,
+            as_json=parsed.json,
+            device=parsed.device,
+            precision=parsed.precision,
+            batch_tokens=parsed.batch_tokens or None,
+            include=parsed.include,
+        )
+    )
+    return 0
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def _report(arguments: list[str]) -> int:
+    parser = _Parser(
+        prog="gpt2lab report", description="Draw loss_curve.png and write report.html into a run directory."
+    )
+    parser.add_argument("run", metavar="RUN", help="a run directory, such as runs/quickstart")
+    parser.add_argument("--price-per-hour", type=float, metavar="PRICE", help="of all the run's machines together")
+    parsed = parser.parse_args(arguments)
+
+    from pathlib import Path
+
+    from gpt2lab.tracking import report
+
+    print(f"wrote {report.write(Path(parsed.run), parsed.price_per_hour)}")
+    return 0
+
+
+def _settings(arguments: list[str]) -> int:
+    parser = _Parser(prog="gpt2lab settings", description="Print every setting with its type, default and meaning.")
+    parser.add_argument("--schema", action="store_true", help="as a JSON schema, for completion in an editor")
+    parsed = parser.parse_args(arguments)
+
+    from gpt2lab import config
+
+    print(config.json_schema() if parsed.schema else config.reference(), end="")
+    return 0

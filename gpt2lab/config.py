@@ -8,9 +8,10 @@ The docstring below a field is its help text. Nothing here imports torch, so a t
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -44,7 +45,9 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _bool_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError(f"{info.field_name} holds a NUL character")
         if isinstance(value, bool) and info.field_name and cls.model_fields[info.field_name].annotation is not bool:
             raise ValueError(f"{info.field_name} takes a number or text, not {str(value).lower()}")
         return value
@@ -55,7 +58,7 @@ class RunConfig(Section):
     """Name of the run directory; the recipe's file name unless set."""
     out_dir: str = "runs"
     """Folder that holds run directories."""
-    seed: NonNegativeInt = 1337
+    seed: Annotated[int, Field(ge=0, lt=2**62)] = 1337
     """Seed of the initial weights, the order of the data and the samples."""
     resume: str = "auto"
     """auto: the newest good checkpoint of this run, if any; never: refuse an existing run; or a checkpoint's path."""
@@ -87,7 +90,8 @@ class GPT2Config(Section):
         values = {key: value for key, value in values.items() if value is not None}
         if isinstance(size := values.get("size"), str):
             values["size"] = _SIZE_ALIASES.get(size.removeprefix("gpt2-"), size.removeprefix("gpt2-"))
-        if (shape := SIZES.get(values.get("size", "124M"))) is not None:
+        size = values.get("size", "124M")
+        if isinstance(size, str) and (shape := SIZES.get(size)) is not None:
             values = dict(zip(("n_layer", "n_head", "n_embd"), shape, strict=True)) | values
         return values
 
@@ -118,6 +122,10 @@ class TrainConfig(Section):
     """Validation loss every so many steps, before the first and after the last; 0: never."""
     eval_tokens: PositiveInt = 10_485_760
     """Tokens of the validation split that the loss is taken over: always the same ones, its first."""
+    hellaswag_every: NonNegativeInt = 0
+    """HellaSwag accuracy every so many steps, before the first and after the last; 0: never."""
+    hellaswag_limit: NonNegativeInt = 0
+    """Take so many of its 10,042 items, always the same ones; 0: all."""
     sample_every: NonNegativeInt = 250
     """Text samples every so many steps, before the first and after the last; 0: never."""
     sample_prompt: Annotated[str, Field(min_length=1)] = "Hello this is AI model,"
@@ -163,6 +171,8 @@ class CheckpointConfig(Section):
 class TrackingConfig(Section):
     log_every: PositiveInt = 1
     """Steps a line on the screen or in the log; metrics.jsonl has every step."""
+    price_per_hour: NonNegative = 0.0
+    """What all machines of the run cost an hour, for the report's cost; 0: not shown."""
 
 
 class SystemConfig(Section):
@@ -227,8 +237,11 @@ class Config(Section):
                 f"micro_batch_size {micro} x {world_size} processes); the nearest that works: {nearest}"
             )
         share = total // (block * world_size)
-        fits = [n for n in range(1, share + 1) if share % n == 0 and (n == 1 or n * block <= max_micro_tokens)]
-        size = fits[-1] if micro == "auto" else micro
+        if micro == "auto":
+            most = max(1, min(share, max_micro_tokens // block))
+            size = next(n for n in range(most, 0, -1) if share % n == 0)
+        else:
+            size = micro
         return BatchPlan(sequences=share * world_size, micro_batch_size=size, grad_accum_steps=share // size)
 
     def to_yaml(self) -> str:
@@ -240,9 +253,16 @@ class Config(Section):
         stream = io.StringIO()
         yaml = YAML(typ="safe", pure=True)
         yaml.default_flow_style = False
+        yaml.representer.add_representer(float, _represent_float)
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # keep the order of the sections
         yaml.dump(self.model_dump(), stream)
         return stream.getvalue()
+
+
+def _represent_float(representer: Any, value: float) -> Any:
+    """1e-08 as 1.0e-08: readers of YAML 1.1 take the former for text."""
+    text = repr(value)
+    return representer.represent_scalar("tag:yaml.org,2002:float", text if "." in text else text.replace("e", ".0e"))
 
 
 def leaves() -> Iterator[tuple[str, Any]]:
@@ -250,6 +270,46 @@ def leaves() -> Iterator[tuple[str, Any]]:
     for section, field in Config.model_fields.items():
         for key, leaf in field.annotation.model_fields.items():  # type: ignore[union-attr]
             yield f"{section}.{key}", leaf
+
+
+def json_schema() -> str:
+    """JSON schema of a recipe file, for editors that complete and check YAML by one."""
+    import json
+
+    return json.dumps(Config.model_json_schema(), indent=2) + "\n"
+
+
+def reference() -> str:
+    """Every setting as Markdown tables, one a section."""
+    lines = [
+        "# Settings",
+        "",
+        "Each is a key in a recipe (`section:` and below it `key: value`) and an option on the command line",
+        "(`--section.key value`). Made by `gpt2lab settings`; recipes set their own values over these defaults.",
+    ]
+    section = ""
+    for name, field in leaves():
+        if name.partition(".")[0] != section:
+            section = name.partition(".")[0]
+            lines += ["", f"## {section}", "", "| setting | type | default | meaning |", "|---|---|---|---|"]
+        lines.append(f"| `{name}` | {_type_name(field.annotation)} | `{_plain(field.default)}` | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def _type_name(annotation: Any) -> str:
+    """A field's type in words: `int`, `float or null`, `one of auto, on, off`."""
+    options = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return f"one of {', '.join(map(str, options))}" if len(options) > 1 else str(options[0])
+    if get_origin(annotation) is Annotated:
+        return _type_name(options[0])
+    if options:
+        return " or ".join(_type_name(option) for option in options)
+    return "null" if annotation is type(None) else str(annotation.__name__)
+
+
+def _plain(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -295,12 +355,18 @@ def load(files: Iterable[str | Path] = (), overrides: Mapping[str, Any] | None =
         for section, values in _read_yaml(file).items():
             if section not in Config.model_fields:
                 raise GPT2LabError(f"{file}: {unknown_setting(str(section))}")
+            if values is None:
+                continue  # a section whose keys are all commented out
             if not isinstance(values, Mapping):
                 raise GPT2LabError(f"{file}: {section} must hold settings, not {values!r}")
+            if section == "model" and values.get("size") is not None:
+                _forget_shape(merged)
             for key, value in values.items():
                 merged.setdefault(str(section), {})[str(key)] = value
                 origin[f"{section}.{key}"] = f"{file}: "
-        file_name = file.stem
+        file_name = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).lstrip("._-") or None
+    if overrides and overrides.get("model.size") is not None:
+        _forget_shape(merged)
     for name, value in (overrides or {}).items():
         section, _, key = name.partition(".")
         merged.setdefault(section, {})[key] = None if value == "null" else value
@@ -310,6 +376,12 @@ def load(files: Iterable[str | Path] = (), overrides: Mapping[str, Any] | None =
         return Config.model_validate(merged)
     except ValidationError as error:
         raise GPT2LabError(_first_line(error, origin)) from None
+
+
+def _forget_shape(merged: dict[str, dict[str, Any]]) -> None:
+    """A size means its own numbers, not those that a file before it gave."""
+    for key in ("n_layer", "n_head", "n_embd"):
+        merged.get("model", {}).pop(key, None)
 
 
 def _read_yaml(file: Path) -> Mapping[str, Any]:
@@ -325,6 +397,8 @@ def _read_yaml(file: Path) -> Mapping[str, Any]:
         raise GPT2LabError(f"{file}: line {_line(error)}: {repeated}; keep one") from None
     except MarkedYAMLError as error:
         raise GPT2LabError(f"{file}: line {_line(error)}: not valid YAML: {error.problem}") from None
+    except RecursionError:
+        raise GPT2LabError(f"{file}: nested too deep for a recipe; sections hold plain values") from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise GPT2LabError(f"{file}: not valid YAML: {error}") from None
     except OSError as error:

@@ -83,6 +83,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = temporary_name(path)
+    replaced = temporary.with_name(f"{temporary.name}-replaced")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
@@ -91,13 +92,17 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
             sync(file)
         write_digests(temporary)
         sync(temporary)
-        if path.exists():
-            shutil.rmtree(path)
+        if path.exists():  # out of the way by a rename: at no time is there half of it
+            shutil.rmtree(replaced, ignore_errors=True)
+            os.replace(path, replaced)
         os.replace(temporary, path)
         sync(path.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
+        if replaced.exists() and not path.exists():
+            os.replace(replaced, path)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -141,10 +146,10 @@ def write_digests(folder: Path) -> None:
 
 
 def verify_digests(folder: Path) -> None:
-    """Check every file of `folder` against its `SHA256SUMS`.
+    """Check every file that `SHA256SUMS` lists. Files beside them (a tokenizer that somebody added) do not matter.
 
     Raises:
-        GPT2LabError: `SHA256SUMS` is missing or malformed, a file is missing, was changed, or is not listed.
+        GPT2LabError: `SHA256SUMS` is missing or malformed; a file is missing, was changed or cannot be read.
     """
     try:
         lines = (folder / DIGESTS).read_text(encoding="utf-8").splitlines()
@@ -156,11 +161,12 @@ def verify_digests(folder: Path) -> None:
         if not separator or len(digest) != 64:
             raise GPT2LabError(f"{folder / DIGESTS} is damaged")
         listed[name] = digest
-    present = {file.name for file in folder.iterdir()} - {DIGESTS}
-    if odd := sorted(present.symmetric_difference(listed)):
-        raise GPT2LabError(f"{folder / odd[0]} is {'missing' if odd[0] in listed else f'not listed in {DIGESTS}'}")
     for name, digest in listed.items():
-        if sha256(folder / name) != digest:
+        try:
+            found = sha256(folder / name)
+        except OSError as error:
+            raise GPT2LabError(f"{folder / name} cannot be read: {error.strerror}") from error
+        if found != digest:
             raise GPT2LabError(f"{folder / name} does not match its sha256 in {DIGESTS}: the file is damaged")
 
 
@@ -183,10 +189,14 @@ class DirectoryLock:
             raise GPT2LabError(f"cannot write into {self.path.parent}: {error.strerror}; use another folder") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        except OSError as error:
             owner = os.read(self._file, 200).decode(errors="replace").strip() or "unknown"
             os.close(self._file)
             self._file = None
+            if not isinstance(error, BlockingIOError):
+                raise GPT2LabError(
+                    f"cannot lock {self.path}: {error.strerror}; use a folder on another disk"
+                ) from error
             raise GPT2LabError(
                 f"{self.path.parent} is in use by another process ({owner}); wait, end it, or use another folder"
             ) from error

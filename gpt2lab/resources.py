@@ -22,17 +22,17 @@ _TIMEOUT = 30  # seconds without an answer
 
 def find(
     name: str,
-    digest: str,
+    digest: str | None,
     *,
     package: str | None = None,
     mirror: str | Path | None = None,
     url: str | None = None,
 ) -> Path:
-    """The path of a file whose sha256 is `digest`.
+    """The path of a file whose sha256 is `digest`; the first place that has it decides where that is None.
 
     Args:
         name: path inside cache and mirror, such as `gpt2_bpe/vocab.bpe`.
-        digest: hexadecimal sha256 the file must have.
+        digest: hexadecimal sha256 the file must have; None where it is not known, and the caller checks the content.
         package: installed distribution that may carry a file of that base name. It is looked up in the
             distribution's list of files; the package is not imported.
         mirror: folder laid out by dataset; `$GPT2LAB_MIRROR` unless given.
@@ -48,7 +48,7 @@ def find(
         candidates.append(Path(mirror) / name)
     present = [path for path in candidates if path.is_file()]
     for path in present:
-        if sha256(path) == digest:
+        if digest is None or sha256(path) == digest:
             return path
     if url is not None:
         return _download(url, digest, cache_folder() / name, name)
@@ -78,7 +78,7 @@ def _in_package(package: str, base_name: str) -> list[Path]:
     return [Path(str(file.locate())) for file in listed if file.name == base_name]
 
 
-def _download(url: str, digest: str, path: Path, name: str) -> Path:
+def _download(url: str, digest: str | None, path: Path, name: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         request = urllib.request.Request(url, headers={"User-Agent": "gpt2lab"})
@@ -91,7 +91,7 @@ def _download(url: str, digest: str, path: Path, name: str) -> Path:
         ) from None
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
-        if sha256(temporary) != digest:
+        if digest is not None and sha256(temporary) != digest:
             raise GPT2LabError(
                 f"{url} gave another file than expected ({len(content)} bytes, its sha256 differs): a proxy's page, "
                 f"or a broken download; try again, or give a folder that has {name} with --mirror"

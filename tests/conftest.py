@@ -1,6 +1,10 @@
 """Shared by all tests: where the optional real data is, small data made on the spot, and which skips are allowed."""
 
 import os
+
+# Tiny models: more threads only wait for each other, and on a busy machine for long. Before torch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from pathlib import Path
 
 import numpy as np

@@ -9,7 +9,15 @@ PACKAGE = Path(__file__).parent.parent / "gpt2lab"
 
 # Module or room -> what it may import of gpt2lab, beside config, errors and the package itself (docs/architecture.md).
 ALLOWED = {
-    "cli": {"training.launch", "data.prepare", "data.adopt", "data.check", "data.slurm"},
+    "cli": {
+        "training.launch",
+        "evaluation.launch",
+        "data.prepare",
+        "data.adopt",
+        "data.check",
+        "data.slurm",
+        "tracking.report",
+    },
     "training.launch": {"training", "data", "model", "evaluation", "tracking", "system", "files"},
     "training.run_directory": {"files", "system", "tracking.metrics", "training.checkpoint"},
     "training.trainer": {
@@ -21,10 +29,14 @@ ALLOWED = {
     },
     "training.checkpoint": {"files", "model", "training.optimizer"},
     "training": set(),  # schedule, optimizer
-    "evaluation": {"model", "data.tokenizer", "system", "resources"},
-    "tracking": {"files"},
+    "evaluation.launch": {"evaluation", "model", "data", "system", "files"},
+    "evaluation.baselines": set(),
+    "evaluation.jsonl": set(),
+    "evaluation": {"evaluation", "model", "data.tokenizer", "system", "resources", "files"},
+    "tracking": {"files", "tracking.plots", "evaluation.baselines"},
     "data": {"resources", "files", "data"},
     "model.huggingface": {"files", "resources"},
+    "model.pretrained": {"files", "resources", "model.huggingface"},
     "model": {"model"},
     "system": {"system"},
     "resources": {"files"},
@@ -85,9 +97,10 @@ def loaded_after(statement: str) -> set[str]:
 
 
 def test_nothing_heavy_at_import():
-    heavy = {"torch", "numpy", "matplotlib", "rich", "tiktoken", "transformers", "pyarrow", "gradio"}
+    heavy = {"torch", "numpy", "matplotlib", "rich", "tiktoken", "transformers", "pyarrow", "gradio", "lm_eval"}
     assert not heavy & loaded_after("import gpt2lab.cli, gpt2lab.config")
     optional = {"torch", "tiktoken", "pyarrow", "gigatoken", "awkward", "huggingface_hub", "ray", "datatrove"}
     data = "adopt, check, executors, loader, prepare, slurm"
     assert not optional & loaded_after(f"from gpt2lab.data import {data}; from gpt2lab.data.sources import fineweb_edu")
-    assert not {"matplotlib", "rich", "transformers"} & loaded_after("import gpt2lab.training.launch")
+    later = {"matplotlib", "rich", "transformers", "lm_eval", "huggingface_hub"}
+    assert not later & loaded_after("import gpt2lab.training.launch, gpt2lab.evaluation.launch")

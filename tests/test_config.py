@@ -88,6 +88,10 @@ BAD = {
     "duplicate section": ("train: {max_steps: 3}\ntrain: {max_steps: 3}", 'line 2: found duplicate key "train"'),
     "broken YAML": ("train: [1", "line 1: not valid YAML"),
     "python tag": ("train: {max_steps: !!python/object/apply:os.getpid []}", "not valid YAML"),
+    "list for a size": ("model: {size: [1]}", "model.size: should be"),
+    "NUL in a path": ('run: {out_dir: "a\\0b"}', "out_dir holds a NUL character"),
+    "seed beyond 64 bits": ("run: {seed: 99999999999999999999}", "run.seed: should be less than"),
+    "nested too deep": ("train: " + "[" * 800 + "]" * 800, "nested too deep"),
     "empty prompt": ("train: {sample_prompt: ''}", "train.sample_prompt"),
 }
 
@@ -99,6 +103,26 @@ def test_bad_input_is_one_line_that_names_the_key(yaml, case):
         load([yaml(text)])
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_size_given_later_means_its_numbers(yaml):
+    first = yaml("model: {n_layer: 2, n_embd: 96, block_size: 64}", "a.yaml")
+    assert load([first], {"model.size": "medium"}).model.n_layer == 24
+    assert load([first], {"model.size": "medium"}).model.block_size == 64
+    assert load([first], {"model.size": "medium", "model.n_layer": "3"}).model.n_layer == 3
+    assert load([first, yaml("model: {size: xl, n_layer: 3}", "b.yaml")]).model.n_embd == 1600
+
+
+def test_what_is_written_is_read_alike_by_older_yaml(yaml):
+    import yaml as pyyaml  # comes with transformers; a reader of YAML 1.1
+
+    settings = load([], {"optimizer.eps": "1e-8", "optimizer.min_lr": "6e-5"})
+    assert pyyaml.safe_load(settings.to_yaml()) == settings.model_dump()
+
+
+def test_odd_but_harmless_files(yaml):
+    assert load([yaml("")]) == load([yaml("train:\n  # max_steps: 3\n")])
+    assert load([yaml("", "my first recipe.yaml")]).run.name == "my-first-recipe"
 
 
 def test_errors_name_the_file_or_the_option_they_come_from(yaml):

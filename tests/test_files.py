@@ -70,8 +70,6 @@ def damage(folder, kind):
         (folder / "a").write_bytes(b"aaa")
     elif kind == "file missing":
         (folder / "b").unlink()
-    elif kind == "file added":
-        (folder / "c").write_bytes(b"")
     elif kind == "digests missing":
         (folder / "SHA256SUMS").unlink()
     elif kind == "digests cut short":
@@ -87,7 +85,6 @@ def damage(folder, kind):
         "bit flipped",
         "truncated",
         "file missing",
-        "file added",
         "digests missing",
         "digests cut short",
         "digests not text",
@@ -117,3 +114,25 @@ def test_one_owner_a_folder_and_a_dead_one_is_no_owner(tmp_path):
         owner.wait()
     with files.DirectoryLock(tmp_path):
         pass
+
+
+def test_a_file_that_somebody_added_does_not_matter(folder):
+    (folder / "tokenizer.json").write_text("{}")
+    files.verify_digests(folder)
+
+
+def test_replacing_a_directory_keeps_the_old_one_until_the_new_one_is_there(folder, monkeypatch):
+    rename = os.replace
+
+    def fails_for_the_new_one(source, target):
+        if str(source).endswith(".tmp-whole"):
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_for_the_new_one)
+    with pytest.raises(GPT2LabError, match="No space left"), files.atomic_directory(folder) as temporary:
+        (temporary / "a").write_bytes(b"new")
+    monkeypatch.undo()
+    files.verify_digests(folder)
+    assert (folder / "a").read_bytes() == b"aaaa"
+    assert os.listdir(folder.parent) == ["whole"]

@@ -176,5 +176,5 @@ def _check_ids(stream: TokenStream, starts: Ids, tokens: npt.NDArray[np.uint16],
         file, offset = stream.locate(int(starts[row] + column))
         raise GPT2LabError(
             f"{file}: token {offset} is {tokens[row, column]}, but model.vocab_size is {vocab_size}; "
-            f"the shard is damaged or from another tokenizer: prepare it again"
+            f"set the model's vocabulary to the shards', or prepare them again if they are damaged"
         )

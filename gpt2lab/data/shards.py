@@ -63,7 +63,8 @@ class TokenStream:
         files: the shards, in order.
         documents: how many the manifest counts; None without one.
         starts: position of every shard's first token, and the end: `(shards + 1,)` int64.
-        fingerprint: hexadecimal sha256 over the shards' names, token counts and, from a manifest, digests.
+        fingerprint: hexadecimal sha256 over the shards' names, token counts, first and last 4,096 tokens and, from a
+            manifest, digests.
 
     Raises:
         GPT2LabError: on construction, when a file is not a whole shard.
@@ -75,7 +76,8 @@ class TokenStream:
         self._shards = [_map_shard(file) for file in files]
         self.starts: npt.NDArray[np.int64] = np.cumsum([0, *map(len, self._shards)], dtype=np.int64)
         digests = [manifest.shards[file.name].sha256 if manifest else "" for file in files]
-        parts = zip((file.name for file in files), map(len, self._shards), digests, strict=True)
+        ends = [hashlib.sha256(shard[:4096].tobytes() + shard[-4096:].tobytes()).hexdigest() for shard in self._shards]
+        parts = zip((file.name for file in files), map(len, self._shards), ends, digests, strict=True)
         self.fingerprint = hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -277,7 +279,7 @@ def _read_npy_header(path: Path, file: BinaryIO) -> int:
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         else:
             shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-    except ValueError as error:
+    except Exception as error:  # numpy parses the header as Python: a damaged one raises nearly anything
         raise GPT2LabError(
             f"{path} is {_emptiness(path)}not a whole .npy file ({error}); copy or prepare it again"
         ) from None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import huggingface
+from gpt2lab.model import huggingface, pretrained
 
 INIT_STD = 0.02
 LAYER_NORM_EPS = 1e-5
@@ -47,12 +47,13 @@ class Attention(nn.Module):
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd)  # query, key and value in one product
         self.c_proj = Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) to (B, T, C)."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T, C) to (B, T, C); a mask, bool (B, 1, T, T), says which position may look at which instead."""
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # softmax(q k^T / sqrt(D)) v, fused
+        # softmax(q k^T / sqrt(D)) v, fused
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # type: ignore[no-any-return]
 
 
@@ -79,9 +80,9 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, C) to (B, T, C)."""
-        x = x + self.attn(self.ln_1(x))
+        x = x + self.attn(self.ln_1(x), mask)
         return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
 
 
@@ -95,18 +96,26 @@ class Transformer(nn.Module):
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
 
-    def forward(self, idx: Tensor) -> Tensor:
+    def forward(self, idx: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """int64 (B, T) to (B, T, C).
 
+        Args:
+            positions: int64 (B, T), each below block_size; 0 … T - 1 unless given.
+            mask: bool (B, 1, T, T), true where a position (row) may look at another; what came before unless given.
+                Both together let one row hold several texts that begin alike (evaluation/scoring.py).
+
         Raises:
-            GPT2LabError: T is above block_size.
+            GPT2LabError: T is above block_size, and no positions are given.
         """
         length, limit = idx.shape[1], self.wpe.num_embeddings
-        if length > limit:
+        if positions is not None:
+            x = self.wte(idx) + self.wpe(positions)
+        elif length > limit:
             raise GPT2LabError(f"{length} tokens do not fit into block_size {limit}; shorten the sequence")
-        x = self.wte(idx) + self.wpe.weight[:length]  # (B, T, C) + (T, C)
+        else:
+            x = self.wte(idx) + self.wpe.weight[:length]  # (B, T, C) + (T, C)
         for block in self.h:
-            x = block(x)
+            x = block(x, mask)
         return self.ln_f(x)  # type: ignore[no-any-return]
 
 
@@ -161,13 +170,13 @@ class GPT2(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "GPT2":
-        """The model in a Hugging Face GPT-2 folder (also: any checkpoint of a run), float32 on the CPU.
+    def from_pretrained(cls, name: str | Path) -> "GPT2":
+        """The model in a Hugging Face GPT-2 folder, a run's newest good checkpoint, or of the Hub; fp32, on the CPU.
 
         Raises:
-            GPT2LabError: see `huggingface.read`.
+            GPT2LabError: see `pretrained.find` and `huggingface.read`.
         """
-        config, weights = huggingface.read(folder)
+        config, weights = huggingface.read(pretrained.find(name).folder)
         with torch.device("meta"):  # no memory yet: every weight comes from the file
             model = cls(config)
         model.load_state_dict(weights, assign=True)

@@ -50,8 +50,9 @@ class DistContext:
         return contextlib.nullcontext()
 
     def sum(self, value: Tensor) -> Tensor:
-        """Sum of a tensor over ranks; the same on every rank."""
+        """Sum of a tensor over ranks; the same on every rank, on this rank's device if there are several."""
         if self.world_size > 1:
+            value = value.to(self.device)
             dist.all_reduce(value)
         return value
 
@@ -60,14 +61,14 @@ class DistContext:
         return self.sum(value) / self.world_size
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """Run `work` on rank 0 and give its result, or its GPT2LabError, to every rank."""
+        """Run `work` on rank 0 and give its result, or its error as a GPT2LabError, to every rank."""
         if self.world_size == 1:
             return work()
         outcome: list[Any] = [None, None]
         if self.is_main:
             try:
                 outcome[0] = work()
-            except GPT2LabError as error:
+            except (GPT2LabError, OSError) as error:
                 outcome[1] = str(error)
         dist.broadcast_object_list(outcome, device=self.device if self.device.type == "cuda" else None)
         if outcome[1] is not None:
@@ -81,15 +82,20 @@ def start(device_name: str) -> Iterator[DistContext]:
 
     NCCL between CUDA devices, gloo otherwise.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    device = devices.choose(device_name, int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        world_size, local_rank = (
+            int(os.environ.get(name, one)) for name, one in (("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+        )
+    except ValueError as error:
+        raise GPT2LabError(f"WORLD_SIZE and LOCAL_RANK must be numbers, as torchrun sets them: {error}") from error
+    device = devices.choose(device_name, local_rank)
     if world_size == 1:
         yield DistContext(rank=0, world_size=1, device=device)
         return
-    if device.type == "cuda":
-        dist.init_process_group("nccl", device_id=device)
-    else:
-        dist.init_process_group("gloo")
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except ValueError as error:
+        raise GPT2LabError(f"cannot join the other processes: {error}; start with torchrun") from error
     try:
         yield DistContext(rank=dist.get_rank(), world_size=world_size, device=device)
     finally:

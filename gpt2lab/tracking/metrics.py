@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gpt2lab import files
+from gpt2lab.errors import GPT2LabError
 
 
 class Sink(Protocol):
@@ -27,13 +28,13 @@ def truncate_jsonl(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             step = json.loads(line)["step"]
+            if step <= last_step:
+                kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
-        if step <= last_step:
-            kept.append(line + "\n")
     with files.atomic_write(path) as temporary:
         temporary.write_text("".join(kept), encoding="utf-8")
 
@@ -50,8 +51,11 @@ class JsonLines:
 
     def write(self, record: Mapping[str, object]) -> None:
         """Write any record as one line."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise GPT2LabError(f"cannot write {self._file.name}: {error.strerror}; free space and run again") from error
 
     def close(self) -> None:
         """Close the file."""

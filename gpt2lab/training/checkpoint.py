@@ -26,6 +26,7 @@ from gpt2lab import files
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import huggingface
 from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.model.pretrained import steps as steps
 from gpt2lab.training import optimizer as optimizers
 
 FORMAT = 1
@@ -51,8 +52,8 @@ class Checkpoint:
         """
         _, weights = huggingface.read(self.path)
         ours = model.state_dict()
-        for name, tensor in ours.items():
-            if name not in weights or weights[name].shape != tensor.shape:
+        for name in (*ours, *(weights.keys() - ours.keys())):
+            if name not in weights or name not in ours or weights[name].shape != ours[name].shape:
                 raise GPT2LabError(f"{self.path}: tensor {name} is missing or does not fit this run's model")
         model.load_state_dict(weights)
         try:
@@ -60,7 +61,10 @@ class Checkpoint:
         except (SafetensorError, OSError) as error:
             raise GPT2LabError(f"{self.path / 'optimizer.safetensors'}: cannot be read: {error}") from error
         optimizers.load_state_tensors(model, optimizer, tensors)
-        _set_rng(self.state["rng"], next(model.parameters()).device)
+        try:
+            _set_rng(self.state["rng"], next(model.parameters()).device)
+        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+            raise GPT2LabError(f"{self.path / 'state.json'}: its random state cannot be read: {error}") from error
 
 
 def write(folder: Path, step: int, model: GPT2, optimizer: torch.optim.Optimizer, fingerprint: dict[str, Any]) -> Path:
@@ -98,15 +102,14 @@ def read(path: Path) -> Checkpoint:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise GPT2LabError(f"{path}: state.json cannot be read, so training cannot go on from it") from error
-    if state.get("format") != FORMAT:
-        raise GPT2LabError(f"{path}: written in format {state.get('format')}; this version reads {FORMAT}")
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise GPT2LabError(f"{path}: state.json is not of format {FORMAT}, the one this version reads")
+    fingerprint = state.get("fingerprint")
+    if not (isinstance(state.get("step"), int) and isinstance(fingerprint, dict) and "rng" in state):
+        raise GPT2LabError(f"{path}: state.json lacks step, fingerprint or rng; it was changed by hand")
+    if not isinstance(fingerprint.get("settings"), dict) or "data" not in fingerprint:
+        raise GPT2LabError(f"{path}: state.json lacks the settings or the data of its run; it was changed by hand")
     return Checkpoint(path, state)
-
-
-def steps(folder: Path) -> list[tuple[int, Path]]:
-    """(step, path) of the checkpoints in a folder, oldest first."""
-    found = [path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdigit()]
-    return sorted((int(path.name[5:]), path) for path in found)
 
 
 def newest_good(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -128,9 +131,12 @@ def newest_good(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
-def prune(folder: Path, keep_last: int, keep_every: int) -> None:
-    """Remove all but the newest `keep_last` checkpoints and those at multiples of `keep_every` (0: none)."""
-    for step, path in steps(folder)[:-keep_last]:
+def prune(folder: Path, newest: int, keep_last: int, keep_every: int) -> None:
+    """Remove all but the last `keep_last` checkpoints up to step `newest` and those at multiples of `keep_every`.
+
+    Later ones do not count: they are damaged ones that the run went back behind, and will be written again.
+    """
+    for step, path in [(step, path) for step, path in steps(folder) if step <= newest][:-keep_last]:
         if not (keep_every and step % keep_every == 0):
             doomed = files.temporary_name(path)  # renamed first: a kill half-way leaves no damaged checkpoint
             path.rename(doomed)

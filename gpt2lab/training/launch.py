@@ -7,6 +7,7 @@ Everything that can be refused is refused before the first step.
 """
 
 import contextlib
+import importlib.util
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -24,7 +25,7 @@ from gpt2lab.data.loader import Loader, fixed_sequences, prefetch
 from gpt2lab.data.shards import TokenStream, is_ready, open_split
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.evaluation import loss, samples
+from gpt2lab.evaluation import hellaswag, loss, samples, scoring
 from gpt2lab.model import flops
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.system import device as devices
@@ -39,10 +40,6 @@ from gpt2lab.training.trainer import Evaluator, Measure, Trainer
 
 Say = Callable[[str], None]
 
-# Tokens of an `auto` micro batch. The logits take 200 KB a token in fp32: on a CPU they should stay small enough to
-# be cheap to walk through, on a card they should fill it without crowding out the rest.
-AUTO_MICRO_TOKENS = {"cpu": 512, "mps": 4096, "cuda": 16384}
-
 
 def run(config: Config) -> None:
     """Train as the settings say, from the beginning or from where the run stopped.
@@ -55,7 +52,7 @@ def run(config: Config) -> None:
         say: Say = (lambda text: print(text, flush=True)) if dist.is_main else (lambda text: None)
         if dist.device.type == "cpu":
             devices.keep_freed_memory()
-        plan = config.batch_plan(dist.world_size, AUTO_MICRO_TOKENS[dist.device.type])
+        plan = config.batch_plan(dist.world_size, devices.micro_batch_tokens(dist.device))
         train_data, val_data = _open_data(config, dist, say)
         loader = Loader(
             train_data,
@@ -68,30 +65,30 @@ def run(config: Config) -> None:
         )
         policy = precision.choose(config.system.precision, dist.device)
         directory = RunDirectory(config)
-        evaluators = [
-            Evaluator("val", config.train.eval_every, _val_loss(config, val_data, plan, policy, dist)),
-            Evaluator("sample", config.train.sample_every, _sampler(config, directory, dist)),
+        possible: list[tuple[str, int, Callable[[], Measure]]] = [
+            ("val", config.train.eval_every, lambda: _val_loss(config, val_data, plan, policy, dist)),
+            ("hellaswag", config.train.hellaswag_every, lambda: _hellaswag(config, policy, dist, say)),
+            ("sample", config.train.sample_every, lambda: _sampler(config, directory, dist)),
         ]
+        evaluators = [Evaluator(name, every, make()) for name, every, make in possible if every]
 
         dist.on_main(lambda: _enter(stack, directory))
         start = dist.on_main(lambda: directory.starting_point(config.run.resume, say))
+        data_digest = f"{train_data.fingerprint} {val_data.fingerprint}"
         if start is not None:
-            run_directory.check_match(start, config, train_data.fingerprint, say)
+            run_directory.check_match(start, config, data_digest, say)
             if start.step >= config.train.max_steps:
                 say(
                     f"{directory.path} is finished: step {start.step} of {config.train.max_steps}. "
                     "To train on, raise --train.max_steps; to train anew, give another --run.name."
                 )
                 return
-        dist.on_main(lambda: directory.prepare(config, start, dist))
-
-        torch.manual_seed(config.run.seed)
-        model = GPT2(config.model).to(dist.device)
-        adamw = optimizer.build(model, config.optimizer)
+        model, adamw = _build(config, dist)
         if start is not None:
             start.restore(model, adamw)
         first_step = start.step if start else 0
         _introduce(config, plan, model, train_data, policy.name, dist, first_step, say)
+        dist.on_main(lambda: directory.prepare(config, start, dist))
 
         sinks = _sinks(config, directory, first_step) if dist.is_main else []
         for sink in sinks:
@@ -99,10 +96,13 @@ def run(config: Config) -> None:
 
         def save(step: int) -> None:
             files.sync(directory.metrics)  # a step's record is on disk before the checkpoint that goes on from it
-            fingerprint = run_directory.fingerprint(config, train_data.fingerprint)
+            fingerprint = run_directory.fingerprint(config, data_digest)
             checkpoint.write(directory.checkpoints, step, model, adamw, fingerprint)
-            checkpoint.prune(directory.checkpoints, config.checkpoint.keep_last, config.checkpoint.keep_every)
-            report.plot_loss(directory.path)
+            checkpoint.prune(directory.checkpoints, step, config.checkpoint.keep_last, config.checkpoint.keep_every)
+            try:
+                report.write(directory.path)
+            except Exception as error:  # whatever a plot may stumble over, training is not ended by it
+                say(f"warning: no report this time: {error}")
 
         trainer = Trainer(
             model=_as_it_trains(model, config, dist),
@@ -121,15 +121,33 @@ def run(config: Config) -> None:
         )
         batches = _batches(loader, plan, dist, first_step, config.train.max_steps, config.train.overfit_batch)
         stack.callback(batches.close)
-        trainer.run(batches, first_step, config.train.max_steps)
+        try:
+            trainer.run(batches, first_step, config.train.max_steps)
+        except torch.OutOfMemoryError as error:
+            raise GPT2LabError(
+                f"out of memory on {dist.device}: lower train.micro_batch_size (now {plan.micro_batch_size})"
+            ) from error
         say(
             f"done in {time.perf_counter() - began:.0f} s: {directory.path} holds metrics.jsonl, samples.jsonl, "
-            f"loss_curve.png and checkpoints/step_{config.train.max_steps:08d}"
+            f"report.html and checkpoints/step_{config.train.max_steps:08d}"
         )
 
 
 def _enter(stack: contextlib.ExitStack, directory: RunDirectory) -> None:
     stack.enter_context(directory.lock)
+
+
+def _build(config: Config, dist: DistContext) -> tuple[GPT2, torch.optim.AdamW]:
+    """The model with its first weights, which `run.seed` fixes, and its optimizer."""
+    torch.manual_seed(config.run.seed)
+    try:
+        model = GPT2(config.model).to(dist.device)
+    except RuntimeError as error:  # also torch's OutOfMemoryError; torch has no type of its own for the CPU's
+        gib = 4 * flops.parameters(config.model) / 2**30
+        raise GPT2LabError(
+            f"cannot make the model: its weights alone take {gib:,.1f} GiB ({error}); lower model.size or model.n_embd"
+        ) from error
+    return model, optimizer.build(model, config.optimizer)
 
 
 def _open_data(config: Config, dist: DistContext, say: Say) -> tuple[TokenStream, TokenStream]:
@@ -179,7 +197,8 @@ def _introduce(
 def _as_it_trains(model: GPT2, config: Config, dist: DistContext) -> nn.Module:
     """Wrapped for the ranks, and compiled where that was asked for or pays."""
     trained = dist.wrap(model)
-    if config.system.compile == "on" or (config.system.compile == "auto" and dist.device.type == "cuda"):
+    pays = dist.device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    if config.system.compile == "on" or (config.system.compile == "auto" and pays):
         trained = torch.compile(trained)  # type: ignore[assignment]
     return trained
 
@@ -195,6 +214,8 @@ def _val_loss(
     """An evaluator: loss over the first `train.eval_tokens` of val."""
     block_size = config.model.block_size
     sequences = fixed_sequences(data, block_size, config.train.eval_tokens)
+    tokenizer = Tokenizer(config.data.mirror)
+    size = loss.target_bytes(tokenizer, data.gather, sequences=sequences, block_size=block_size)
 
     def measure(plain: nn.Module, step: int) -> dict[str, float]:
         value = loss.mean_loss(
@@ -206,7 +227,26 @@ def _val_loss(
             dist=dist,
             precision=policy,
         )
-        return {"val/loss": value}
+        return {"val/loss": value, "val/bits_per_byte": loss.bits_per_byte(value, sequences * block_size, size)}
+
+    return measure
+
+
+def _hellaswag(config: Config, policy: precision.Precision, dist: DistContext, say: Say) -> Measure:
+    """An evaluator: HellaSwag in both conventions, the items shared among the ranks. The file is found here and now."""
+    data = dist.on_main(lambda: hellaswag.find(config.data.mirror))
+    say(data.describe())
+    tokenizer = Tokenizer(config.data.mirror)
+    task = hellaswag.Evaluation(data, tokenizer, limit=config.train.hellaswag_limit, keep=dist.is_main)
+    hellaswag.check_fits(task.requests, config.model.vocab_size)
+
+    def measure(plain: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(plain, GPT2)
+        began = time.perf_counter()
+        figures = task.as_json(scoring.score(plain, task.requests, dist=dist, precision=policy))
+        seconds = time.perf_counter() - began
+        say(f"{hellaswag.result_line(figures)} in {seconds:.1f} s")
+        return hellaswag.metrics(figures) | {"perf/hellaswag_seconds": seconds}
 
     return measure
 
@@ -215,7 +255,7 @@ def _sampler(config: Config, directory: RunDirectory, dist: DistContext) -> Meas
     """An evaluator that prints text and keeps it in samples.jsonl; rank 0 alone does."""
     settings = config.train
     tokenizer = Tokenizer(config.data.mirror)
-    if settings.sample_every and max(tokenizer.encode(settings.sample_prompt)) >= config.model.vocab_size:
+    if max(tokenizer.encode(settings.sample_prompt)) >= config.model.vocab_size:
         raise GPT2LabError(
             "train.sample_prompt has tokens beyond model.vocab_size; use another or set train.sample_every 0"
         )
@@ -248,14 +288,13 @@ def _batches(
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """(x, y) a step, int64 (grad_accum_steps, micro_batch_size, T) on the device, read while the last step computes."""
 
-    def on_device(tokens: np.ndarray) -> Tensor:
+    def on_host(tokens: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(tokens).view(plan.grad_accum_steps, plan.micro_batch_size, -1)
-        if dist.device.type == "cuda":
-            return tensor.pin_memory().to(dist.device, non_blocking=True)
-        return tensor.to(dist.device)
+        return tensor.pin_memory() if dist.device.type == "cuda" else tensor
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         x, y = loader.batch(step)
-        return on_device(x), on_device(y)
+        return on_host(x), on_host(y)
 
-    yield from repeat(batch(0)) if overfit else prefetch(batch, first_step, stop)
+    for x, y in repeat(batch(0)) if overfit else prefetch(batch, first_step, stop):
+        yield x.to(dist.device, non_blocking=True), y.to(dist.device, non_blocking=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab import __version__, files
-from gpt2lab.config import Config
+from gpt2lab.config import Config, load
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.system.device import describe
 from gpt2lab.system.distributed import DistContext
@@ -40,8 +40,9 @@ _NO_MATTER = (
     "data.",
     "checkpoint.",
     "tracking.",
-    "system.",
+    "system.compile",
     "train.eval",
+    "train.hellaswag",
     "train.sample",
     "train.micro",
     "model.size",
@@ -73,7 +74,7 @@ class RunDirectory:
                     "set run.resume auto to go on with it, or another run.name"
                 )
             return None
-        if resume == "auto":
+        if resume == "auto" or (existing and self._began_from() == resume):
             return checkpoint.newest_good(self.checkpoints, say)
         path = Path(resume)
         if (path / "checkpoints").is_dir():
@@ -89,20 +90,30 @@ class RunDirectory:
             )
         return found
 
+    def _began_from(self) -> str:
+        """The `run.resume` this run was started with: the same command again goes on with the run itself."""
+        try:
+            return load([self.path / "config.yaml"]).run.resume
+        except GPT2LabError:
+            return ""
+
     def prepare(self, config: Config, start: checkpoint.Checkpoint | None, dist: DistContext) -> None:
         """Write config.yaml and environment.json, and cut the records back to the step the run starts from."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         files.remove_temporaries(self.checkpoints)
         for record in (self.metrics, self.samples):
-            if start is not None:
-                origin = start.path.parent.parent / record.name  # another run's, where resume names its checkpoint
-                if not record.exists() and origin.exists():
-                    record.write_bytes(origin.read_bytes())
+            if start is not None and start.path.parent.resolve() != self.checkpoints.resolve():
+                self._adopt(record, start.path.parent.parent / record.name)
             truncate_jsonl(record, start.step if start else -1)
         with files.atomic_write(self.path / "config.yaml") as temporary:
             temporary.write_text(config.to_yaml(), encoding="utf-8")
         with files.atomic_write(self.path / "environment.json") as temporary:
             temporary.write_text(json.dumps(environment(dist), indent=2) + "\n", encoding="utf-8")
+
+    def _adopt(self, record: Path, origin: Path) -> None:
+        """Begin a record with that of the run whose checkpoint this one starts from, if it has one."""
+        with files.atomic_write(record) as temporary:
+            temporary.write_bytes(origin.read_bytes() if origin.is_file() else b"")
 
 
 def fingerprint(config: Config, data: str) -> dict[str, Any]:
@@ -157,10 +168,13 @@ def environment(dist: DistContext) -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The commit of the checkout the package runs from, with a mark if files differ from it; None outside one."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).resolve().parent.parent
     try:
+        ask = ["git", "-C", str(folder), "rev-parse", "--show-toplevel"]
+        top = subprocess.run(ask, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
+        if Path(top) != folder.parent:  # no checkout, or somebody else's that we are installed in
+            return None
         ask = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        answer = subprocess.run(ask, capture_output=True, text=True, timeout=10, check=False)
+        return subprocess.run(ask, capture_output=True, text=True, timeout=10, check=False).stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return answer.stdout.strip() or None

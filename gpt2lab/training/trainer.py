@@ -105,12 +105,15 @@ class Trainer:
     def _evaluate(self, step: int, stop: int) -> dict[str, float]:
         """Whatever is due: before the first step, at multiples of its `every`, and after the last."""
         values: dict[str, float] = {}
+        began = time.perf_counter()
         for _, every, measure in self.evaluators:
             if every and (step % every == 0 or step == stop):
                 self.plain_model.eval()
                 with torch.no_grad():
                     values |= measure(self.plain_model, step)
                 self.plain_model.train()
+        if values:
+            values["perf/eval_seconds"] = time.perf_counter() - began
         return values
 
     def _log(self, step: int, values: dict[str, float]) -> None:

@@ -44,7 +44,8 @@ def test_memory_and_description_are_plausible():
 
 
 @pytest.mark.parametrize(
-    ("name", "peak"), [("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 80GB HBM3", 989e12), ("Other", None)]
+    ("name", "peak"),
+    [("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA L40", None), ("Other", None)],
 )
 def test_the_peak_is_that_of_the_longest_name(monkeypatch, name, peak):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)

@@ -2,9 +2,6 @@
 
 import json
 
-import pytest
-
-from gpt2lab.tracking import report
 from gpt2lab.tracking.metrics import Console, JsonLines, truncate_jsonl
 
 VALUES = {
@@ -56,20 +53,3 @@ def test_on_a_terminal_there_is_a_bar_with_the_time_left(capsys):
     shown = capsys.readouterr().out
     assert "10/10" in shown
     assert "step     5 | loss" in shown
-
-
-@pytest.mark.parametrize("lines", [0, 1, 30])
-def test_the_plot_is_drawn_from_whatever_is_there(tmp_path, lines):
-    sink = JsonLines(tmp_path / "metrics.jsonl")
-    for step in range(lines):
-        sink.log(step, {"train/loss": 10 - step * 0.1} | ({"val/loss": 10.0} if step % 10 == 0 else {}))
-    report.plot_loss(tmp_path)
-    assert (tmp_path / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
-    steps, values = report.series(report.read_metrics(tmp_path), "val/loss")
-    assert steps == list(range(0, lines, 10))
-    assert values == [10.0] * len(steps)
-
-
-def test_a_line_that_is_being_written_is_not_read(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1, "tra')
-    assert report.read_metrics(tmp_path) == [{"step": 0}]

@@ -68,8 +68,9 @@ def test_none_intact_is_an_error_and_none_at_all_is_not(folder, tmp_path):
 def test_pruning_keeps_the_newest_and_the_multiples(tmp_path):
     for step in range(1, 11):
         (tmp_path / f"step_{step:08d}").mkdir()
-    checkpoint.prune(tmp_path, keep_last=2, keep_every=4)
-    assert [step for step, _ in checkpoint.steps(tmp_path)] == [4, 8, 9, 10]
+    (tmp_path / "step_00000050").mkdir()  # a damaged one that the run went back behind
+    checkpoint.prune(tmp_path, newest=10, keep_last=2, keep_every=4)
+    assert [step for step, _ in checkpoint.steps(tmp_path)] == [4, 8, 9, 10, 50]
 
 
 def test_too_little_space_is_refused_before_anything_is_written(tmp_path, monkeypatch):

@@ -85,6 +85,7 @@ def test_a_run_leaves_what_the_plan_says(straight):
         "metrics.jsonl",
         "samples.jsonl",
         "loss_curve.png",
+        "report.html",
         "checkpoints",
     }
     assert sorted(learned(straight)) == list(range(STEPS + 1))
@@ -101,6 +102,8 @@ def test_a_run_leaves_what_the_plan_says(straight):
     environment = json.loads((straight / "environment.json").read_text())
     assert environment["versions"]["torch"]
     assert environment["hardware"]["cores"] >= 1
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert environment["commit"].removesuffix("-dirty") == head.stdout.strip()
 
 
 def test_it_learns_and_starts_at_chance(straight):
@@ -285,6 +288,101 @@ def test_a_run_directory_has_one_process(token_folder, tmp_path):
         launch.run(settings(token_folder, tmp_path))
 
 
+def test_a_checkpoint_the_run_went_back_behind_never_costs_a_good_one(straight, tmp_path, token_folder, monkeypatch):
+    import shutil
+
+    shutil.copytree(straight, tmp_path / "tiny")
+    checkpoints = tmp_path / "tiny" / "checkpoints"
+    (checkpoints / f"step_{STEPS:08d}" / "model.safetensors").write_bytes(b"")
+    train_step = Trainer._train_step
+
+    def interrupted(self, step, batches):
+        if step == STEPS:
+            raise Interruption
+        return train_step(self, step, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", interrupted)
+        with pytest.raises(Interruption):
+            launch.run(settings(token_folder, tmp_path, checkpoint__keep_last=1, checkpoint__every=1))
+    launch.run(settings(token_folder, tmp_path))
+    assert learned(tmp_path / "tiny") == learned(straight)
+
+
+@pytest.mark.parametrize("kill_at", [1, 5, 6])
+def test_a_branch_goes_on_with_the_same_command(straight, tmp_path, token_folder, monkeypatch, kill_at):
+    """Its records are those of the run it left, then its own: whatever a first attempt had written."""
+    changes = {"run__resume": str(straight / "checkpoints" / "step_00000002"), "run__name": "branch"}
+    train_step = Trainer._train_step
+
+    def interrupted(self, step, batches):
+        if step >= kill_at:
+            raise Interruption
+        return train_step(self, step, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", interrupted)
+        with pytest.raises(Interruption):
+            launch.run(settings(token_folder, tmp_path, **changes))
+    launch.run(settings(token_folder, tmp_path, **changes))
+    assert learned(tmp_path / "branch") == learned(straight)
+    assert tensors(tmp_path / "branch") == tensors(straight)
+
+
+def test_bf16_resumes_exactly_too(token_folder, tmp_path, straight):
+    launch.run(settings(token_folder, tmp_path / "whole", system__precision="bf16"))
+    whole = tmp_path / "whole" / "tiny"
+    checkpoint = str(whole / "checkpoints" / "step_00000002")
+    launch.run(settings(token_folder, tmp_path, system__precision="bf16", run__resume=checkpoint))
+    assert tensors(tmp_path / "tiny") == tensors(whole)
+    assert learned(tmp_path / "tiny") == learned(whole)
+    assert tensors(whole) != tensors(straight)
+
+
+def resign(folder: Path, change) -> None:
+    """Change state.json and write digests that match, as somebody might by hand."""
+    from gpt2lab import files
+
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(change(state)))
+    files.write_digests(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: [],
+        lambda state: {k: v for k, v in state.items() if k != "step"},
+        lambda state: state | {"step": "six"},
+        lambda state: state | {"fingerprint": 3},
+        lambda state: {k: v for k, v in state.items() if k != "rng"},
+        lambda state: state | {"rng": {"cpu": "AAAA"}},
+        lambda state: state | {"rng": {"cpu": "!"}},
+        lambda state: state | {"format": 99},
+    ],
+)
+def test_a_state_changed_by_hand_is_one_line(straight, tmp_path, token_folder, change):
+    import shutil
+
+    shutil.copytree(straight, tmp_path / "tiny")
+    folder = tmp_path / "tiny" / "checkpoints" / f"step_{STEPS:08d}"
+    resign(folder, change)
+    before = (tmp_path / "tiny" / "metrics.jsonl").read_bytes()
+    with pytest.raises(GPT2LabError, match=r"state\.json"):
+        launch.run(settings(token_folder, tmp_path, run__resume=str(folder), train__max_steps=8))
+    assert (tmp_path / "tiny" / "metrics.jsonl").read_bytes() == before
+
+
+def test_other_validation_data_is_refused(straight, tmp_path, token_folder):
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in token_folder.iterdir():
+        tokens = np.load(file)
+        np.save(other / file.name, tokens[::-1] if file.name.startswith("val") else tokens)
+    with pytest.raises(GPT2LabError, match="was trained on other data"):
+        run_again(straight, tmp_path, token_folder, train__max_steps=8, data__dir=str(other))
+
+
 # -- bad input, found before a run directory exists
 
 
@@ -323,6 +421,24 @@ def test_bad_data_is_found_before_anything_is_written(token_folder, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_model_too_large_for_the_machine_is_one_line(token_folder, tmp_path):
+    with pytest.raises(GPT2LabError, match=r"cannot make the model: its weights alone take .* GiB"):
+        launch.run(settings(token_folder, tmp_path, model__n_embd=10_000_000))
+    assert not (tmp_path / "tiny" / "config.yaml").exists()
+
+
+def test_a_report_that_fails_does_not_end_the_run(token_folder, tmp_path, monkeypatch, capsys):
+    from gpt2lab.tracking import report
+
+    def broken(run):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(report, "write", broken)
+    launch.run(settings(token_folder, tmp_path))
+    assert "warning: no report this time: no fonts" in capsys.readouterr().out
+    assert sorted(learned(tmp_path / "tiny")) == list(range(STEPS + 1))
+
+
 def test_a_prompt_outside_the_vocabulary_is_found_before_the_first_step(token_folder, tmp_path):
     with pytest.raises(GPT2LabError, match=r"train\.sample_prompt"):
         launch.run(settings(token_folder, tmp_path, train__sample_prompt="Hello this is"))
@@ -351,3 +467,79 @@ def test_too_little_space_for_a_checkpoint_leaves_nothing_half_written(token_fol
     assert "cannot write" in done.stderr
     assert "Traceback" not in done.stderr
     assert list((tmp_path / "tiny" / "checkpoints").iterdir()) == []
+
+
+# -- HellaSwag while training
+
+
+@pytest.fixture(scope="module")
+def mirror(tmp_path_factory) -> Path:
+    """A mirror whose HellaSwag has as many items as the real one, all of them short."""
+    folder = tmp_path_factory.mktemp("mirror")
+    (folder / "hellaswag").mkdir()
+    with open(folder / "hellaswag" / "hellaswag_val.jsonl", "w") as file:
+        for n in range(10_042):
+            endings = [f"ends {n % m} times." for m in (7, 11, 13, 17)]
+            item = {"activity_label": "Ends", "ctx": f"Item {n}. it", "endings": endings, "label": n % 4}
+            file.write(json.dumps(item) + "\n")
+    return folder
+
+
+def with_hellaswag(token_folder: Path, out_dir: Path, mirror: Path, **changes) -> Config:
+    changes = {"train__hellaswag_limit": 12, "data__mirror": str(mirror), "model__vocab_size": 50257} | changes
+    return settings(token_folder, out_dir, train__sample_every=0, **changes)
+
+
+def test_hellaswag_every_few_steps_leaves_the_weights_alone(token_folder, tmp_path, mirror, monkeypatch, capsys):
+    monkeypatch.setenv("GPT2LAB_CACHE", str(tmp_path / "cache"))
+    launch.run(with_hellaswag(token_folder, tmp_path / "with", mirror, train__hellaswag_every=2))
+    shown = capsys.readouterr().out
+    launch.run(with_hellaswag(token_folder, tmp_path / "without", mirror))
+    assert tensors(tmp_path / "with" / "tiny") == tensors(tmp_path / "without" / "tiny")
+    lines = {line["step"]: line for line in records(tmp_path / "with" / "tiny")}
+    assert [step for step, line in lines.items() if "hellaswag/acc_norm" in line] == [0, 2, 4, 6]
+    for step in (0, 6):
+        assert 0 <= lines[step]["hellaswag/harness_acc_norm"] <= 1
+        assert 0 < lines[step]["perf/hellaswag_seconds"] < lines[step]["perf/eval_seconds"]
+        assert lines[step]["val/bits_per_byte"] > 0
+    assert "mirror schema, 10,042 items" in shown
+    assert shown.count("HellaSwag accuracy: ") == 4
+    assert "/12=0." in shown
+    assert (tmp_path / "with" / "tiny" / "hellaswag_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_hellaswag_on_two_ranks_is_the_same(token_folder, tmp_path, mirror):
+    config = with_hellaswag(token_folder, tmp_path, mirror, train__hellaswag_every=6, train__eval_every=0)
+    path = tmp_path / "two.yaml"
+    path.write_text(config.to_yaml())
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GPT2LAB_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [*torchrun, "--config", str(path)], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    both = records(tmp_path / "tiny")[0]
+    launch.run(with_hellaswag(token_folder, tmp_path / "one", mirror, train__hellaswag_every=6, train__max_steps=1))
+    alone = records(tmp_path / "one" / "tiny")[0]
+    assert both["hellaswag/acc_norm"] == alone["hellaswag/acc_norm"]
+    assert both["hellaswag/harness_acc_norm"] == alone["hellaswag/harness_acc_norm"]
+    assert done.stdout.count("HellaSwag accuracy: ") == 2  # one rank speaks, at the beginning and the end
+
+
+def test_missing_hellaswag_is_found_before_anything_is_written(token_folder, tmp_path, monkeypatch):
+    from gpt2lab.evaluation import hellaswag
+
+    monkeypatch.setattr(hellaswag, "URL", "http://127.0.0.1:9/hellaswag_val.jsonl")
+    monkeypatch.setenv("GPT2LAB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(GPT2LabError, match=r"HellaSwag: .*--data\.mirror"):
+        launch.run(with_hellaswag(token_folder, tmp_path / "runs", tmp_path, train__hellaswag_every=2))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_hellaswag_needs_gpt2s_vocabulary(token_folder, tmp_path, mirror, monkeypatch):
+    monkeypatch.setenv("GPT2LAB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(GPT2LabError, match=r"train\.hellaswag_every needs GPT-2's vocabulary"):
+        launch.run(
+            with_hellaswag(token_folder, tmp_path / "runs", mirror, train__hellaswag_every=2, model__vocab_size=300)
+        )
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,50 @@
+"""An evaluation as lines for a screen: HellaSwag's result line, a table of the tasks, and what others have scored."""
+
+from typing import Any
+
+from gpt2lab.evaluation import hellaswag
+from gpt2lab.evaluation.baselines import BASELINES
+
+_HEAD = ("task", "acc", "acc_norm", "95% interval", "items", "format")
+
+
+def render(result: dict[str, Any]) -> str:
+    """The object of `launch.evaluate` as text."""
+    tasks = result["tasks"]
+    blocks = []
+    if rows := [row for name, figures in tasks.items() for row in _rows(name, figures)]:
+        blocks.append(_columns([_HEAD, *rows]))
+    if "hellaswag" in tasks:
+        known = [(b.model, _share(b.acc), _share(b.acc_norm), b.convention, b.source) for b in BASELINES]
+        blocks.append(_columns([("HellaSwag of others", "acc", "acc_norm", "convention", "source"), *known]))
+        blocks.append(hellaswag.result_line(tasks["hellaswag"]))
+    if result["val_loss"] is not None:
+        blocks.append(
+            f"validation loss: {result['val_loss']:.4f} ({result['bits_per_byte']:.4f} bits per byte, "
+            f"over {result['val_tokens']:,} tokens)"
+        )
+    return "\n\n".join(blocks)
+
+
+def _rows(name: str, figures: dict[str, Any]) -> list[tuple[str, ...]]:
+    if name == "hellaswag":
+        return [_row(f"{name} {style}", figures[style], style) for style in hellaswag.CONVENTIONS]
+    if "total" in figures:
+        return [_row(name, figures, figures["format"])]
+    return [(name, _share(figures.get("acc")), _share(figures.get("acc_norm")), "", "", "lm-evaluation-harness")]
+
+
+def _row(name: str, figures: dict[str, Any], style: str) -> tuple[str, ...]:
+    low, high = figures["interval95"]
+    acc, normed = _share(figures["acc"]), _share(figures.get("acc_norm"))
+    return (name, acc, normed, f"{low:.4f} to {high:.4f}", str(figures["total"]), style)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _columns(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

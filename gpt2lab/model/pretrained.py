@@ -1,0 +1,111 @@
+"""Which folder of weights a name means: a folder of a model, a run (its newest good checkpoint), or a model of the Hub.
+
+runs/x ──newest checkpoint whose digests verify──┐
+runs/x/checkpoints/step_00001000 ────────────────┼──▶ folder with config.json and model.safetensors
+gpt2, openai-community/gpt2 ──mirror, Hub────────┘
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from gpt2lab import files, resources
+from gpt2lab.errors import GPT2LabError
+from gpt2lab.model import huggingface
+
+_HUB_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+class Found(NamedTuple):
+    """A folder of weights, and the run it belongs to, if any."""
+
+    folder: Path
+    run: Path | None = None
+    step: int | None = None
+
+
+def steps(folder: Path) -> list[tuple[int, Path]]:
+    """(step, path) of the checkpoints in a run's `checkpoints` folder, oldest first."""
+    found = [path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdigit()]
+    return sorted((int(path.name[5:]), path) for path in found)
+
+
+def find(
+    name: str | Path, *, mirror: str | Path | None = None, warn: Callable[[str], None] = lambda text: None
+) -> Found:
+    """The folder that a run directory, a model's folder or a Hub id means.
+
+    Args:
+        mirror: folder that holds models of the Hub under their ids, consulted before the Hub.
+        warn: hears of every damaged checkpoint that is passed over.
+
+    Raises:
+        GPT2LabError: there is nothing of that name, it holds no model, or all of a run's checkpoints are damaged.
+    """
+    path = Path(name)
+    if str(name) and path.is_dir():
+        if (path / "checkpoints").is_dir() or (path / "metrics.jsonl").exists():
+            return _newest_good(path, path / "checkpoints", warn)
+        if steps(path):
+            return _newest_good(path.parent, path, warn)
+        if (path / files.DIGESTS).exists():
+            files.verify_digests(path)
+        if (path / "state.json").exists() and path.parent.name == "checkpoints":
+            return Found(path, path.parent.parent, _step(path))
+        return Found(path)
+    if str(name) and path.exists():
+        raise GPT2LabError(f"{name} is a file; give the folder that holds {huggingface.CONFIG}, or a run directory")
+    if not _HUB_NAME.fullmatch(str(name)) or str(name).count("/") > 1 or str(name).startswith("runs/"):
+        raise GPT2LabError(f"{name}: no such folder; give a run directory, a model's folder, or a Hub id such as gpt2")
+    return Found(_from_hub(str(name), mirror or resources.default_mirror()))
+
+
+def _newest_good(run: Path, folder: Path, warn: Callable[[str], None]) -> Found:
+    present = steps(folder)
+    for step, path in reversed(present):
+        try:
+            files.verify_digests(path)
+            return Found(path, run, step)
+        except GPT2LabError as error:
+            warn(f"{error}; trying the checkpoint before it")
+    if present:
+        raise GPT2LabError(f"{folder}: no checkpoint is intact; train on to write a new one, or use another run")
+    raise GPT2LabError(f"{run} has no checkpoint yet; wait for the first one (checkpoint.every)")
+
+
+def _step(path: Path) -> int | None:
+    try:
+        return int(json.loads((path / "state.json").read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _from_hub(name: str, mirror: str | Path | None) -> Path:
+    """A model's folder in the mirror or in Hugging Face's cache, which is filled from the Hub unless HF_HUB_OFFLINE."""
+    repository = _HUB_NAMES.get(name, name)
+    if mirror is not None:
+        for known in (name, repository):
+            if (Path(mirror) / known / huggingface.CONFIG).is_file():
+                return Path(mirror) / known
+    wanted = [huggingface.CONFIG, huggingface.WEIGHTS]
+    ways = (
+        f"give its folder, or a --mirror that holds {name}/{huggingface.CONFIG} and {name}/{huggingface.WEIGHTS} "
+        "(or $GPT2LAB_MIRROR)"
+    )
+    import huggingface_hub
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
+    except RepositoryNotFoundError:
+        raise GPT2LabError(f"{name}: no such folder, and no such model on the Hub; {ways}") from None
+    except Exception as error:  # whatever the network, the cache or the library has to say
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise GPT2LabError(
+            f"{name} is no folder here, and cannot be fetched from the Hub{offline}: {reason}; {ways}"
+        ) from None

@@ -1,0 +1,104 @@
+"""LLM Foundry's sets and our own: prompts as LLM Foundry writes them, and the real files whole."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gpt2lab.errors import GPT2LabError
+from gpt2lab.evaluation import tasks
+from gpt2lab.evaluation.scoring import Scores, score
+from gpt2lab.files import sha256
+from tests.evaluation.conftest import write_jsonl
+
+CHOICE = {"query": "Question: Why?\n", "choices": ["because", "no"], "gold": 0}
+SCHEMA = {
+    "context_options": ["Ann saw Bea because Ann", "Ann saw Bea because Bea"],
+    "continuation": "looked.",
+    "gold": 1,
+}
+LAST = {"context": "One two ", "continuation": "three"}
+
+
+def texts(tokenizer, name, tmp_path, *items):
+    task = tasks.load(name, write_jsonl(tmp_path / "task.jsonl", list(items)), tokenizer)
+    return [(tokenizer.decode(context), tokenizer.decode(tail)) for context, tail in task.requests]
+
+
+def test_the_prompts(tokenizer, tmp_path):
+    assert texts(tokenizer, "piqa", tmp_path, CHOICE) == [
+        ("Question: Why?\nAnswer:", " because"),
+        ("Question: Why?\nAnswer:", " no"),
+    ]
+    assert texts(tokenizer, "copa", tmp_path, CHOICE)[0] == ("Question: Why?", " because")
+    assert texts(tokenizer, "winogrande", tmp_path, SCHEMA) == [(c, " looked.") for c in SCHEMA["context_options"]]
+    assert texts(tokenizer, "lambada_openai", tmp_path, LAST) == [("One two", " three")]
+
+
+def test_the_figures_by_hand(tokenizer, tmp_path):
+    def figures(name, items, losses, greedy=False):
+        task = tasks.load(name, write_jsonl(tmp_path / "task.jsonl", items), tokenizer)
+        tokens = np.array([len(request.continuation) for request in task.requests])
+        return task.as_json(Scores(np.array(losses), tokens, np.array(greedy), np.zeros(len(losses), bool)))
+
+    two = [CHOICE | {"choices": [" a", " a b c"]}, CHOICE]
+    values = figures("copa", two, [2.0, 3.0, 1.0, 4.0])  # means 2 1 | 1 4
+    assert (values["acc"], values["acc_norm"], values["total"], values["format"]) == (1.0, 0.5, 2, "LLM Foundry")
+    assert figures("winograd_wsc", [SCHEMA], [2.0, 1.0])["predictions"] == [1]
+    values = figures("lambada_openai", [LAST, LAST], [np.log(2), np.log(8)], [True, False])
+    assert (values["acc"], values["correct"], values["predictions"]) == (0.5, 1, [True, False])
+    assert values["perplexity"] == pytest.approx(4)
+
+
+BAD = {
+    "gold out of range": (CHOICE | {"gold": 2}, "line 2: gold is 2, out of range: 0 to 1"),
+    "no gold": ({"query": "a", "choices": ["b", "c"]}, "line 2: the field gold is missing"),
+    "empty choice": (CHOICE | {"choices": ["", "a"]}, "line 2: choices[0] is empty"),
+    "one choice": (CHOICE | {"choices": ["a"]}, "line 2: choices must be a list of two or more texts"),
+    "another kind": (LAST, "line 2: the field choices is missing"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_line_is_named(tokenizer, tmp_path, case):
+    bad, message = BAD[case]
+    path = write_jsonl(tmp_path / "task.jsonl", [CHOICE, bad])
+    with pytest.raises(GPT2LabError) as error:
+        tasks.load("copa", path, tokenizer)
+    assert message in str(error.value)
+
+
+def test_an_unknown_task_lists_the_known():
+    with pytest.raises(
+        GPT2LabError, match=r"unknown task 'hellaswang'; did you mean hellaswag\? \(known: hellaswag, arc"
+    ):
+        tasks.check_names(["piqa", "hellaswang"])
+
+
+def test_a_missing_file_names_the_mirror(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "_URL", "http://127.0.0.1:9")
+    with pytest.raises(GPT2LabError, match="eval/piqa.jsonl cannot be downloaded .* --mirror"):
+        tasks.find("piqa", tmp_path)
+
+
+def test_our_own_set(tokenizer, model, alone, fp32):
+    path = tasks.find("everyday")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) >= 24
+    assert len({line["query"] for line in lines}) == len(lines)
+    golds = [line["gold"] for line in lines]
+    assert {golds.count(n) for n in range(4)} == {len(lines) // 4}
+    task = tasks.load("everyday", path, tokenizer)
+    scores = score(model, task.requests, dist=alone, precision=fp32)
+    assert not scores.truncated.any()  # short enough for the quickstart's window of 64
+    figures = task.as_json(scores)
+    assert (figures["total"], figures["format"]) == (len(lines), "gpt2lab")
+
+
+@pytest.mark.parametrize("name", sorted(tasks.TASKS))
+def test_the_real_files(shared_data, tokenizer, name):
+    path = tasks.find(name, shared_data)
+    assert sha256(path) == tasks.TASKS[name].sha256
+    task = tasks.load(name, path, tokenizer, limit=20)
+    assert len(task.requests) >= 20
+    assert all(len(context) and len(tail) for context, tail in task.requests)

@@ -1,0 +1,99 @@
+"""Every command and every line of Python in the README is run, shrunken where it would take long."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+README = (REPOSITORY / "README.md").read_text()
+SHRUNKEN = (
+    "--model.n_layer 1 --model.n_head 2 --model.n_embd 8 --model.block_size 8 --train.max_steps 1 "
+    "--train.total_batch_size 64 --train.micro_batch_size 4 --train.eval_tokens 64 --train.sample_count 1 "
+    "--system.device cpu --system.compile off"
+)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line.split("#")[0].strip() for block in blocks("") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+@pytest.fixture(scope="module")
+def somewhere(tmp_path_factory, token_folder) -> Path:
+    """A folder that looks like the checkout, with small shards where FineWeb-Edu's would be and a finished run."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("config", "train.py"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    (folder / "data").mkdir()
+    (folder / "data" / "edu_fineweb10B").symlink_to(token_folder)
+    (folder / "data" / "stdlib").symlink_to(token_folder)
+    run("gpt2lab train", folder, "runs")
+    return folder
+
+
+def run(command: str, folder: Path, out_dir: str) -> subprocess.CompletedProcess[str]:
+    words = shlex.split(command)
+    python = {"gpt2lab": ["-m", "gpt2lab"], "python": [], "torchrun": ["-m", "torch.distributed.run"]}[words[0]]
+    trains = "--help" not in words and ("train" in words or "train.py" in words)
+    extra = [*shlex.split(SHRUNKEN), "--run.out_dir", out_dir] if trains else []
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *python, *words[1:], *extra],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.split()[0] not in ("make", "pip")])
+def test_command(command, somewhere, tmp_path):
+    assert run(command, somewhere, str(tmp_path)).stdout
+
+
+def test_make_and_pip_commands_are_what_the_files_offer():
+    named = [command for command in commands() if command.split()[0] in ("make", "pip")]
+    targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    assert {command.split()[1] for command in named if command.startswith("make")} <= targets
+    assert "pip install -r requirements.txt" in named
+    assert (REPOSITORY / "requirements.txt").read_text() == "-c constraints.txt\n-e .\n"
+
+
+def test_python(somewhere, tmp_path):
+    (code,) = blocks("python")
+    (checkpoint,) = (somewhere / "runs" / "quickstart" / "checkpoints").glob("step_00000001")
+    target = tmp_path / "runs" / "quickstart" / "checkpoints"
+    target.mkdir(parents=True)
+    (target / "step_00000600").symlink_to(checkpoint)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_files_the_readme_links_to_exist():
+    for target in re.findall(r"\]\(((?!http|#)[^)]+)\)", README):
+        assert (REPOSITORY / target).exists(), target
+
+
+def test_recipes_are_all_in_the_table():
+    table = README[README.index("## Recipes") :]
+    assert all(f"`{path.stem}`" in table for path in (REPOSITORY / "config").glob("*.yaml"))

@@ -1,0 +1,92 @@
+"""Every recipe that ships: it loads, its arithmetic is what its comments say, and it trains."""
+
+import re
+
+import pytest
+
+from gpt2lab import cli, config
+from gpt2lab.config import Config
+from gpt2lab.evaluation import hellaswag
+from gpt2lab.model import flops
+from gpt2lab.training import launch
+from tests.evaluation.conftest import official_items, write_jsonl
+
+# recipe: parameters, sequences a step, tokens of the run, GPUs its origin used, micro-steps on those
+ARITHMETIC = {
+    "quickstart": (7_234_432, 24, 921_600, 1, None),
+    "shakespeare": (124_475_904, 16, 3_276_800, 1, 4),
+    "shakespeare_cpu": (7_234_432, 24, 1_843_200, 1, None),
+    "gpt2_124m": (124_439_808, 480, 9_374_760_960, 8, 15),
+    "minigpt": (124_475_904, 480, 9_374_760_960, 6, 5),
+    "minillm": (124_475_904, 512, 9_999_745_024, 8, 1),
+    "tinyrb": (126_799_104, 128, 9_999_745_024, 1, 128),
+    "gpt2_medium": (354_823_168, 512, 9_999_745_024, 8, 8),
+    "gpt2_large": (774_030_080, 512, 9_999_745_024, 8, 16),
+    "gpt2_xl": (1_557_611_200, 1024, 10_000_269_312, 8, 64),
+}
+
+
+def test_every_recipe_is_listed_here():
+    assert set(config.recipes()) == set(ARITHMETIC)
+
+
+@pytest.mark.parametrize("name", ARITHMETIC)
+def test_parameters_tokens_and_micro_steps(name):
+    settings = config.load([config.find_recipe(name)])
+    parameters, sequences, tokens, gpus, micro_steps = ARITHMETIC[name]
+    plan = settings.batch_plan(gpus, max_micro_tokens=16384)
+    total = settings.train.max_steps * settings.train.total_batch_size
+    assert settings.run.name == name
+    assert plan.sequences * settings.model.block_size == settings.train.total_batch_size
+    if parameters is not None:
+        assert (flops.parameters(settings.model), plan.sequences, total) == (parameters, sequences, tokens)
+    if micro_steps is not None:
+        assert plan.grad_accum_steps == micro_steps
+    # The comments state the same numbers.
+    text = config.find_recipe(name).read_text()
+    assert f"{flops.parameters(settings.model):,} parameters" in text
+    assert f"{settings.train.total_batch_size:,} tokens a step" in text
+
+
+@pytest.mark.parametrize("name", [name for name in ARITHMETIC if name not in ("quickstart", "shakespeare_cpu")])
+def test_the_papers_settings(name):
+    settings = config.load([config.find_recipe(name)])
+    assert settings.optimizer.min_lr == pytest.approx(settings.optimizer.max_lr / 10)
+    assert (settings.optimizer.beta1, settings.optimizer.eps, settings.optimizer.weight_decay) == (0.9, 1e-8, 0.1)
+    assert settings.optimizer.beta2 == (0.96 if name == "gpt2_124m" else 0.95)
+    assert settings.optimizer.grad_clip == 1.0
+
+
+@pytest.mark.parametrize("name", ARITHMETIC)
+def test_it_trains_a_step_of_a_shrunken_model(name, token_folder, tmp_path, monkeypatch):
+    items = [official_items(1)[0] | {"ind": i} for i in range(hellaswag.ITEMS)]
+    write_jsonl(tmp_path / "hellaswag" / "hellaswag_val.jsonl", items)
+    monkeypatch.setenv("GPT2LAB_MIRROR", str(tmp_path))
+    monkeypatch.setenv("GPT2LAB_CACHE", str(tmp_path / "cache"))
+    settings = config.load([config.find_recipe(name)]).model_dump()
+    settings["run"]["out_dir"] = str(tmp_path)
+    settings["model"] |= {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8}
+    settings["data"]["dir"] = str(token_folder)
+    settings["train"] |= {"max_steps": 1, "total_batch_size": 64, "micro_batch_size": 4, "eval_tokens": 64}
+    settings["train"] |= {"sample_count": 1, "sample_tokens": 2, "hellaswag_limit": 2}
+    settings["system"] |= {"device": "cpu", "compile": "off"}
+    launch.run(Config.model_validate(settings))
+    assert (tmp_path / name / "checkpoints" / "step_00000001" / "model.safetensors").exists()
+
+
+def test_a_recipe_goes_by_its_bare_name():
+    assert config.find_recipe("minigpt") == config.recipes()["minigpt"]
+
+
+def test_the_settings_reference_and_the_schema_are_current(capsys):
+    """To renew them: gpt2lab settings > docs/settings.md; gpt2lab settings --schema > config/schema.json"""
+    folder = config.find_recipe("quickstart").parent
+    assert cli.main(["settings"]) == 0
+    assert capsys.readouterr().out == (folder.parent / "docs" / "settings.md").read_text()
+    assert cli.main(["settings", "--schema"]) == 0
+    assert capsys.readouterr().out == (folder / "schema.json").read_text()
+
+
+def test_recipes_name_the_schema_for_editors():
+    for path in config.recipes().values():
+        assert re.match(r"# yaml-language-server: \$schema=schema.json\n", path.read_text())
