@@ -3,7 +3,8 @@
     Unit ──read──▶ Texts ──gigatoken, or tiktoken──▶ ids ──50256 before each document──▶ Encoded
 
 `gigatoken` takes the whole unit at once, in Rust, and is some ten times as fast as `tiktoken`, which is the reference.
-So that speed is never bought with wrong ids, of every unit one document is encoded by both, and must come out equal.
+So that speed is never bought with wrong ids, of every unit one document is encoded by both, and must come out equal;
+and documents with characters about which the two are known to disagree (`disputed`) are left to tiktoken.
 Without gigatoken tiktoken does all of it: slower, the same ids.
 
 Workers are threads that share one encoder: reading, encoding and hashing all happen outside the interpreter's lock.
@@ -22,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gpt2lab.data import disputed
 from gpt2lab.data.sources import BadInput, Texts, Unit, stop
 from gpt2lab.data.tokenizer import EOT, Tokenizer, ranks
 from gpt2lab.errors import GPT2LabError
@@ -134,6 +136,8 @@ class Encoder:
             starts = np.cumsum(lengths) - lengths
         else:
             flat, offsets = self._encode_fast(texts)
+            for row in disputed.documents_with(texts):
+                flat, offsets = self._encode_again(texts, flat, offsets, row)
             starts, lengths = offsets[:-1], np.diff(offsets)
             if self._check and len(texts):
                 self._compare(texts, flat, offsets, name)
@@ -153,6 +157,15 @@ class Encoder:
         offsets = np.asarray(encoded.offsets.data, dtype=np.int64)
         ids = np.asarray(encoded.content.data)[offsets[0] : offsets[-1]]
         return ids.astype(np.uint16), offsets - offsets[0]
+
+    def _encode_again(
+        self, texts: Texts, flat: npt.NDArray[np.uint16], offsets: npt.NDArray[np.int64], row: int
+    ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
+        """The same with one document encoded by the reference. Rare, so copying all of it does not matter."""
+        ids = np.array(self._reference.encode(texts[row]), dtype=np.uint16)
+        longer = len(ids) - int(offsets[row + 1] - offsets[row])
+        flat = np.concatenate([flat[: offsets[row]], ids, flat[offsets[row + 1] :]])
+        return flat, np.concatenate([offsets[: row + 1], offsets[row + 1 :] + longer])
 
     def _fresh_enough(self, text_bytes: int) -> Any:
         with self._lock:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpt2lab.data import disputed
 from gpt2lab.data import encoder as encoding
 from gpt2lab.data.encoder import Encoder, Recipe, encode
 from gpt2lab.data.sources import Ready, Texts
@@ -43,11 +44,11 @@ def test_equal_to_tiktoken(texts):
 
 
 def test_every_character_there_is():
-    """Each of the 1.1 million code points alone, after a letter, and between spaces."""
+    """Each of the 1.1 million code points after a letter, between spaces, before a digit and before a contraction."""
     everything = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     for start in range(0, len(everything), 1024):
         block = everything[start : start + 1024]
-        texts = ["".join(f"a{c} {c}{c}1  {c}\n" for c in block[k : k + 64]) for k in range(0, len(block), 64)]
+        texts = ["".join(f"a{c} {c}'s {c}{c}1  {c}\n" for c in block[k : k + 64]) for k in range(0, len(block), 64)]
         assert FAST.encode(Texts.of(texts))[0].tolist() == expected(texts)
 
 
@@ -74,6 +75,18 @@ def test_no_documents():
     for encoder in (FAST, SLOW):
         tokens, lengths = encoder.encode(Texts.of([]))
         assert (len(tokens), len(lengths), tokens.dtype) == (0, 0, np.uint16)
+
+
+def test_disputed_characters_are_left_to_the_reference():
+    texts = ["plain", "\U000323b0's", "", "x\u088f's 🙂 \U00033479\U00016ea0'll", "naïve 東京 ꟼ's", "\U0001e6c0's"]
+    assert disputed.documents_with(Texts.of(texts)) == [1, 3, 5]
+    assert disputed.documents_with(Texts.of([])) == []
+    tokens, lengths = FAST.encode(Texts.of(texts))
+    assert tokens.tolist() == expected(texts)
+    assert lengths.sum() == len(tokens)
+    characters = [chr(code) for first, last in disputed.RANGES.tolist() for code in range(first, last + 1)]
+    assert len(characters) == 4657
+    assert disputed.documents_with(Texts.of(characters)) == [*range(4657)]
 
 
 def test_a_disagreement_is_found_in_every_unit(monkeypatch):
