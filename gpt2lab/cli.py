@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gpt2lab: {'' if rank == '0' else f'[rank {rank}] '}{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("gpt2lab: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        hint = "; the same command goes on from the last checkpoint" if arguments[:1] == ["train"] else ""
+        print(f"gpt2lab: interrupted{hint}", file=sys.stderr)
         return 130
 
 
@@ -136,7 +137,7 @@ def _evaluate(arguments: list[str]) -> int:
             hellaswag_file=parsed.hellaswag_file,
             data_dir=parsed.data_dir,
             mirror=parsed.mirror,
-            limit=parsed.limit,
+            limit=parsed.limit or None,
             val_tokens=parsed.val_tokens,
             as_json=parsed.json,
             device=parsed.device,
