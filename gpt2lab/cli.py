@@ -34,9 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 2 for an error the user can mend, 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # a sample must not end a run on a terminal without its letters
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without a sample's letters must not end a run
     try:
         return _dispatch(arguments)
     except BrokenPipeError:  # whoever read our output has gone, as in `gpt2lab train --help | head`
@@ -48,8 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gpt2lab: {'' if rank == '0' else f'[rank {rank}] '}{text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:
-        kept = f"; {interruption}" if str(interruption) else "; started again, it goes on from what is kept"
-        print(f"gpt2lab: interrupted{kept}", file=sys.stderr)
+        print(f"gpt2lab: interrupted{f'; {interruption}' if str(interruption) else ''}", file=sys.stderr)
         return 130
 
 
@@ -271,7 +268,7 @@ def _evaluate(arguments: list[str]) -> int:
             hellaswag_file=parsed.hellaswag_file,
             data_dir=parsed.data_dir,
             mirror=parsed.mirror,
-            limit=parsed.limit,
+            limit=parsed.limit or None,
             val_tokens=parsed.val_tokens,
             as_json=parsed.json,
             device=parsed.device,

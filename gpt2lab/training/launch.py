@@ -261,9 +261,11 @@ def _hellaswag(config: Config, policy: precision.Precision, dist: DistContext, s
     def measure(plain: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(plain, GPT2)
         began = time.perf_counter()
-        figures = task.as_json(scoring.score(plain, task.requests, dist=dist, precision=policy))
+        scores = scoring.score(plain, task.requests, dist=dist, precision=policy)
+        figures = task.as_json(scores)
         seconds = time.perf_counter() - began
-        say(f"{hellaswag.result_line(figures)} in {seconds:.1f} s")
+        lost = f", {lost} texts beyond the window cut on the left" if (lost := int(scores.truncated.sum())) else ""
+        say(f"{hellaswag.result_line(figures)} in {seconds:.1f} s{lost}")
         return hellaswag.metrics(figures) | {"perf/hellaswag_seconds": seconds}
 
     return measure
