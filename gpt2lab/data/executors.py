@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 from gpt2lab.data.encoder import Encoded, Recipe, encode
-from gpt2lab.data.parts import Job
+from gpt2lab.data.jobs import Job
 from gpt2lab.errors import GPT2LabError
 
 Executor = Literal["local", "ray"]

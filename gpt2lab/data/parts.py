@@ -13,56 +13,23 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from gpt2lab.data.encoder import Encoded
+from gpt2lab.data.jobs import Job, jobs
 from gpt2lab.data.loader import permute
-from gpt2lab.data.sources import BadInput, Report, Source, Texts, Unit
+from gpt2lab.data.sources import Source
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import atomic_write
 
 FOLDER = ".parts"
 
-
-class Job(NamedTuple):
-    """A unit and its place in the corpus: piece, and number within the piece."""
-
-    piece: int
-    number: int
-    unit: Unit
-
-
-def jobs(source: Source, start: tuple[int, int] = (0, 0), pieces: Iterable[int] | None = None) -> Iterator[Job]:
-    """The units of a source in order, from `start` on, or of some pieces; others are not touched.
-
-    A piece that cannot be read ends in a unit that cannot, so that this is told in its turn.
-    """
-    for piece in range(start[0], len(source.pieces)) if pieces is None else pieces:
-        number = 0
-        try:
-            for unit in source.pieces[piece].units():
-                if (piece, number) >= start:
-                    yield Job(piece, number, unit)
-                number += 1
-        except BadInput as error:
-            yield Job(piece, number, Unreadable(source.pieces[piece].name, str(error)))
-
-
-@dataclass(frozen=True)
-class Unreadable(Unit):
-    """Stands where a piece broke off."""
-
-    name: str
-    message: str
-
-    def read(self, report: Report) -> Texts:
-        raise BadInput(self.message)
+Run = Callable[[Iterator[Job]], Iterator[tuple[Job, Encoded]]]
+Tell = Callable[[int, int], None]
 
 
 class Parts:
@@ -79,6 +46,39 @@ class Parts:
             raise GPT2LabError(
                 f"cannot write {self.folder}: {error.strerror}; free space or use another --out"
             ) from None
+
+    def fill(self, source: Source, run: Run, pieces: Iterable[int] | None = None, tell: Tell | None = None) -> None:
+        """Encode what is not there yet: of all pieces, or of some (the share of one machine).
+
+        Args:
+            source: the corpus.
+            run: gives each job back with its unit encoded.
+            pieces: which.
+            tell: is told the bytes of text and the tokens so far.
+
+        Raises:
+            GPT2LabError: something cannot be read or written.
+        """
+        self.open()
+        units: dict[int, int] = {}
+
+        def todo() -> Iterator[Job]:
+            for piece in range(len(source.pieces)) if pieces is None else pieces:
+                if self.missing(piece):
+                    units[piece] = 0
+                    for job in jobs(source, pieces=[piece]):
+                        units[piece] += 1
+                        if self.read(piece, job.number) is None:
+                            yield job
+
+        text_bytes = tokens = 0
+        for job, encoded in run(todo()):
+            self.write(job.piece, job.number, encoded)
+            text_bytes, tokens = text_bytes + encoded.text_bytes, tokens + len(encoded.tokens)
+            if tell is not None:
+                tell(text_bytes, tokens)
+        for piece, count in units.items():
+            self.finish(piece, count)
 
     def remove(self) -> None:
         """Delete them all."""
@@ -153,17 +153,42 @@ class Parts:
             return places
         return [places[place] for place in permute(np.arange(len(places)), len(places), f"{seed}/units").tolist()]
 
+    def stream(
+        self, order: list[tuple[int, int]], seed: int | None, start: tuple[int, int] | None
+    ) -> Generator[tuple[tuple[int, int], Encoded], None, None]:
+        """The units in this order, from `start` on, with the documents of each permuted by `seed`.
 
-def shuffled_documents(lengths: npt.NDArray[np.int64], seed: int, place: tuple[int, int]) -> npt.NDArray[np.int64]:
+        Raises:
+            GPT2LabError: a part was damaged since it was looked at.
+        """
+        for place in order[order.index(start) if start else 0 :]:
+            encoded = self.read(*place)
+            if encoded is None:
+                raise GPT2LabError(f"{self.path(*place)} was damaged just now; run the same command again")
+            yield place, encoded if seed is None else _shuffle(encoded, seed, place)
+
+    def border(self, order: list[tuple[int, int]], seed: int | None, share: int) -> int:
+        """Tokens up to the first border between documents at or after one `share`th of all, in this order."""
+        lengths = [self.lengths(*place) for place in order]
+        total = sum(int(unit.sum()) for unit in lengths)
+        before = 0
+        for place, unit in zip(order, lengths, strict=True):
+            if len(unit) and (before + int(unit.sum())) * share >= total:
+                ends = before + np.cumsum(unit if seed is None else unit[_permutation(len(unit), seed, place)])
+                return int(ends[np.argmax(ends * share >= total)])
+            before += int(unit.sum())
+        return total
+
+
+def _permutation(documents: int, seed: int, place: tuple[int, int]) -> npt.NDArray[np.int64]:
     """The order `(documents,)` in which `seed` puts the documents of a unit."""
-    return permute(np.arange(len(lengths)), len(lengths), f"{seed}/{place[0]}/{place[1]}")
+    return permute(np.arange(documents), documents, f"{seed}/{place[0]}/{place[1]}")
 
 
-def shuffle(encoded: Encoded, seed: int, place: tuple[int, int]) -> Encoded:
-    """The same documents in the order of `shuffled_documents`."""
+def _shuffle(encoded: Encoded, seed: int, place: tuple[int, int]) -> Encoded:
     if not len(encoded.lengths):
         return encoded
-    order = shuffled_documents(encoded.lengths, seed, place)
+    order = _permutation(len(encoded.lengths), seed, place)
     starts = np.cumsum(encoded.lengths) - encoded.lengths
     documents = [encoded.tokens[starts[i] : starts[i] + encoded.lengths[i]] for i in order]
     return encoded._replace(

@@ -10,20 +10,17 @@ training calls: it makes small corpora itself, and says how to make the others.
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from gpt2lab.data import executors, shards
-from gpt2lab.data import parts as part_files
+from gpt2lab.data import executors, shards, space
 from gpt2lab.data.cutting import HASHES, Cutter, Journal
 from gpt2lab.data.encoder import Encoded, Engine, OnError, Recipe
-from gpt2lab.data.parts import Job, Parts
+from gpt2lab.data.jobs import Job, jobs
+from gpt2lab.data.parts import Parts
 from gpt2lab.data.progress import Progress
 from gpt2lab.data.sources import Source, fineweb_edu, local_files, stdlib, tinyshakespeare
 from gpt2lab.data.tokenizer import NAME as TOKENIZER
@@ -85,6 +82,10 @@ class Options:
     def recipe(self) -> Recipe:
         """What the workers need to know."""
         return Recipe(self.engine, self.check, self.on_error, self.mirror)
+
+    def run(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, Encoded]]:
+        """Have jobs done: each with its unit encoded, in order."""
+        return executors.run(self.executor, jobs, self.recipe, self.worker_count)
 
     @property
     def worker_count(self) -> int:
@@ -385,13 +386,15 @@ def _cut(
     cutter.begin(journal)
     seed = options.shuffle_seed if source.shuffle_seed is None else None
     if _needs_parts(source, options) or parts.folder.exists():
-        fill(parts, source, options, progress=progress)
+        parts.fill(
+            source, options.run, tell=lambda done, tokens: progress.update(done, tokens, f"encoding {source.name}")
+        )
         order = parts.order(len(source.pieces), seed)
         if settings["val_tokens"] is None:
-            cutter.val_tokens = _tenth(parts, order, seed)
-        stream = _from_parts(parts, order, seed, cutter.place)
+            cutter.val_tokens = parts.border(order, seed, VAL_SHARE)
+        stream = parts.stream(order, seed, cutter.place)
     else:
-        stream = _from_workers(part_files.jobs(source, cutter.place or (0, 0)), options)
+        stream = _from_workers(jobs(source, cutter.place or (0, 0)), options)
     budget = None if options.max_shards is None else options.max_shards * options.shard_tokens
     try:
         with contextlib.closing(stream):
@@ -413,65 +416,9 @@ def _needs_parts(source: Source, options: Options) -> bool:
     return options.use_parts or shuffled or _val_tokens(source, options) is None
 
 
-def fill(
-    parts: Parts,
-    source: Source,
-    options: Options,
-    pieces: Iterable[int] | None = None,
-    progress: Progress | None = None,
-) -> None:
-    """Encode into `parts` what is not there yet: of all pieces, or of some (the share of one machine).
-
-    Raises:
-        GPT2LabError: something cannot be read or written.
-    """
-    parts.open()
-    units: dict[int, int] = {}
-
-    def missing() -> Iterator[Job]:
-        for piece in range(len(source.pieces)) if pieces is None else pieces:
-            if not parts.missing(piece):
-                continue
-            units[piece] = 0
-            for job in part_files.jobs(source, pieces=[piece]):
-                units[piece] += 1
-                if parts.read(piece, job.number) is None:
-                    yield job
-
-    text_bytes = tokens = 0
-    for job, encoded in executors.run(options.executor, missing(), options.recipe, options.worker_count):
-        parts.write(job.piece, job.number, encoded)
-        text_bytes, tokens = text_bytes + encoded.text_bytes, tokens + len(encoded.tokens)
-        if progress is not None:
-            progress.update(text_bytes, tokens, f"encoding {source.name}")
-    for piece, count in units.items():
-        parts.finish(piece, count)
-
-
-def _from_workers(jobs: Iterator[Job], options: Options) -> Stream:
-    for job, encoded in executors.run(options.executor, jobs, options.recipe, options.worker_count):
+def _from_workers(todo: Iterator[Job], options: Options) -> Stream:
+    for job, encoded in options.run(todo):
         yield (job.piece, job.number), encoded
-
-
-def _from_parts(parts: Parts, order: list[tuple[int, int]], seed: int | None, start: tuple[int, int] | None) -> Stream:
-    for place in order[order.index(start) if start else 0 :]:
-        encoded = parts.read(*place)
-        if encoded is None:
-            raise GPT2LabError(f"{parts.path(*place)} was damaged just now; run the same command again")
-        yield place, encoded if seed is None else part_files.shuffle(encoded, seed, place)
-
-
-def _tenth(parts: Parts, order: list[tuple[int, int]], seed: int | None) -> int:
-    """The first border between documents at or after a tenth of all tokens."""
-    lengths = [parts.lengths(*place) for place in order]
-    total = sum(int(unit.sum()) for unit in lengths)
-    before = 0
-    for place, unit in zip(order, lengths, strict=True):
-        if (before + int(unit.sum())) * VAL_SHARE >= total and len(unit):
-            ends = before + np.cumsum(unit if seed is None else unit[part_files.shuffled_documents(unit, seed, place)])
-            return int(ends[np.argmax(ends * VAL_SHARE >= total)])
-        before += int(unit.sum())
-    return total
 
 
 def _require_space(folder: Path, source: Source, options: Options, journal: Journal | None, parts: Parts) -> None:
@@ -485,30 +432,13 @@ def _require_space(folder: Path, source: Source, options: Options, journal: Jour
     needed = 2 * tokens * (2 if _needs_parts(source, options) else 1)
     needed -= 2 * sum(shard["tokens"] for shard in journal.shards) if journal else 0
     needed -= sum(file.stat().st_size for file in parts.folder.glob("*.part"))
-    demands = [(folder, max(0, needed), "shards")]
+    demands = [space.Demand(folder, max(0, needed), "shards")]
     if source.downloads:
         from huggingface_hub import constants
 
         share = min(1.0, tokens / max(1, all_tokens) + _SPARE_DOWNLOADS / len(source.pieces))
-        demands.append((_existing(Path(constants.HF_HUB_CACHE)), int(source.downloads * share), "downloads"))
-    on_disk: dict[int, list[tuple[Path, int, str]]] = {}
-    for place, size, what in demands:
-        on_disk.setdefault(os.stat(place).st_dev, []).append((place, size, what))
-    for same_disk in on_disk.values():
-        wanted, free = sum(size for _, size, _ in same_disk), shutil.disk_usage(same_disk[0][0]).free
-        if wanted > free:
-            what = " and ".join(f"{size / 1e9:.2f} GB for {what}" for _, size, what in same_disk)
-            raise GPT2LabError(
-                f"{same_disk[0][0]}: {what} needed, {free / 1e9:.2f} GB free; free some space, write elsewhere with "
-                f"--out, or take fewer shards with --shards"
-            )
-
-
-def _existing(path: Path) -> Path:
-    """The nearest folder above a path that exists."""
-    while not path.exists():
-        path = path.parent
-    return path
+        demands.append(space.Demand(Path(constants.HF_HUB_CACHE), int(source.downloads * share), "downloads"))
+    space.require(demands)
 
 
 def _discard(folder: Path) -> None:

@@ -98,7 +98,7 @@ def submit(source: Source, folder: Path, options: Options, settings: dict[str, s
 
 def encode_share(source: Source, folder: Path, options: Options, _: object, rank: int, world_size: int) -> None:
     """What one task of the array does."""
-    prepare.fill(Parts(folder), source, options, range(rank, len(source.pieces), world_size))
+    Parts(folder).fill(source, options.run, range(rank, len(source.pieces), world_size))
 
 
 def cut_parts(source: Source, folder: Path, options: Options, _: object, rank: int, world_size: int) -> None:

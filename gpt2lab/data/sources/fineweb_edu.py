@@ -10,7 +10,7 @@ module adds patience: a hub that says "too many requests", or a network that is 
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -125,6 +125,13 @@ def _fetch(name: str) -> str:
     return _on_hub(download, name)
 
 
+def _fetch_for(name: str, waiting: Future[str]) -> None:
+    try:
+        waiting.set_result(_fetch(name))
+    except BaseException as error:
+        waiting.set_exception(error)
+
+
 def _on_hub(ask: Callable[[], Result], what: str, patience: Sequence[float] = _PATIENCE) -> Result:
     """`ask()`, again and again while the hub is busy or out of reach.
 
@@ -176,29 +183,26 @@ def _retry_after(answer: Any) -> float | None:
 
 
 class _Downloads:
-    """Files of the hub on their way to the cache: whoever waits for one sets the next ones going."""
+    """Files of the hub on their way to the cache: whoever waits for one sets the next ones going.
+
+    The threads are daemons: a process that ends need not wait for gigabytes, and the next one goes on with them.
+    """
 
     def __init__(self, names: list[str]):
         self.names = names
-        self._futures: dict[str, Future[str]] = {}
+        self._coming: dict[str, Future[str]] = {}
         self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
 
     def get(self, name: str) -> str:
         """The path of a file, once it is there."""
         place = self.names.index(name)
         with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(max_workers=_AHEAD + 1, thread_name_prefix="download")
             for wanted in self.names[place : place + 1 + _AHEAD]:
-                if wanted not in self._futures:
-                    self._futures[wanted] = self._pool.submit(_fetch, wanted)
-        return self._futures[name].result()
-
-    def cancel(self) -> None:
-        """Drop what has not begun."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+                if wanted not in self._coming:
+                    self._coming[wanted] = Future()
+                    arguments = (wanted, self._coming[wanted])
+                    threading.Thread(target=_fetch_for, args=arguments, name="download", daemon=True).start()
+        return self._coming[name].result()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"names": self.names}

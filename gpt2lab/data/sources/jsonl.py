@@ -12,10 +12,9 @@ import functools
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gpt2lab.data.sources import BadInput, Piece, Report, Texts, Unit, to_utf8
 from gpt2lab.data.sources.arrow import texts_of
@@ -128,7 +127,7 @@ def _newlines(path: str, end: int) -> int:
     return count
 
 
-def _parse(data: bytes, path: str, field: str, first_line: Any, report: Report) -> Texts:
+def _parse(data: bytes, path: str, field: str, first_line: Callable[[], int], report: Report) -> Texts:
     import pyarrow
     import pyarrow.json
 
