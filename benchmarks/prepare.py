@@ -18,6 +18,7 @@ left of the machine. No text is read twice in a run: repeating it would only war
 import argparse
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
