@@ -15,6 +15,7 @@ gpt2lab train                                  the quickstart: a small GPT-2 on 
 gpt2lab train --config config/gpt2_124m.yaml   GPT-2 124M
 gpt2lab evaluate --model-checkpoint runs/x     HellaSwag and more, of a run, a folder or a model of the Hub
 gpt2lab prepare fineweb-edu                    its data, from the hub or a --mirror
+gpt2lab sample --model-checkpoint runs/x --prompt "Once"
 gpt2lab VERB --help                            what a verb takes
 """
 
@@ -33,9 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 2 for an error the user can mend, 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # a sample must not end a run on a terminal without its letters
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without a sample's letters must not end a run
     try:
         return _dispatch(arguments)
     except BrokenPipeError:  # whoever read our output has gone, as in `gpt2lab train --help | head`
@@ -46,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = " ".join(str(error).split())
         print(f"gpt2lab: {'' if rank == '0' else f'[rank {rank}] '}{text}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("gpt2lab: interrupted; started again, it goes on from what is kept", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(f"gpt2lab: interrupted{f'; {interruption}' if str(interruption) else ''}", file=sys.stderr)
         return 130
 
 
@@ -59,11 +58,12 @@ def _dispatch(arguments: list[str]) -> int:
     verbs.add_parser("prepare", help="make token shards from a corpus; goes on where it stopped", add_help=False)
     verbs.add_parser("data", help="look at a folder of token shards, or verify it", add_help=False)
     verbs.add_parser("evaluate", help="score a model: HellaSwag, other tasks, validation loss", add_help=False)
+    verbs.add_parser("sample", help="continue a prompt with a trained model", add_help=False)
     verbs.add_parser("report", help="draw a run's curves and write its report.html", add_help=False)
     verbs.add_parser("settings", help="print every setting, as text or as a JSON schema", add_help=False)
     parsed, rest = parser.parse_known_args(arguments)
     doors = {"train": _train, "prepare": _prepare, "data": _data, "evaluate": _evaluate}
-    return (doors | {"report": _report, "settings": _settings})[parsed.verb](rest)
+    return (doors | {"sample": _sample, "report": _report, "settings": _settings})[parsed.verb](rest)
 
 
 def _train(arguments: list[str]) -> int:
@@ -71,7 +71,10 @@ def _train(arguments: list[str]) -> int:
 
     parser = _Parser(
         prog="gpt2lab train",
-        description="Train a model. Settings come from the defaults, then each --config, then the options below.",
+        usage="gpt2lab train [--config FILE] [--section.key VALUE ...]",
+        description="Train a model. Settings come from the defaults, then each --config, then these options.\n"
+        "The defaults shown lie below every recipe; without --config the recipe is the quickstart, which sets its own.",
+        epilog="gpt2lab train --config gpt2_124m --train.max_steps 50 --optimizer.max_lr 3e-4",
     )
     parser.add_argument(
         "--config",
@@ -95,6 +98,8 @@ def _train(arguments: list[str]) -> int:
         option = unknown[0].partition("=")[0]
         if option.startswith("--"):
             raise GPT2LabError(config.unknown_setting(option[2:]))
+        if option in config.recipes():
+            raise GPT2LabError(f"unexpected argument {option}; a recipe goes with --config {option}")
         raise GPT2LabError(f"unexpected argument {option}; settings look like --train.max_steps 50")
     overrides = {name: value for name, value in vars(parsed).items() if name != "config"}
     if not parsed.config and os.environ.get("RANK", "0") == "0":
@@ -263,7 +268,7 @@ def _evaluate(arguments: list[str]) -> int:
             hellaswag_file=parsed.hellaswag_file,
             data_dir=parsed.data_dir,
             mirror=parsed.mirror,
-            limit=parsed.limit,
+            limit=parsed.limit or None,
             val_tokens=parsed.val_tokens,
             as_json=parsed.json,
             device=parsed.device,
@@ -279,6 +284,39 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
     return int(text)
+
+
+def _sample(arguments: list[str]) -> int:
+    parser = _Parser(prog="gpt2lab sample", description="Continue a prompt with a trained model.")
+    add = parser.add_argument
+    add("--model-checkpoint", required=True, metavar="NAME", help="a run directory, a model's folder, or a Hub id")
+    add("--prompt", default="Hello this is AI model,", help="what to continue")
+    add("--num-samples", type=_positive, default=4, metavar="N", help="how many continuations (default: 4)")
+    add("--max-new-tokens", type=_positive, default=64, metavar="N", help="of each (default: 64)")
+    add("--top-k", type=_positive, default=50, metavar="N", help="draw from so many likeliest tokens (default: 50)")
+    add("--seed", type=int, default=42, help="the same seed, the same text (default: 42)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)")
+    parsed = parser.parse_args(arguments)
+    if not parsed.prompt:
+        raise GPT2LabError("--prompt is empty; give the model something to continue, such as a space")
+
+    from gpt2lab.data.tokenizer import Tokenizer
+    from gpt2lab.evaluation import samples
+    from gpt2lab.model.gpt2 import GPT2
+    from gpt2lab.system import device
+
+    model = GPT2.from_pretrained(parsed.model_checkpoint).to(device.choose(parsed.device)).eval()
+    drawn = samples.draw(
+        model,
+        Tokenizer(),
+        parsed.prompt,
+        count=parsed.num_samples,
+        max_new_tokens=parsed.max_new_tokens,
+        top_k=parsed.top_k,
+        seed=parsed.seed,
+    )
+    print(*(one.text for one in drawn), sep="\n\n---\n\n")
+    return 0
 
 
 def _report(arguments: list[str]) -> int:

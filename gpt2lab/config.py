@@ -35,6 +35,7 @@ GPT2_VOCAB_SIZE = 50257  # 256 bytes + 50,000 merges + <|endoftext|>; ids from h
 
 # n_layer, n_head, n_embd of the four published models (GPT-2 paper, table 2, with OpenAI's corrected counts).
 SIZES = {"124M": (12, 12, 768), "medium": (24, 16, 1024), "large": (36, 20, 1280), "xl": (48, 25, 1600)}
+_SHAPE = ("n_layer", "n_head", "n_embd")
 _SIZE_ALIASES = {"gpt2": "124M", "small": "124M", "355M": "medium", "774M": "large", "1558M": "xl"}
 
 
@@ -67,8 +68,8 @@ class RunConfig(Section):
 class GPT2Config(Section):
     """The architecture. Named by `size`; a number that is given explicitly beats it."""
 
-    size: Literal["124M", "medium", "large", "xl"] = "124M"
-    """Published size that fills n_layer, n_head and n_embd (also: gpt2, gpt2-medium, gpt2-large, gpt2-xl)."""
+    size: Literal["124M", "medium", "large", "xl"] | None = "124M"
+    """124M, medium, large or xl (or gpt2, gpt2-medium, …): fills n_layer, n_head and n_embd."""
     n_layer: PositiveInt = 12
     """Transformer blocks; by size unless set."""
     n_head: PositiveInt = 12
@@ -92,7 +93,9 @@ class GPT2Config(Section):
             values["size"] = _SIZE_ALIASES.get(size.removeprefix("gpt2-"), size.removeprefix("gpt2-"))
         size = values.get("size", "124M")
         if isinstance(size, str) and (shape := SIZES.get(size)) is not None:
-            values = dict(zip(("n_layer", "n_head", "n_embd"), shape, strict=True)) | values
+            values = dict(zip(_SHAPE, shape, strict=True)) | values
+            if tuple(values[key] for key in _SHAPE) != shape:
+                values["size"] = None  # a 7M model is not called 124M, wherever the settings are shown
         return values
 
     @model_validator(mode="after")
@@ -104,7 +107,7 @@ class GPT2Config(Section):
 
 class DataConfig(Section):
     source: Literal["stdlib", "tinyshakespeare", "fineweb-edu"] = "stdlib"
-    """stdlib (the running Python's texts) and tinyshakespeare: made on the spot; fineweb-edu: read from its shards."""
+    """stdlib (Python's own texts), tinyshakespeare: made on the spot; fineweb-edu: see `gpt2lab prepare`."""
     dir: str | None = None
     """Folder of the shards; data/NAME by source unless set."""
     mirror: str | None = None
@@ -177,11 +180,30 @@ class TrackingConfig(Section):
 
 class SystemConfig(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute; auto: cuda, else mps, else cpu."""
+    """Where to compute, auto, cpu, cuda or mps; auto: cuda, else mps, else cpu."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Matrix products in this type; weights stay fp32. auto: bf16 where the hardware has it, else fp32."""
+    """Matrix products in auto, fp32 or bf16; weights stay fp32. auto: bf16 where the hardware has it, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile for the training step; auto: on CUDA."""
+    """torch.compile for the training step, auto, on or off; auto: on CUDA."""
+
+
+# What other projects call our settings, for "did you mean".
+_OTHERS_WORDS = {
+    "batch_size": "train.micro_batch_size",
+    "beta_1": "optimizer.beta1",
+    "beta_2": "optimizer.beta2",
+    "compile": "system.compile",
+    "dataset": "data.source",
+    "dtype": "system.precision",
+    "eval_interval": "train.eval_every",
+    "global_batch_size": "train.total_batch_size",
+    "gradient_accumulation_steps": "train.total_batch_size",
+    "learning_rate": "optimizer.max_lr",
+    "lr": "optimizer.max_lr",
+    "max_iters": "train.max_steps",
+    "seq_len": "model.block_size",
+    "warmup_iters": "optimizer.warmup_steps",
+}
 
 
 class BatchPlan(NamedTuple):
@@ -208,7 +230,8 @@ class Config(Section):
     def _rates_in_order(self) -> "Config":
         if self.optimizer.min_lr > self.optimizer.max_lr:
             raise ValueError(
-                f"optimizer.min_lr {self.optimizer.min_lr:g} is above optimizer.max_lr {self.optimizer.max_lr:g}"
+                f"optimizer.min_lr {self.optimizer.min_lr:g} is above optimizer.max_lr {self.optimizer.max_lr:g}; "
+                f"set it too, to {self.optimizer.max_lr / 10:g} for instance"
             )
         return self
 
@@ -380,7 +403,7 @@ def load(files: Iterable[str | Path] = (), overrides: Mapping[str, Any] | None =
 
 def _forget_shape(merged: dict[str, dict[str, Any]]) -> None:
     """A size means its own numbers, not those that a file before it gave."""
-    for key in ("n_layer", "n_head", "n_embd"):
+    for key in _SHAPE:
         merged.get("model", {}).pop(key, None)
 
 
@@ -417,7 +440,9 @@ def _line(error: Any) -> int:
 def unknown_setting(name: str) -> str:
     """The complaint about a dotted name that is no setting, with the nearest one that is."""
     known = [key for key, _ in leaves()]
-    elsewhere = [key for key in known if "." in name and key.rpartition(".")[2] == name.rpartition(".")[2]]
+    last = name.rpartition(".")[2]
+    elsewhere = [key for key in known if key.rpartition(".")[2] == last]
+    elsewhere += [_OTHERS_WORDS[last]] if last in _OTHERS_WORDS else []
     guess = (
         f"; did you mean {elsewhere[0]}?" if elsewhere else nearest(name, known if "." in name else Config.model_fields)
     )

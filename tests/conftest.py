@@ -5,6 +5,7 @@ import os
 # Tiny models: more threads only wait for each other, and on a busy machine for long. Before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,17 @@ def token_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, length in (("train_000", 14_000), ("train_001", 10_000), ("val_000", 3_000)):
         text = np.concatenate([words[i] for i in rng.zipf(1.5, size=length) % 60])[:length]
         np.save(folder / f"{name}.npy", text.astype(np.uint16))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hellaswag_mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mirror whose HellaSwag has as many items as the real one, all alike."""
+    folder = tmp_path_factory.mktemp("mirror")
+    item = {"activity_label": "a", "ctx": "a b", "endings": ["c", "d e", "f", "g"], "label": 1, "split": "val"}
+    (folder / "hellaswag").mkdir()
+    lines = (json.dumps({"ind": index, **item}) for index in range(10_042))
+    (folder / "hellaswag" / "hellaswag_val.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
 

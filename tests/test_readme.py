@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_recipes import ARITHMETIC
+
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text()
 SHRUNKEN = (
     "--model.n_layer 1 --model.n_head 2 --model.n_embd 8 --model.block_size 8 --train.max_steps 1 "
     "--train.total_batch_size 64 --train.micro_batch_size 4 --train.eval_tokens 64 --train.sample_count 1 "
-    "--system.device cpu --system.compile off"
+    "--train.hellaswag_limit 2 --system.device cpu --system.compile off"
 )
 
 
@@ -28,7 +30,7 @@ def commands() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def somewhere(tmp_path_factory, token_folder) -> Path:
+def somewhere(tmp_path_factory, token_folder, hellaswag_mirror):
     """A folder that looks like the checkout, with small shards where FineWeb-Edu's would be and a finished run."""
     folder = tmp_path_factory.mktemp("readme")
     for name in ("config", "train.py"):
@@ -36,8 +38,10 @@ def somewhere(tmp_path_factory, token_folder) -> Path:
     (folder / "data").mkdir()
     (folder / "data" / "edu_fineweb10B").symlink_to(token_folder)
     (folder / "data" / "stdlib").symlink_to(token_folder)
+    os.environ["GPT2LAB_MIRROR"] = str(hellaswag_mirror)
     run("gpt2lab train", folder, "runs")
-    return folder
+    yield folder
+    del os.environ["GPT2LAB_MIRROR"]
 
 
 def run(command: str, folder: Path, out_dir: str) -> subprocess.CompletedProcess[str]:
@@ -96,4 +100,13 @@ def test_files_the_readme_links_to_exist():
 
 def test_recipes_are_all_in_the_table():
     table = README[README.index("## Recipes") :]
-    assert all(f"`{path.stem}`" in table for path in (REPOSITORY / "config").glob("*.yaml"))
+    missing = [name for name in ARITHMETIC if f"`{name}`" not in table]
+    assert not missing
+
+
+def test_result_pages_hold_figures_with_their_command_hardware_and_commit():
+    for target in re.findall(r"\]\((docs/results/[^)]+\.md)\)", README):
+        text = (REPOSITORY / target).read_text()
+        assert re.search(r"commit `?[0-9a-f]{7,40}", text), target
+        assert "gpt2lab" in text
+        assert "cores" in text or "GPU" in text

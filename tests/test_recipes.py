@@ -6,10 +6,8 @@ import pytest
 
 from gpt2lab import cli, config
 from gpt2lab.config import Config
-from gpt2lab.evaluation import hellaswag
 from gpt2lab.model import flops
 from gpt2lab.training import launch
-from tests.evaluation.conftest import official_items, write_jsonl
 
 # recipe: parameters, sequences a step, tokens of the run, GPUs its origin used, micro-steps on those
 ARITHMETIC = {
@@ -26,8 +24,8 @@ ARITHMETIC = {
 }
 
 
-def test_every_recipe_is_listed_here():
-    assert set(config.recipes()) == set(ARITHMETIC)
+def test_every_recipe_that_is_listed_ships():
+    assert set(ARITHMETIC) <= set(config.recipes())  # a recipe of your own may stand beside them
 
 
 @pytest.mark.parametrize("name", ARITHMETIC)
@@ -58,10 +56,8 @@ def test_the_papers_settings(name):
 
 
 @pytest.mark.parametrize("name", ARITHMETIC)
-def test_it_trains_a_step_of_a_shrunken_model(name, token_folder, tmp_path, monkeypatch):
-    items = [official_items(1)[0] | {"ind": i} for i in range(hellaswag.ITEMS)]
-    write_jsonl(tmp_path / "hellaswag" / "hellaswag_val.jsonl", items)
-    monkeypatch.setenv("GPT2LAB_MIRROR", str(tmp_path))
+def test_it_trains_a_step_of_a_shrunken_model(name, token_folder, hellaswag_mirror, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2LAB_MIRROR", str(hellaswag_mirror))
     monkeypatch.setenv("GPT2LAB_CACHE", str(tmp_path / "cache"))
     settings = config.load([config.find_recipe(name)]).model_dump()
     settings["run"]["out_dir"] = str(tmp_path)
@@ -88,5 +84,5 @@ def test_the_settings_reference_and_the_schema_are_current(capsys):
 
 
 def test_recipes_name_the_schema_for_editors():
-    for path in config.recipes().values():
+    for path in (config.find_recipe(name) for name in ARITHMETIC):
         assert re.match(r"# yaml-language-server: \$schema=schema.json\n", path.read_text())

@@ -75,14 +75,20 @@ def find(mirror: str | Path | None = None, file: str | Path | None = None) -> Da
     if file is not None:
         return read(Path(file))
     try:
-        data = read(resources.find(NAME, None, mirror=mirror, url=URL))
+        path = resources.find(NAME, None, mirror=mirror, url=URL)
     except GPT2LabError as error:
         raise GPT2LabError(f"HellaSwag: {error}") from None
-    if len(data.items) != ITEMS:
-        raise GPT2LabError(
-            f"{data.path} has {len(data.items)} items, HellaSwag's validation set {ITEMS}; remove it, or give the "
-            "file to use with --hellaswag-file"
-        )
+    try:
+        data = read(path)
+        if len(data.items) != ITEMS:
+            raise GPT2LabError(
+                f"{path} has {len(data.items)} items, HellaSwag's validation set {ITEMS}; remove it, or give the "
+                "file to use with --hellaswag-file"
+            )
+    except GPT2LabError:
+        if path.is_relative_to(resources.cache_folder()):
+            path.unlink(missing_ok=True)  # a broken download, or a proxy's page; the next call tries again
+        raise
     return data
 
 
@@ -188,13 +194,13 @@ def metrics(figures: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def check_fits(questions: Sequence[Request], vocab_size: int) -> None:
-    """Refuse a vocabulary without the questions' tokens, before a run that will need them.
+def check_fits(requests: Sequence[Request], vocab_size: int) -> None:
+    """Refuse a vocabulary without the requests' tokens, before a run that will need them.
 
     Raises:
         GPT2LabError: a token is not below `vocab_size`.
     """
-    if max(max(max(context), max(tail)) for context, tail in questions) >= vocab_size:
+    if max(max(max(context), max(tail)) for context, tail in requests) >= vocab_size:
         raise GPT2LabError(
             f"train.hellaswag_every needs GPT-2's vocabulary of 50257, and model.vocab_size is {vocab_size}; "
             "set train.hellaswag_every 0"

@@ -22,7 +22,6 @@ from gpt2lab.data.loader import fixed_sequences
 from gpt2lab.data.prepare import DEFAULT_DIRS
 from gpt2lab.data.shards import TokenStream, is_ready, open_split
 from gpt2lab.data.tokenizer import Tokenizer
-from gpt2lab.errors import GPT2LabError
 from gpt2lab.evaluation import harness, hellaswag, loss, scoring, table, tasks
 from gpt2lab.model import pretrained
 from gpt2lab.model.gpt2 import GPT2
@@ -195,15 +194,18 @@ def _val_loss(
 
 
 def _record(found: Found, result: dict[str, Any], say: Say) -> None:
-    """Keep the figures in the run, one file a step; tasks that the file has of this step stay in it."""
+    """Keep the figures in the run, one file a step; tasks that the file has of this step stay in it.
+
+    Where that cannot be done it is said and no more: the figures took their time, and still go to the screen.
+    """
     assert found.run is not None
     limited = f"_limit_{result['limit']}" if result["limit"] else ""
     path = found.run / "evaluations" / f"step_{found.step or 0:08d}{limited}.json"
     try:
         before = json.loads(path.read_text(encoding="utf-8"))["tasks"] if path.exists() else {}
         path.parent.mkdir(exist_ok=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GPT2LabError(f"{path} cannot be used: {error}; move it away") from None
-    with files.atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(result | {"tasks": before | result["tasks"]}) + "\n", encoding="utf-8")
-    say(f"written to {path}")
+        with files.atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(result | {"tasks": before | result["tasks"]}) + "\n", encoding="utf-8")
+        say(f"written to {path}")
+    except (OSError, ValueError, KeyError, TypeError) as error:  # a GPT2LabError is a ValueError
+        say(f"not kept in the run, {path} cannot be used: {error}")

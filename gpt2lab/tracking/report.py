@@ -54,7 +54,8 @@ def render(run: Path, price_per_hour: float | None = None) -> str:
     settings = load([run / "config.yaml"])
     environment = _read_json(run / "environment.json")
     metrics = plots.read_metrics(run)
-    on_fineweb = settings.data.source == "fineweb-edu"
+    source = (environment.get("data") or {}).get("source") or settings.data.source
+    on_fineweb = source.startswith("fineweb-edu")
     loss = plots.loss_figure(metrics, GPT2_FINEWEB_LOSS if on_fineweb else None)
     plots.save_png(loss, run / "loss_curve.png")
     price = settings.tracking.price_per_hour if price_per_hour is None else price_per_hour
@@ -70,19 +71,21 @@ def render(run: Path, price_per_hour: float | None = None) -> str:
     )
     return template.render(
         name=run.resolve().name,
-        tiles=tiles(metrics, settings.train.total_batch_size, price),
+        tiles=tiles(metrics, settings.train.total_batch_size, price, environment.get("parameters")),
         figures=figures,
         compared=on_fineweb,
-        source=settings.data.source,
+        source=source,
         samples=_spread(_read_samples(run / "samples.jsonl")),
         settings=settings.flat(),
         environment=_flatten(environment),
     )
 
 
-def tiles(metrics: Metrics, tokens_per_step: int, price_per_hour: float) -> list[tuple[str, str]]:
+def tiles(
+    metrics: Metrics, tokens_per_step: int, price_per_hour: float, parameters: int | None = None
+) -> list[tuple[str, str]]:
     """(label, value) of the numbers at the top of the page; what was not measured is left out."""
-    shown: list[tuple[str, str]] = []
+    shown: list[tuple[str, str]] = [("parameters", _short(parameters))] if parameters else []
     _, losses = plots.series(metrics, "val/loss")
     if losses:
         shown.append(
@@ -97,13 +100,13 @@ def tiles(metrics: Metrics, tokens_per_step: int, price_per_hour: float) -> list
         shown.append(("steps", f"{int(trained[-1]):,}"))
         shown.append(("tokens", _short(trained[-1] * tokens_per_step)))
         shown.append(("training time", _duration(hours)))
-        shown.append(("tokens/s", f"{_median(plots.series(metrics, 'perf/tokens_per_second')[1]):,.0f}"))
+        shown.append(("tokens/s, median", f"{_median(plots.series(metrics, 'perf/tokens_per_second')[1]):,.0f}"))
         if price_per_hour:
             cost = hours * price_per_hour
             shown.append((f"cost at {price_per_hour:g} an hour", f"{cost:.2f}" if cost >= 1 else f"{cost:.2g}"))
     _, shares = plots.series(metrics, "perf/mfu")
     if shares:
-        shown.append(("MFU", f"{_median(shares):.1%}"))
+        shown.append(("MFU, median", f"{_median(shares):.1%}"))
     _, memory = plots.series(metrics, "perf/peak_memory_gib")
     if memory:
         shown.append(("peak memory", f"{max(memory):.1f} GiB"))

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Generator
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from gpt2lab import files
 from gpt2lab.config import BatchPlan, Config
 from gpt2lab.data import prepare
 from gpt2lab.data.loader import Loader, fixed_sequences, prefetch
-from gpt2lab.data.shards import TokenStream, is_ready, open_split
+from gpt2lab.data.shards import TokenStream, is_ready, open_split, read_manifest
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.evaluation import hellaswag, loss, samples, scoring
@@ -88,7 +89,8 @@ def run(config: Config) -> None:
             start.restore(model, adamw)
         first_step = start.step if start else 0
         _introduce(config, plan, model, train_data, policy.name, dist, first_step, say)
-        dist.on_main(lambda: directory.prepare(config, start, dist))
+        facts = {"parameters": model.num_parameters(), "data": _describe(train_data, val_data)}
+        dist.on_main(lambda: directory.prepare(config, start, dist, facts))
 
         sinks = _sinks(config, directory, first_step) if dist.is_main else []
         for sink in sinks:
@@ -123,14 +125,27 @@ def run(config: Config) -> None:
         stack.callback(batches.close)
         try:
             trainer.run(batches, first_step, config.train.max_steps)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(directory.what_is_kept()) from None
         except torch.OutOfMemoryError as error:
             raise GPT2LabError(
                 f"out of memory on {dist.device}: lower train.micro_batch_size (now {plan.micro_batch_size})"
             ) from error
         say(
-            f"done in {time.perf_counter() - began:.0f} s: {directory.path} holds metrics.jsonl, samples.jsonl, "
-            f"report.html and checkpoints/step_{config.train.max_steps:08d}"
+            f"done in {time.perf_counter() - began:.0f} s. Open {directory.path}/report.html in a browser; "
+            f"gpt2lab sample --model-checkpoint {directory.path} continues a prompt."
         )
+
+
+def _describe(train_data: TokenStream, val_data: TokenStream) -> dict[str, Any]:
+    """Which text a run sees, for environment.json. The source is what the manifest says, null without one."""
+    manifest = read_manifest(train_data.folder)
+    return {
+        "folder": str(train_data.folder),
+        "source": manifest.source if manifest else None,
+        "train_tokens": len(train_data),
+        "val_tokens": len(val_data),
+    }
 
 
 def _enter(stack: contextlib.ExitStack, directory: RunDirectory) -> None:
@@ -188,6 +203,9 @@ def _introduce(
         f"step: {total:,} tokens = {plan.sequences} sequences of {arch.block_size} = {dist.world_size} ranks "
         f"x {plan.grad_accum_steps} micro-steps x {plan.micro_batch_size}; {dist.device.type}, {precision_name}"
     )
+    source = _describe(data, data)["source"]
+    if source is not None and not source.startswith(config.data.source):
+        say(f"note: {data.folder} holds {source}, whatever data.source ({config.data.source}) says")
     tokens = steps * total
     say(f"run: {steps:,} steps, {tokens:,} tokens, {tokens / len(data):.2f} epochs of {len(data):,} tokens")
     if first_step:
@@ -243,9 +261,11 @@ def _hellaswag(config: Config, policy: precision.Precision, dist: DistContext, s
     def measure(plain: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(plain, GPT2)
         began = time.perf_counter()
-        figures = task.as_json(scoring.score(plain, task.requests, dist=dist, precision=policy))
+        scores = scoring.score(plain, task.requests, dist=dist, precision=policy)
+        figures = task.as_json(scores)
         seconds = time.perf_counter() - began
-        say(f"{hellaswag.result_line(figures)} in {seconds:.1f} s")
+        lost = f", {lost} texts beyond the window cut on the left" if (lost := int(scores.truncated.sum())) else ""
+        say(f"{hellaswag.result_line(figures)} in {seconds:.1f} s{lost}")
         return hellaswag.metrics(figures) | {"perf/hellaswag_seconds": seconds}
 
     return measure

@@ -97,8 +97,16 @@ class RunDirectory:
         except GPT2LabError:
             return ""
 
-    def prepare(self, config: Config, start: checkpoint.Checkpoint | None, dist: DistContext) -> None:
-        """Write config.yaml and environment.json, and cut the records back to the step the run starts from."""
+    def what_is_kept(self) -> str:
+        """What an interruption leaves, for the person who interrupted."""
+        if present := checkpoint.steps(self.checkpoints):
+            return f"step {present[-1][0]} is kept, and the same command goes on from there"
+        return "nothing is kept yet: the first checkpoint had not been written (checkpoint.every)"
+
+    def prepare(
+        self, config: Config, start: checkpoint.Checkpoint | None, dist: DistContext, facts: dict[str, Any]
+    ) -> None:
+        """Write config.yaml and environment.json (with `facts`), and cut the records back to the step of the start."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         files.remove_temporaries(self.checkpoints)
         for record in (self.metrics, self.samples):
@@ -108,7 +116,7 @@ class RunDirectory:
         with files.atomic_write(self.path / "config.yaml") as temporary:
             temporary.write_text(config.to_yaml(), encoding="utf-8")
         with files.atomic_write(self.path / "environment.json") as temporary:
-            temporary.write_text(json.dumps(environment(dist), indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(environment(dist) | facts, indent=2) + "\n", encoding="utf-8")
 
     def _adopt(self, record: Path, origin: Path) -> None:
         """Begin a record with that of the run whose checkpoint this one starts from, if it has one."""

@@ -148,6 +148,14 @@ def test_without_a_network_the_mirror_is_named(tmp_path, monkeypatch):
         hellaswag.find(mirror=tmp_path / "empty")
 
 
+def test_a_broken_download_does_not_stay_in_the_cache(tmp_path, monkeypatch):
+    (tmp_path / "page.html").write_text("<html>please log in</html>")
+    monkeypatch.setattr(hellaswag, "URL", (tmp_path / "page.html").as_uri())
+    with pytest.raises(GPT2LabError, match="line 1: not JSON"):
+        hellaswag.find()
+    assert not (tmp_path / "cache" / hellaswag.NAME).exists()
+
+
 def test_a_mirror_must_have_all_of_it(tmp_path):
     write_jsonl(tmp_path / hellaswag.NAME, official_items(20))
     with pytest.raises(GPT2LabError, match="has 20 items, HellaSwag's validation set 10042"):

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from gpt2lab.config import GPT2Config
-from gpt2lab.evaluation.loss import mean_loss
+from gpt2lab.data.tokenizer import Tokenizer
+from gpt2lab.evaluation.loss import bits_per_byte, mean_loss, target_bytes
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.system import precision
 from gpt2lab.system.distributed import DistContext
@@ -58,3 +59,22 @@ def test_the_number_of_ranks_does_not_matter(model, world_size):
 
     shares = [measure(model, dist=Share(rank, world_size, CPU)) for rank in range(world_size)]
     assert sum(shares) == pytest.approx(measure(model), abs=1e-6)
+
+
+def test_bytes_are_those_of_the_text_behind_the_targets():
+    tokenizer = Tokenizer()
+    ids = tokenizer.encode("Café 日本 walks on and on.")
+    stream = np.array([tokenizer.eot, *ids, tokenizer.eot, *ids, 50300], dtype=np.uint16)
+    block = (len(stream) - 1) // 2
+
+    def part(starts, length):
+        return np.stack([stream[start : start + length] for start in starts])
+
+    counted = target_bytes(tokenizer, part, sequences=2, block_size=block)
+    targets = [token for token in stream[1 : 2 * block + 1].tolist() if token < tokenizer.eot]
+    assert counted == len(tokenizer.decode_bytes(targets))  # the first token is no target, end-of-text is no text
+    assert 2 * len("Café 日本 walks on and on.".encode()) >= counted > 0
+
+
+def test_bits_per_byte_by_hand():
+    assert bits_per_byte(np.log(2) * 4, tokens=10, size=40) == pytest.approx(1)

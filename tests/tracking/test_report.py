@@ -16,7 +16,8 @@ def make_run(folder, steps=30, source="stdlib", **extra):
     folder.mkdir(exist_ok=True)
     config = Config.model_validate({"data": {"source": source}, "train": {"total_batch_size": 1024 * 8}})
     (folder / "config.yaml").write_text(config.to_yaml())
-    (folder / "environment.json").write_text(json.dumps({"hardware": {"cpu": "Some <CPU>"}, "commit": "abc"}))
+    facts = {"hardware": {"cpu": "Some <CPU>"}, "commit": "abc", "parameters": 124_439_808}
+    (folder / "environment.json").write_text(json.dumps(facts))
     metrics, samples = JsonLines(folder / "metrics.jsonl"), JsonLines(folder / "samples.jsonl")
     for step in range(steps + 1):
         values = (
@@ -44,7 +45,7 @@ def test_the_numbers_at_the_top(tmp_path):
     assert shown["tokens"] == "246K"
     assert shown["training time"] == "0 min 30 s"
     assert shown["cost at 24 an hour"] == "0.2"
-    assert (shown["MFU"], shown["HellaSwag"], shown["tokens/s"]) == ("40.0%", "0.2900", "8,192")
+    assert (shown["MFU, median"], shown["HellaSwag"], shown["tokens/s, median"]) == ("40.0%", "0.2900", "8,192")
     assert "cost" not in " ".join(dict(report.tiles(plots.read_metrics(run), 8192, 0.0)))
 
 

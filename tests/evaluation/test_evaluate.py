@@ -167,3 +167,17 @@ def test_a_checkpoint_that_does_not_fit(capsys, tmp_path):
     config = tmp_path / "m" / "config.json"
     config.write_text(config.read_text().replace('"n_embd": 16', '"n_embd": 32'))
     assert "has shape" in refused(capsys, "--model-checkpoint", str(tmp_path / "m"), "--tasks", "everyday")
+
+
+def test_a_run_that_cannot_be_written_to_still_gives_its_figures(place, capsys, tmp_path):
+    import shutil
+
+    shutil.copytree(place / "runs", tmp_path / "runs")
+    evaluations = tmp_path / "runs" / "x" / "evaluations"
+    shutil.rmtree(evaluations, ignore_errors=True)
+    evaluations.write_text("in the way")
+    words = ["--model-checkpoint", str(tmp_path / "runs" / "x"), "--tasks", "everyday", "--json", "--val-tokens", "0"]
+    assert cli.main(["evaluate", *words]) == 0
+    out, error = capsys.readouterr()
+    assert json.loads(out)["tasks"]["everyday"]["total"] == 32
+    assert "not kept in the run" in error
