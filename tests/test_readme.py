@@ -38,6 +38,9 @@ def somewhere(tmp_path_factory, token_folder, hellaswag_mirror):
     (folder / "data").mkdir()
     (folder / "data" / "edu_fineweb10B").symlink_to(token_folder)
     (folder / "data" / "stdlib").symlink_to(token_folder)
+    (folder / "my" / "texts").mkdir(parents=True)
+    for name in ("one", "two", "three"):
+        (folder / "my" / "texts" / f"{name}.txt").write_text(f"A text of my own, number {name}.\n" * 20)
     os.environ["GPT2LAB_MIRROR"] = str(hellaswag_mirror)
     run("gpt2lab train", folder, "runs")
     yield folder
@@ -48,6 +51,8 @@ def run(command: str, folder: Path, out_dir: str) -> subprocess.CompletedProcess
     words = shlex.split(command)
     python = {"gpt2lab": ["-m", "gpt2lab"], "python": [], "torchrun": ["-m", "torch.distributed.run"]}[words[0]]
     trains = "--help" not in words and ("train" in words or "train.py" in words)
+    if "fineweb-edu" in words:  # not from the Hub here: that it would be asked for is what can be seen
+        words.append("--help")
     extra = [*shlex.split(SHRUNKEN), "--run.out_dir", out_dir] if trains else []
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -62,7 +67,7 @@ def run(command: str, folder: Path, out_dir: str) -> subprocess.CompletedProcess
     return done
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c.split()[0] not in ("make", "pip")])
+@pytest.mark.parametrize("command", [c for c in commands() if c.split()[0] not in ("make", "pip", ".", "python3")])
 def test_command(command, somewhere, tmp_path):
     assert run(command, somewhere, str(tmp_path)).stdout
 
@@ -77,10 +82,7 @@ def test_make_and_pip_commands_are_what_the_files_offer():
 
 def test_python(somewhere, tmp_path):
     (code,) = blocks("python")
-    (checkpoint,) = (somewhere / "runs" / "quickstart" / "checkpoints").glob("step_00000001")
-    target = tmp_path / "runs" / "quickstart" / "checkpoints"
-    target.mkdir(parents=True)
-    (target / "step_00000600").symlink_to(checkpoint)
+    (tmp_path / "runs").symlink_to(somewhere / "runs")
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
