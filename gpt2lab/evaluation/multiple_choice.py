@@ -1,6 +1,6 @@
 """Multiple choice: questions in words, scored as continuations, counted as accuracies.
 
-    Question (contexts, choices, gold) ──Encoder──▶ Requests ──scoring──▶ losses ──▶ Result (acc, acc_norm, predictions)
+    Question (contexts, choices, gold) ──encode──▶ Requests ──scoring──▶ losses ──▶ Result (acc, acc_norm, predictions)
 
 Whatever the benchmark, a model answers with the choice that it finds least surprising. Benchmarks differ in the words
 around the choices (hellaswag.py, tasks.py) and in what a loss is divided by so that long choices stand a chance:
