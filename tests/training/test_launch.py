@@ -1,5 +1,6 @@
 """A whole run, small: what it leaves, that it resumes exactly, and what it refuses."""
 
+import contextlib
 import json
 import os
 import signal
@@ -130,19 +131,25 @@ class Interruption(Exception):
     """Stands in for whatever ends a process between two steps."""
 
 
-@pytest.mark.parametrize("kill_at", range(1, STEPS + 1))
-def test_interrupted_at_any_step_and_resumed_is_uninterrupted(token_folder, tmp_path, straight, monkeypatch, kill_at):
+@contextlib.contextmanager
+def interrupted_at(kill_at: int, monkeypatch: pytest.MonkeyPatch):
+    """Whatever trains in here must come to step `kill_at` or beyond, and ends there."""
     train_step = Trainer._train_step
 
     def interrupted(self, step, batches):
-        if step == kill_at:
+        if step >= kill_at:
             raise Interruption
         return train_step(self, step, batches)
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(Interruption):
         patch.setattr(Trainer, "_train_step", interrupted)
-        with pytest.raises(Interruption):
-            launch.run(settings(token_folder, tmp_path))
+        yield
+
+
+@pytest.mark.parametrize("kill_at", range(1, STEPS + 1))
+def test_interrupted_at_any_step_and_resumed_is_uninterrupted(token_folder, tmp_path, straight, monkeypatch, kill_at):
+    with interrupted_at(kill_at, monkeypatch):
+        launch.run(settings(token_folder, tmp_path))
     launch.run(settings(token_folder, tmp_path))
     assert learned(tmp_path / "tiny") == learned(straight)
     assert tensors(tmp_path / "tiny") == tensors(straight)
@@ -294,17 +301,8 @@ def test_a_checkpoint_the_run_went_back_behind_never_costs_a_good_one(straight, 
     shutil.copytree(straight, tmp_path / "tiny")
     checkpoints = tmp_path / "tiny" / "checkpoints"
     (checkpoints / f"step_{STEPS:08d}" / "model.safetensors").write_bytes(b"")
-    train_step = Trainer._train_step
-
-    def interrupted(self, step, batches):
-        if step == STEPS:
-            raise Interruption
-        return train_step(self, step, batches)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", interrupted)
-        with pytest.raises(Interruption):
-            launch.run(settings(token_folder, tmp_path, checkpoint__keep_last=1, checkpoint__every=1))
+    with interrupted_at(STEPS, monkeypatch):
+        launch.run(settings(token_folder, tmp_path, checkpoint__keep_last=1, checkpoint__every=1))
     launch.run(settings(token_folder, tmp_path))
     assert learned(tmp_path / "tiny") == learned(straight)
 
@@ -313,17 +311,8 @@ def test_a_checkpoint_the_run_went_back_behind_never_costs_a_good_one(straight, 
 def test_a_branch_goes_on_with_the_same_command(straight, tmp_path, token_folder, monkeypatch, kill_at):
     """Its records are those of the run it left, then its own: whatever a first attempt had written."""
     changes = {"run__resume": str(straight / "checkpoints" / "step_00000002"), "run__name": "branch"}
-    train_step = Trainer._train_step
-
-    def interrupted(self, step, batches):
-        if step >= kill_at:
-            raise Interruption
-        return train_step(self, step, batches)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", interrupted)
-        with pytest.raises(Interruption):
-            launch.run(settings(token_folder, tmp_path, **changes))
+    with interrupted_at(kill_at, monkeypatch):
+        launch.run(settings(token_folder, tmp_path, **changes))
     launch.run(settings(token_folder, tmp_path, **changes))
     assert learned(tmp_path / "branch") == learned(straight)
     assert tensors(tmp_path / "branch") == tensors(straight)
