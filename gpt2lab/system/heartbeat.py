@@ -52,10 +52,11 @@ class Heartbeat:
                 self._store.set(f"beat/{self._rank}", "left")
 
     def silent(self) -> list[str]:
-        """The processes that are not beating, in words; looks for a few intervals before it answers."""
+        """The processes that have left or are not beating, in words; looks for a few intervals before it answers."""
         since = time.monotonic()
         time.sleep(2.5 * self.interval)
-        return [self._name(other) for other, (_, heard) in sorted(self._heard.items()) if heard < since]
+        heard = sorted(self._heard.items())
+        return [self._name(other) for other, (beat, at) in heard if beat == b"left" or at < since]
 
     def _run(self) -> None:
         count, reachable = 0, time.monotonic()

@@ -155,7 +155,7 @@ def run(config: Config) -> None:
         except RuntimeError as error:  # torch.distributed has no type of its own for a connection that breaks
             if dist.heartbeat is None or not (lost := dist.heartbeat.silent()):
                 raise
-            raise GPT2LabError(f"lost {', '.join(lost)}: {error}; {directory.what_is_kept()}") from error
+            raise GPT2LabError(f"lost {', '.join(lost)}; {directory.what_is_kept()}") from error
         if stopped_by:
             raise Stopped(stopped_by, f"stopped by {signal.Signals(stopped_by).name}: {directory.what_is_kept()}")
         say(

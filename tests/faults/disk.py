@@ -22,11 +22,14 @@ def full_disk(folder: Path, data: Path, ranks: int = 1) -> Outcome:
     for file in FILES:
         place = folder / file
         run = runs.make(place, data)
-        with Forked(run, place / "output-0", ranks=ranks, harm=partial(harm.fill_disk_at, run.metrics, file, STEP)) as victim:
+        with Forked(
+            run, place / "output-0", ranks=ranks, harm=partial(harm.fill_disk_at, run.metrics, file, STEP)
+        ) as victim:
             status, text = victim.wait(), victim.text()
         lines = [line for line in text.splitlines() if line.startswith("gpt2lab: ")]
         wrong = [] if status == 2 else [f"exit status {status}"]
-        if len(lines) != ranks or not re.search(r"cannot write .*File too large; free space", lines[0]):
+        said = [line for line in lines if re.search(rf"cannot write {run.path}/.*: File too large; free space", line)]
+        if len(lines) != ranks or not said:
             wrong.append(f"it says {lines}")
         if "Traceback" in text:
             wrong.append("traceback")

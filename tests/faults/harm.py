@@ -42,13 +42,6 @@ def limit_file_size(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
-def die_at_file_size(size: int) -> None:
-    """The kernel ends the process when a file would grow beyond `size` bytes: half of it is written by then."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-    limit_file_size(size)
-
-
 # -- points of a checkpoint's writing
 
 
@@ -123,8 +116,10 @@ MIDDLE = 30_000  # bytes: less than the tiny model's optimizer file has, more th
 
 def die_before_point(point: str, step: int) -> None:
     """Arrange for death at a point of the writing of the checkpoint of `step`."""
-    if point == "half-way in a file":
-        at(opens(step, "optimizer.safetensors"), lambda: die_at_file_size(MIDDLE))
+    if point == "half-way in a file":  # the kernel ends the process when the file would grow beyond the middle
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        at(opens(step, "optimizer.safetensors"), lambda: limit_file_size(MIDDLE))
     else:
         at(POINTS[point](step), die)
 

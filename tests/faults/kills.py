@@ -29,61 +29,70 @@ def random_kills(folder: Path, data: Path, count: int, ranks: int = 1, real: boo
 
     With several ranks a kill takes one of them or all. `real` victims are commands, those of several ranks under
     torchrun: having lost one rank it goes on by itself (--max-restarts); killed altogether it is started anew.
+
+    The next process must go on from the newest checkpoint that is whole. That is the last one that was due, so at most
+    an interval of steps is repeated; or the one before it, if the kill came while the last was being written (a thread
+    does that while training goes on).
     """
     chance = random.Random(f"{ranks} {real}")
     steps = 20 * min(count, KILLS_A_RUN) + 2 * EVERY
     reference = straight(folder / "straight", data, ranks, train__max_steps=steps)
-    outcome, most = Outcome(), 0
+    outcome, costs = Outcome(), {True: [0], False: [0]}
     while outcome.tried < count:
         name = f"killed-{outcome.tried}"
-        run = runs.make(folder / name, data, train__max_steps=steps)
+        run = runs.make(folder / name, data, train__max_steps=steps, system__timeout=4)
         here = min(count - outcome.tried, KILLS_A_RUN)
-        repeated = _killed(run, sorted(chance.sample(range(1, steps - EVERY), here)), ranks, real, chance)
+        deaths = _killed(run, sorted(chance.sample(range(1, steps - EVERY), here)), ranks, real, chance)
         wrong = [*runs.differences(run, reference, steps), *(f"left {name}" for name in runs.leftovers(run))]
-        for number, again in enumerate(repeated):
-            late = [f"{again} steps repeated"] if again > EVERY else []
-            outcome.trial(f"{name}, kill {number}", [*wrong, *late])
-            most = max(most, again)
-    outcome.figures = f"at most {most} steps repeated, a checkpoint every {EVERY}"
+        for last, newest, resumed in deaths:
+            whole = newest == last // EVERY * EVERY
+            costs[whole].append(last - resumed)
+            early = [] if resumed == newest >= last // EVERY * EVERY - EVERY else [f"went on from step {resumed}"]
+            outcome.trial(f"{name}, killed at step {last} with checkpoint {newest}", [*wrong, *early])
+    outcome.figures = f"a checkpoint every {EVERY} steps; at most {max(costs[True])} steps repeated"
+    if during := len(costs[False]) - 1:
+        outcome.figures += f", {max(costs[False])} where a checkpoint was being written ({during} of the kills)"
     return outcome
 
 
-def _killed(run: Run, targets: list[int], ranks: int, real: bool, chance: random.Random) -> list[int]:
-    """Train a run to its end through kills at `targets`; the steps that each kill made it repeat."""
+def _killed(run: Run, targets: list[int], ranks: int, real: bool, chance: random.Random) -> list[tuple[int, int, int]]:
+    """Train a run to its end through kills at `targets`. For each: the last step on record when all were dead, the
+    newest checkpoint then, and the step that the next process went on from.
+    """
     goes_on = real and ranks > 1  # torchrun does, when it has lost a rank and not its own life
 
-    def start():
-        number = len(list(run.recipe.parent.glob("output-*")))
-        output = run.recipe.parent / f"output-{number}"
+    def start() -> Victim:
+        output = run.recipe.parent / f"output-{len(list(run.recipe.parent.glob('output-*')))}"
         if real:
-            restarts = ("--max-restarts=100",) if ranks > 1 else ()
-            return Command(run, output, ranks=ranks, torchrun=restarts)
+            return Command(run, output, ranks=ranks, torchrun=("--max-restarts=100",) if ranks > 1 else ())
         return Forked(run, output, ranks=ranks)
 
-    seen, began, victim, told = [], [], start(), 0
-    for target in targets:
-        if not victim.wait_until(partial(_is_due, run, victim, told, target, chance.random() < 0.25)):
-            break  # it was faster than we
-        doomed = victim.pids()
-        everyone = len(doomed) == 1 or chance.random() < 0.5
-        if everyone:
-            victim.kill_all()
-        else:
-            os.kill(chance.choice(doomed), signal.SIGKILL)
-            if goes_on:
-                victim.wait_until(partial(_are_gone, victim, doomed))
+    left, began, victim, told = [], [], start(), 0
+    try:
+        for target in targets:
+            if not victim.wait_until(partial(_is_due, run, victim, told, target, chance.random() < 0.25)):
+                break  # it was faster than we
+            ranks_here = victim.pids()
+            everyone = len(ranks_here) == 1 or chance.random() < 0.5
+            if everyone:
+                victim.kill_all()
             else:
-                assert victim.wait() != 0, "a rank ended well without the other"
-        seen.append(runs.last_step(run))
-        began.append(_steps(victim.text()[told:])[0])
-        told = len(victim.text())
-        if everyone or not goes_on:
-            victim.kill_all()
-            victim, told = start(), 0
-    with victim:
+                os.kill(chance.choice(ranks_here), signal.SIGKILL)
+                if goes_on:
+                    victim.wait_until(partial(_are_gone, victim, ranks_here))
+                else:
+                    assert victim.wait() != 0, "a rank ended well without the other"
+            left.append((runs.last_step(run), runs.newest_step(run)))
+            began.append(_steps(victim.text()[told:])[0])
+            told = len(victim.text())
+            if everyone or not goes_on:
+                victim.kill_all()
+                victim, told = start(), 0
         assert victim.wait() == 0, victim.text()
         began.append(_steps(victim.text()[told:])[0])
-    return [last - (first - 1) for last, first in zip(seen, began[1:], strict=True)]
+    finally:
+        victim.kill_all()
+    return [(last, newest, first - 1) for (last, newest), first in zip(left, began[1:], strict=True)]
 
 
 def _is_due(run: Run, victim: Victim, told: int, target: int, in_writing: bool) -> bool:

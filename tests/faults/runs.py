@@ -95,6 +95,7 @@ def identity(run: Run, step: int = STEPS) -> dict[str, str]:
         "weights": (folder / "model.safetensors").read_bytes(),
         "optimizer": (folder / "optimizer.safetensors").read_bytes(),
         "rng": json.dumps(state["rng"], sort_keys=True).encode(),
+        "guard": json.dumps(state["guard"]).encode(),
         "losses": json.dumps(taken).encode(),
     }
     return {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
