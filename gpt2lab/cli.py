@@ -337,8 +337,8 @@ def _report(arguments: list[str]) -> int:
     from gpt2lab.tracking import report
 
     out = Path(parsed.out) if parsed.out else None
-    page, *pictures = report.write(*map(Path, parsed.runs), out=out, price_per_hour=parsed.price_per_hour)
-    print(f"wrote {page}, and beside it {', '.join(picture.name for picture in pictures)}")
+    written = report.write(*map(Path, parsed.runs), out=out, price_per_hour=parsed.price_per_hour)
+    print(f"wrote {', '.join(map(str, written))}")
     return 0
 
 

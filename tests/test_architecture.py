@@ -37,7 +37,7 @@ ALLOWED = {
     "evaluation.baselines": set(),
     "evaluation.jsonl": set(),
     "evaluation": {"evaluation", "model", "data.tokenizer", "system", "resources", "files"},
-    "tracking": {"files", "tracking.plots", "evaluation.baselines"},
+    "tracking": {"files", "tracking", "evaluation.baselines"},
     "data": {"resources", "files", "data"},
     "model.huggingface": {"files", "resources"},
     "model.pretrained": {"files", "resources", "model.huggingface"},

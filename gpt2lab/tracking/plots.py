@@ -20,12 +20,12 @@ from gpt2lab.tracking.records import Curve, Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK, FAINT, REFERENCE = "#1f2328", "#6b7480", "#5c636d"
-COLORS = ("#0072b2", "#d05300", "#00856a", "#a8479a", "#8f6b00", "#3f4b5b")
+INK, FAINT, REFERENCE, PAPER = "#1f2328", "#6b7480", "#5c636d", "#fefefe"
+COLORS = ("#0546a8", "#8f3300", "#12a37a", "#cc68b6", "#a18f33", "#8d84fb")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 GLYPHS = ("●", "■", "▲", "◆", "▼", "✚")  # the same, as text
 # In a page the same colours are variables of its style sheet, so that light and dark each have their own.
-_VARIABLES = {INK: "--ink", FAINT: "--faint", REFERENCE: "--reference"}
+_VARIABLES = {INK: "--ink", FAINT: "--faint", REFERENCE: "--reference", PAPER: "--page"}
 _VARIABLES |= {color: f"--run{index}" for index, color in enumerate(COLORS)}
 
 # In points, which are the SVG's units: a page scales a chart to its column, and letters with it. `NARROW` suits a
@@ -36,24 +36,25 @@ POINTS = {True: 400, False: 120}  # of a line, by whether it is alone in its cha
 
 
 class Line(NamedTuple):
-    """A run as it is drawn. `scale`: what a step is on the x axis, 1 or its tokens."""
+    """The n-th run of a page as it is drawn. `scale`: what a step is on the x axis, 1 or its tokens."""
 
     run: Run
-    index: int
+    number: int
     scale: int
 
     @property
     def style(self) -> dict[str, Any]:
         """Colour and marker; the seventh run has the first one's again, dashed."""
-        which, again = self.index % len(COLORS), self.index // len(COLORS)
+        which, again = self.number % len(COLORS), self.number // len(COLORS)
         return {"color": COLORS[which], "marker": MARKERS[which], "linestyle": ("-", "--", ":")[again % 3]}
 
 
 class Reference(NamedTuple):
-    """A published figure, drawn as a dashed line with its label above."""
+    """A published figure, drawn as a dashed line with its label above; on the right where curves begin on its left."""
 
     label: str
     value: float
+    right: bool = False
 
 
 class Thinned(NamedTuple):
@@ -187,7 +188,7 @@ def to_svg(figure: "Figure", label: str) -> str:
 def short(number: float) -> str:
     """922K, 1.5M, 10B; below a thousand as it is."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if abs(number) >= size:
+        if abs(number) >= 0.9995 * size:  # what rounds to it
             return f"{number / size:.3g}{unit}"
     return f"{number:.3g}"
 
@@ -218,7 +219,7 @@ def _draw(axes: Any, line: Line, key: str, *, faint: bool = False, alone: bool =
     steps, mean, low, high = thin(line.run.curve(key), POINTS[alone])
     x, style = steps * line.scale, line.style
     if faint:
-        style |= {"marker": "", "linewidth": 0.9, "alpha": 0.55 if alone else 0.45}
+        style |= {"marker": "", "linewidth": 0.9, "alpha": 0.55 if alone else 0.6}
     else:
         style |= {"linewidth": 1.9, "markersize": 4.5, "markevery": max(1, len(x) // 12)}
         if len(x) > 60:
@@ -230,14 +231,16 @@ def _draw(axes: Any, line: Line, key: str, *, faint: bool = False, alone: bool =
 
 
 def _refer(axes: Any, references: Sequence[Reference]) -> None:
-    for label, value in references:
+    for label, value, right in references:
         axes.axhline(value, color=REFERENCE, linestyle=(0, (4, 3)), linewidth=1.1)
         axes.annotate(
             label,
-            (0.01, value),
+            (0.99 if right else 0.01, value),
             xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
+            xytext=(0, 5),
             textcoords="offset points",
+            ha="right" if right else "left",
             color=REFERENCE,
             fontsize=FONT,
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5},
         )

@@ -4,7 +4,7 @@ runs/NAME/  config.yaml · environment.json · metrics.jsonl · samples.jsonl ·
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,32 +81,34 @@ def read(folder: Path) -> Run:
         environment=_environment(folder / "environment.json"),
         metrics=metrics,
         samples=_samples(_lines(folder / "samples.jsonl", troubles)),
-        events=_lines(folder / "events.jsonl", troubles),
+        events=list(_lines(folder / "events.jsonl", troubles)),
         evaluation=_newest_evaluation(folder / "evaluations"),
         troubles=troubles,
     )
 
 
-def _lines(path: Path, troubles: list[str]) -> list[dict[str, Any]]:
-    """The objects of a `.jsonl` file, without a last line that is still being written; empty without the file."""
+def _lines(path: Path, troubles: list[str]) -> Iterator[dict[str, Any]]:
+    """The objects of a `.jsonl` file, one at a time, without a last line that is still being written."""
     if not path.is_file():
-        return []
-    found, damaged = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:  # a whole line ends in a newline
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            value = None
-        if isinstance(value, dict):
-            found.append(value)
-        else:
-            damaged += 1
+        return
+    damaged = 0
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+        for line in file:
+            if not line.endswith("\n"):
+                break
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                value = None
+            if isinstance(value, dict):
+                yield value
+            else:
+                damaged += 1
     if damaged:
         troubles.append(f"{path.name}: {_plural(damaged, 'damaged line')} left out")
-    return found
 
 
-def _curves(lines: Sequence[Mapping[str, Any]], troubles: list[str]) -> dict[str, Curve]:
+def _curves(lines: Iterable[Mapping[str, Any]], troubles: list[str]) -> dict[str, Curve]:
     points: dict[str, tuple[list[float], list[float]]] = {}
     broken: dict[str, list[int]] = {}
     for line in lines:
@@ -127,7 +129,7 @@ def _curves(lines: Sequence[Mapping[str, Any]], troubles: list[str]) -> dict[str
     return {key: Curve(np.asarray(steps, float), np.asarray(values, float)) for key, (steps, values) in points.items()}
 
 
-def _samples(lines: Sequence[Mapping[str, Any]]) -> list[Sample]:
+def _samples(lines: Iterable[Mapping[str, Any]]) -> list[Sample]:
     samples = []
     for line in lines:
         step, prompt, seed, text = (line.get(key) for key in ("step", "prompt", "seed", "text"))

@@ -6,13 +6,14 @@ records.read ──▶ Run(s) ──┬─▶ figures, texts, settings ──▶
 
 import json
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from gpt2lab import files
 from gpt2lab.errors import GPT2LabError
@@ -25,7 +26,7 @@ from gpt2lab.tracking.records import Run, Sample
 # measures it. HellaSwag: acc_norm; GPT-2's is of the completion convention, as the run's is.
 GPT2_FINEWEB_LOSS = Reference("GPT-2 124M: 3.29", 3.2924)
 _DRAWN = (("GPT-2 124M", "completion"), ("GPT-3 Small 125M", "other"))
-HELLASWAG_LINES = [Reference("chance: 0.25", 0.25)] + [
+HELLASWAG_LINES = [Reference("chance: 0.25", 0.25, right=True)] + [
     Reference(f"{b.model}: {b.acc_norm}", b.acc_norm) for b in BASELINES if (b.model, b.convention) in _DRAWN
 ]
 HELLASWAG_ITEMS = 10_042
@@ -72,8 +73,10 @@ def write(*folders: Path, out: Path | None = None, price_per_hour: float | None 
     Raises:
         GPT2LabError: a folder is no run, its settings or environment.json are damaged, or nothing can be written.
     """
-    runs = [records.read(folder) for folder in {folder.resolve(): folder for folder in folders}.values()]
-    runs = _told_apart(runs)
+    distinct: dict[Path, Path] = {}
+    for folder in folders:
+        distinct.setdefault(folder.resolve(), folder)
+    runs = _told_apart([records.read(folder) for folder in distinct.values()])
     page = out or default_page(runs)
     if page.is_dir():
         raise GPT2LabError(f"--out {page} is a folder; name a file in it, such as {page / 'report.html'}")
@@ -118,7 +121,7 @@ def render(
     page.filters |= {"letters": _letters, "quoted": _quoted}
     return page.get_template("report.html.j2").render(
         runs=runs,
-        glyphs=[plots.GLYPHS[run.index % len(plots.GLYPHS)] for run in drawn],
+        glyphs=[plots.GLYPHS[line.number % len(plots.GLYPHS)] for line in drawn],
         colors=len(plots.COLORS),
         title=" · ".join(run.name for run in runs) if len(runs) <= 3 else f"{len(runs)} runs",
         lead=_lead(runs[0]) if len(runs) == 1 else "",
@@ -162,9 +165,9 @@ def figures(run: Run, price_per_hour: float | None = None) -> dict[str, Figure]:
                 _duration(evaluating), f"{evaluating / (training + evaluating):.0%} of all"
             )
     if len(rates := run.curve("perf/tokens_per_second").values):
-        shown["tokens/s"] = Figure(f"{_median(rates):,.0f}", "median step")
+        shown["tokens/s"] = Figure(f"{np.median(rates):,.0f}", "median step")
     if len(shares := run.curve("perf/mfu").values):
-        shown["MFU"] = Figure(f"{_median(shares):.1%}", "median step")
+        shown["MFU"] = Figure(f"{np.median(shares):.1%}", "median step")
     if len(memory := run.curve("perf/peak_memory_gib").values):
         shown["peak memory"] = Figure(f"{memory.max():.1f} GiB")
     if price and training:
@@ -250,15 +253,12 @@ def what_happened(run: Run) -> Happened:
 
 def _event(event: Mapping[str, Any]) -> Event:
     when = event.get("time", "")
-    if isinstance(when, int | float) and 0 < when < records.LARGEST:
-        try:
-            when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(when))
-        except (OverflowError, ValueError):
-            when = str(when)
+    if isinstance(when, int | float) and 0 < when < 1e11:  # seconds since 1970
+        when = f"{datetime.fromtimestamp(when, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    when = re.sub(r"^(\S+\d)T(\d\S*)Z$", r"\1 \2 UTC", str(when))
     detail = {key: value for key, value in event.items() if key not in ("step", "time", "event")}
     words = [_plain(value) if key == "detail" else f"{key} {_plain(value)}" for key, value in detail.items()]
     step = event.get("step")
-    when = str(when).replace("T", " ").removesuffix("Z")
     return Event(f"{step:,}" if isinstance(step, int) else "", when, _plain(event.get("event", "")), ", ".join(words))
 
 
@@ -274,11 +274,13 @@ def _charts(drawn: Sequence[Line], folder: Path, prefix: str) -> tuple[list[Char
         plots.save_png(figure, path, title, drawn)
         written.append(path)
 
-    title = "Loss, nats a token"
-    reference = GPT2_FINEWEB_LOSS if all(_on_fineweb(run) for run in runs) else None
-    wide, narrow = (plots.loss_figure(drawn, reference, size) for size in (plots.WIDE, plots.NARROW))
-    charts.append(Chart(title, plots.to_svg(narrow, title), _loss_note(drawn), plots.to_svg(wide, f"{title}, wide")))
-    save(wide, "loss_curve.png", title)
+    if measured("train/loss") or measured("val/loss"):
+        title = "Loss, nats a token"
+        reference = GPT2_FINEWEB_LOSS if all(_on_fineweb(run) for run in runs) else None
+        wide, narrow = (plots.loss_figure(drawn, reference, size) for size in (plots.WIDE, plots.NARROW))
+        wide_svg = plots.to_svg(wide, f"{title}, wide")
+        charts.append(Chart(title, plots.to_svg(narrow, title), _loss_note(drawn), wide_svg))
+        save(wide, "loss_curve.png", f"{title}; thin: training, thick: validation")
     key, title = "hellaswag/acc_norm", "HellaSwag, accuracy (acc_norm)"
     if measured(key):
         sizes = (plots.WIDE, plots.NARROW)
@@ -301,14 +303,17 @@ def _loss_note(drawn: Sequence[Line]) -> str:
     """What a reader has to know of the loss chart, in sentences."""
     runs = [line.run for line in drawn]
     sources = list(dict.fromkeys(run.source for run in runs))
-    notes = ["Thin: training. Thick: validation."]
+    together = max(len(run.curve("train/loss").steps) for run in runs) / plots.POINTS[len(runs) == 1]
+    mean = f", each point the mean of up to {together:.0f} steps" if together > 1.5 else ""
+    mean += " (pale: the least and the most of them)" if mean and len(runs) == 1 else ""
+    notes = [f"Thin: training{mean}. Thick: validation."]
     if plots.highest_shown(drawn) is not None:
         first = [value for run in runs for value in run.curve("train/loss").values[:1]]
         notes.append(f"The first steps, from {max(first):.2f} on, lie above the chart.")
     if len(sources) > 1:
         notes.append(f"Trained on different text ({', '.join(sources)}): these losses do not compare.")
     elif not _on_fineweb(runs[0]):
-        notes.append(f"Trained on {sources[0]}: GPT-2's published 3.29 is of FineWeb-Edu, and says nothing here.")
+        notes.append(f"Trained on {sources[0]}: GPT-2's published 3.29 is of FineWeb-Edu and does not compare.")
     else:
         notes.append("GPT-2's line is OpenAI's 124M model on FineWeb-Edu's validation shard.")
     if drawn[0].scale > 1:
@@ -322,10 +327,8 @@ def _hellaswag_note(runs: Sequence[Run]) -> str:
     if not limits or min(limits) >= HELLASWAG_ITEMS:
         return ""
     least = min(limits)
-    return (
-        f"Over {least:,} of the {HELLASWAG_ITEMS:,} items, so give or take {1.96 * (0.21 / least) ** 0.5:.1g}; "
-        "the lines are of all items."
-    )
+    margin = 1.96 * (0.3 * 0.7 / least) ** 0.5  # 95%, for a share near 0.3
+    return f"Over {least:,} of the {HELLASWAG_ITEMS:,} items, so give or take {margin:.1g}; the lines are of all items."
 
 
 def _lead(run: Run) -> str:
@@ -354,7 +357,7 @@ def _hardware(run: Run) -> str:
     if not isinstance(hardware, Mapping):
         return ""
     if hardware.get("gpu"):
-        return f"{run.environment.get('world_size', 1)} × {hardware['gpu']}"
+        return f"{run.environment.get('world_size', 1)} x {hardware['gpu']}"
     cores = f", {hardware['cores']} cores" if hardware.get("cores") else ""
     return f"{hardware.get('cpu', hardware.get('device', ''))}{cores}"
 
@@ -437,7 +440,7 @@ def _plain(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, str) and value and not value.strip():
         return repr(value)
-    return "–" if value is None else str(value)
+    return "" if value is None else str(value)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -445,10 +448,6 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 def _duration(seconds: float) -> str:
