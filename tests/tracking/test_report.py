@@ -128,12 +128,7 @@ def test_several_runs_beside_each_other(make_run, tmp_path, capsys):
     differing = text.partition("Settings that differ")[2].partition("Learning")[0].strip()
     assert differing == "● a ■ b train. total_ batch_ size 8192 16384"
     assert "Over tokens, as the runs' steps differ in size." in text
-    assert (
-        "● a, after step 30 <b>upon</b> a 1 at 30 ■ b, after step 30 <b>upon</b> b 1 at 30".replace(
-            "<", "&lt;"
-        ).replace(">", "&gt;")
-        in text
-    )
+    assert "● a, after step 30 <b>upon</b> a 1 at 30 ■ b, after step 30 <b>upon</b> b 1 at 30" in text
     for chart in re.findall(r"<svg.*?</svg>", html, re.DOTALL):
         assert {"var(--run0)", "var(--run1)"} <= set(re.findall(r"var\(--run\d\)", chart))
         assert "var(--run2)" not in chart
