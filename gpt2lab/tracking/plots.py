@@ -87,12 +87,19 @@ def thin(curve: Curve, most: int) -> Thinned:
     )
 
 
-def highest_shown(drawn: Sequence[Line]) -> float | None:
-    """Where the loss axis ends: the first hundredths of a run would leave no height to the rest. None: at the top."""
+def loss_range(drawn: Sequence[Line], reference: Reference | None = None) -> tuple[float, float] | None:
+    """The part of the loss axis that is shown: without a run's first steps, which would leave no height to the rest.
+
+    None, for all of it, where a run has too few steps for that.
+    """
     losses = [line.run.curve("train/loss").values for line in drawn]
     if not losses or min(map(len, losses)) < 50:
         return None
-    return max(float(np.percentile(values, 98)) for values in losses)
+    low = min(float(values.min()) for values in losses)
+    top = max(float(np.percentile(values, 95)) for values in losses)
+    low = min(low, reference.value if reference else low)
+    height = 1.25 * (top - low)
+    return low - 0.06 * height, low + height
 
 
 def loss_figure(drawn: Sequence[Line], reference: Reference | None = None, size: tuple[int, int] = WIDE) -> "Figure":
@@ -112,10 +119,8 @@ def loss_figure(drawn: Sequence[Line], reference: Reference | None = None, size:
                 fontsize=FONT,
                 fontweight="bold",
             )
-    if (top := highest_shown(drawn)) is not None:
-        low = min(float(line.run.curve("train/loss").values.min()) for line in drawn)
-        low = min([low, *([reference.value] if reference else [])])
-        axes.set_ylim(low - 0.06 * (top - low), top)
+    if (shown := loss_range(drawn, reference)) is not None:
+        axes.set_ylim(shown)
     if reference is not None:
         _refer(axes, [reference])
     return figure

@@ -307,7 +307,7 @@ def _loss_note(drawn: Sequence[Line]) -> str:
     mean = f", each point the mean of up to {together:.0f} steps" if together > 1.5 else ""
     mean += " (pale: the least and the most of them)" if mean and len(runs) == 1 else ""
     notes = [f"Thin: training{mean}. Thick: validation."]
-    if plots.highest_shown(drawn) is not None:
+    if plots.loss_range(drawn) is not None:
         first = [value for run in runs for value in run.curve("train/loss").values[:1]]
         notes.append(f"The first steps, from {max(first):.2f} on, lie above the chart.")
     if len(sources) > 1:
