@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import huggingface, pretrained
+from gpt2lab.model.linear import linear
 
 INIT_STD = 0.02
 LAYER_NORM_EPS = 1e-5
@@ -29,6 +30,10 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) to (..., out_features)."""
+        return linear(x, self.weight, self.bias)
 
 
 class Embedding(nn.Embedding):
