@@ -116,13 +116,11 @@ def _curves(lines: Iterable[Mapping[str, Any]], troubles: list[str]) -> dict[str
         if not isinstance(step, int) or not abs(step) < LARGEST:
             continue
         for key, value in line.items():
-            if not isinstance(value, int | float):
-                continue
-            if abs(value) < LARGEST:  # false for NaN as well
+            if isinstance(value, int | float) and abs(value) < LARGEST:  # false for NaN as well
                 steps, values = points.setdefault(key, ([], []))
                 steps.append(step)
                 values.append(value)
-            else:
+            elif value is None or isinstance(value, float):  # null is NaN in JSON
                 broken.setdefault(key, []).append(step)
     for key, at in broken.items():
         troubles.append(f"{key} was not a finite number at {_plural(len(at), 'step')}, first at step {at[0]:,}")

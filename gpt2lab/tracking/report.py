@@ -242,8 +242,8 @@ def what_happened(run: Run) -> Happened:
     """Resumes, skipped steps and the like, as far as the run recorded them, and what is wrong with its files."""
     notes = list(run.troubles)
     for key, (steps, values) in run.metrics.items():
-        if key.startswith("guard/") and len(at := steps[values > 0]):
-            notes.append(f"{key}: at {len(at):,} of {len(steps):,} steps, from {at[0]:,.0f} to {at[-1]:,.0f}")
+        if key.startswith("guard/") and values[-1] > 0:  # counted over the run
+            notes.append(f"{key}: {values[-1]:g} by step {steps[-1]:,.0f}, first at step {steps[values > 0][0]:,.0f}")
     shown = [_event(event) for event in run.events]
     left_out = max(0, len(shown) - MAX_EVENTS)
     if left_out:
@@ -436,6 +436,8 @@ def _quoted(prompt: str) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, list) and len(value) > 8:
+        return f"{', '.join(map(_plain, value[:6]))} … ({len(value):,})"
     if isinstance(value, dict | list):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, str) and value and not value.strip():

@@ -39,11 +39,11 @@ def test_damaged_lines_are_left_out_and_counted(make_run):
 
 def test_what_is_not_a_number_is_no_point_of_a_curve_but_told(make_run):
     folder = make_run(steps=3)
-    lines = '{"step": 4, "train/loss": NaN}\n{"step": 5, "train/loss": Infinity}\n{"step": 6, "train/loss": 7.5}\n'
-    append(folder / "metrics.jsonl", lines)
+    for step, value in ((4, "NaN"), (5, "Infinity"), (6, "null"), (7, "7.5")):
+        append(folder / "metrics.jsonl", f'{{"step": {step}, "train/loss": {value}}}\n')
     run = records.read(folder)
-    assert run.curve("train/loss").steps.tolist() == [1, 2, 3, 6]
-    assert run.troubles == ["train/loss was not a finite number at 2 steps, first at step 4"]
+    assert run.curve("train/loss").steps.tolist() == [1, 2, 3, 7]
+    assert run.troubles == ["train/loss was not a finite number at 3 steps, first at step 4"]
 
 
 def test_a_line_that_is_being_written_is_not_read(make_run):

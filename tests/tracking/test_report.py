@@ -164,11 +164,12 @@ def test_names_with_odd_letters_and_runs_of_the_same_name(make_run, tmp_path):
 def test_what_happened_is_told_in_full_or_counted(make_run):
     folder = make_run(**{"guard/skipped": 0.0})
     with open(folder / "metrics.jsonl", "a") as file:
-        file.write('{"step": 31, "guard/skipped": 1, "train/loss": NaN}\nbroken\n')
+        file.write('{"step": 31, "guard/skipped": 1, "train/loss": null}\n{"step": 32, "guard/skipped": 3}\nbroken\n')
     events = [
         {"step": 1200, "time": "2026-11-20T07:10:01Z", "event": "resume", "detail": "from <step>", "ranks": 2},
         {"time": 1795162201.5, "event": {"odd": []}, "step": None},
         {"event": "x" * 5000, "time": [], "step": "y"},
+        {"event": "skipped", "why": "a spike", "sequences": list(range(512))},
         {},
         *({"step": n, "event": f"skip{n}"} for n in range(60)),
     ]
@@ -178,9 +179,10 @@ def test_what_happened_is_told_in_full_or_counted(make_run):
     text = text_of(html).partition("What happened")[2].partition("Hardware")[0]
     assert "step 1,200 resume from <step>, ranks 2 2026-11-20 07:10:01 UTC" in text
     assert "2026-11-20 08:10:01 UTC" in text
+    assert "skipped why a spike, sequences 0, 1, 2, 3, 4, 5 … (512)" in text
     assert "skip59" in text
     assert f"{len(events) - report.MAX_EVENTS} more between them" in text
-    assert "guard/skipped: at 1 of 32 steps, from 31 to 31" in text
+    assert "guard/skipped: 3 by step 32, first at step 31" in text
     assert "train/loss was not a finite number at 1 step, first at step 31" in text
     assert "metrics.jsonl: 1 damaged line left out" in text
     assert "events.jsonl: 1 damaged line left out" in text
