@@ -146,7 +146,7 @@ def curve_figure(
         values = [line.run.curve(key).values for line in drawn if len(line.run.curve(key).values)]
         top = max((float(np.percentile(one, 99)) for one in values), default=0.0)  # one wild step is not the scale
         axes.set_ylim(0, 1.15 * top or 1)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, 0) if share else FuncFormatter(lambda y, _: short(y)))
+        axes.yaxis.set_major_formatter(PercentFormatter(1) if share else FuncFormatter(lambda y, _: short(y)))
     return figure
 
 
@@ -209,7 +209,7 @@ def _axes(drawn: Sequence[Line], size: tuple[int, int]) -> "tuple[Figure, Any]":
     round_numbers = [1, 2, 2.5, 5, 10]
     axes.xaxis.set_major_locator(MaxNLocator(7 if size == WIDE else 4, steps=round_numbers, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x) if by_tokens else f"{x:,.0f}"))
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=round_numbers))
+    axes.yaxis.set_major_locator(MaxNLocator(7, steps=round_numbers))
     axes.grid(axis="y", color=FAINT, alpha=0.22)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, labelsize=FONT, labelcolor=FAINT)
@@ -230,7 +230,7 @@ def _draw(axes: Any, line: Line, key: str, *, faint: bool = False, alone: bool =
         if len(x) > 60:
             style |= {"linewidth": 1.3} | ({"marker": ""} if alone else {})
     axes.plot(x, mean, **style)
-    if alone:
+    if alone and low is not high:
         axes.fill_between(x, low, high, color=style["color"], alpha=0.16, linewidth=0)
     return Curve(x, mean)
 
@@ -248,4 +248,5 @@ def _refer(axes: Any, references: Sequence[Reference]) -> None:
             color=REFERENCE,
             fontsize=FONT,
             bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5},
+            zorder=1,  # above the grid, below every curve
         )

@@ -4,6 +4,7 @@ runs/NAME/  config.yaml · environment.json · metrics.jsonl · samples.jsonl ·
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ def read(folder: Path) -> Run:
     troubles: list[str] = []
     metrics = _curves(_lines(folder / "metrics.jsonl", troubles), troubles)
     return Run(
-        name=folder.resolve().name,
+        name=os.fsencode(folder.resolve().name).decode(errors="replace"),  # a folder's name is bytes, not always UTF-8
         folder=folder,
         settings=load([folder / "config.yaml"]),
         environment=_environment(folder / "environment.json"),

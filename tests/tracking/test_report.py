@@ -1,6 +1,7 @@
 """The page of a run or of several: from their files alone, whatever is there, needing nothing else."""
 
 import json
+import os
 import re
 from html import unescape
 from html.parser import HTMLParser
@@ -8,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from gpt2lab import cli
-from gpt2lab.tracking import records, report
+from gpt2lab.tracking import contents, records, report
 
 
 def text_of(page):
@@ -60,7 +61,7 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_shows(make_run):
 
 def test_the_numbers_at_the_top(make_run):
     folder = make_run(**{"hellaswag/acc_norm": 0.29, "perf/mfu": 0.4}, settings={"train.max_steps": 60})
-    shown = report.figures(records.read(folder), price_per_hour=360.0)
+    shown = contents.figures(records.read(folder), price_per_hour=360.0)
     assert shown["parameters"] == ("124M", "124,439,808")
     assert shown["validation loss"] == ("8.500", "from 10.00")
     assert (shown["steps"], shown["tokens"]) == (("30", "of 60"), ("246K", "8,192 a step"))
@@ -68,7 +69,7 @@ def test_the_numbers_at_the_top(make_run):
     assert shown["evaluation time"] == ("8 s", "21% of all")
     assert shown["cost"] == ("3.80", "at 360 an hour")  # of 38 s: a machine costs as much while it evaluates
     assert (shown["MFU"].value, shown["HellaSwag"].value, shown["tokens/s"].value) == ("40.0%", "0.2900", "8,192")
-    assert "cost" not in report.figures(records.read(folder))
+    assert "cost" not in contents.figures(records.read(folder))
 
 
 def test_published_lines_stand_only_beside_what_they_compare_with(make_run):
@@ -102,7 +103,7 @@ def test_before_and_after_are_of_the_same_prompt_and_seed(make_run):
     folder = make_run(steps=20)
     with open(folder / "samples.jsonl", "a") as file:
         file.write('{"step": 20, "prompt": "Another", "seed": 1, "text": "Another day"}\n')
-    (panel,) = report.before_and_after(records.read(folder))
+    (panel,) = contents.before_and_after(records.read(folder))
     assert panel.prompt == "Once"
     assert [[card.heading for card in row] for row in panel.rows] == [["before training", "after step 20"]] * 2
     texts = [[card.text for card in row] for row in panel.rows]
@@ -113,7 +114,7 @@ def test_samples_are_spread_over_the_run(make_run):
     page = text_of(report.write(make_run(steps=100))[0].read_text()).partition("Samples through training")[2]
     shown = [int(step) for step in re.findall(r"after step (\d+)", page)]
     assert "before training" in page
-    assert len(shown) == report.MAX_SAMPLE_STEPS - 1
+    assert len(shown) == contents.MAX_SAMPLE_STEPS - 1
     assert shown[-1] == 100
 
 
@@ -138,7 +139,7 @@ def test_samples_of_different_prompts_are_not_beside_each_other(make_run):
     folders = [make_run("a"), make_run("b")]
     samples = folders[1] / "samples.jsonl"
     samples.write_text(samples.read_text().replace('"prompt": "Once"', '"prompt": "\\n"'))
-    panels = report.side_by_side([records.read(folder) for folder in folders])
+    panels = contents.side_by_side([records.read(folder) for folder in folders])
     assert [(panel.prompt, {card.run for row in panel.rows for card in row}) for panel in panels] == [
         ("Once", {0}),
         ("\n", {1}),
@@ -147,7 +148,7 @@ def test_samples_of_different_prompts_are_not_beside_each_other(make_run):
 
 def test_names_with_odd_letters_and_runs_of_the_same_name(make_run, tmp_path):
     odd = '<b>$x^2$ & "quotes" \'n _ 日本 {{ 7 * 7 }}'
-    folders = [make_run(f"_{odd}"), make_run("one/x"), make_run("two/x")]
+    folders = [make_run(f"_{odd}"), make_run("one/x"), make_run("two/x"), make_run(os.fsdecode(b"not UTF-8: \xff"))]
     out = tmp_path / "new" / "all of them.html"
     page, picture = report.write(*folders, out=out)
     assert (page, picture) == (out, out.with_name("all of them_loss_curve.png"))
@@ -157,7 +158,8 @@ def test_names_with_odd_letters_and_runs_of_the_same_name(make_run, tmp_path):
     assert "&lt;b&gt;$x^2$ &amp; &#34;quotes&#34; &#39;n _ 日本 {{ 7 * 7 }}" in html
     assert "one/x" in html
     assert "two/x" in html
-    assert report.write(*folders[1:])[0].name == "compare_one-x_two-x.html"
+    assert "not UTF-8: \ufffd" in html
+    assert report.write(*folders[1:3])[0].name == "compare_one-x_two-x.html"
     assert report.write(*[make_run(f"{'long' * 20}{n}") for n in range(3)])[0].name == "compare_3_runs.html"
 
 
@@ -181,7 +183,7 @@ def test_what_happened_is_told_in_full_or_counted(make_run):
     assert "2026-11-20 08:10:01 UTC" in text
     assert "skipped why a spike, sequences 0, 1, 2, 3, 4, 5 … (512)" in text
     assert "skip59" in text
-    assert f"{len(events) - report.MAX_EVENTS} more between them" in text
+    assert f"{len(events) - contents.MAX_EVENTS} more between them" in text
     assert "guard/skipped: 3 by step 32, first at step 31" in text
     assert "train/loss was not a finite number at 1 step, first at step 31" in text
     assert "metrics.jsonl: 1 damaged line left out" in text
@@ -195,7 +197,13 @@ def test_benchmarks_are_shown_as_evaluate_left_them(make_run):
     both = {
         style: {"acc": 0.28, "acc_norm": 0.297, "interval95": [0.2881, 0.306]} for style in ("completion", "harness")
     }
-    tasks = {"hellaswag": both, "lambada_openai": {"acc": 0.3}, "lm_eval:odd": {"bleu": 1.0}, "damaged": 7}
+    tasks = {
+        "hellaswag": both,
+        "lambada_openai": {"acc": 0.3},
+        "lm_eval:odd": {"bleu": 1.0},
+        "damaged": 7,
+        "b": {"acc": 1, "interval95": 7},
+    }
     (folder / "evaluations" / "step_00000030.json").write_text(json.dumps({"tasks": tasks}))
     text = text_of(report.write(folder)[0].read_text())
     assert "hellaswag, completion 0.2970 (0.2881 to 0.3060) hellaswag, harness" in text
