@@ -165,7 +165,7 @@ def save_png(figure: "Figure", path: Path, title: str, drawn: Sequence[Line]) ->
             text.set_parse_math(False)
     with warnings.catch_warnings(), files.atomic_write(path) as temporary:
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a run's name may be in any script
-        figure.savefig(temporary, format="png", dpi=160, facecolor="white")
+        figure.savefig(temporary, format="png", dpi=120, facecolor="white")
 
 
 def to_svg(figure: "Figure", label: str) -> str:
