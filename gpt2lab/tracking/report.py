@@ -62,7 +62,7 @@ def write(*folders: Path, out: Path | None = None, price_per_hour: float | None 
     page = out or default_page(runs)
     if page.is_dir():
         raise GPT2LabError(f"--out {page} is a folder; name a file in it, such as {page / 'report.html'}")
-    prefix = "" if out is None and len(runs) == 1 else f"{page.stem}_"
+    prefix = "" if page.name == "report.html" else f"{page.stem}_"
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
