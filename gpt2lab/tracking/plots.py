@@ -32,7 +32,7 @@ _VARIABLES |= {color: f"--run{index}" for index, color in enumerate(COLORS)}
 # phone and half a desktop's page, `WIDE` the whole of it.
 NARROW, WIDE = (390, 275), (860, 370)
 FONT = 12
-POINTS = {True: 400, False: 120}  # of a line, by whether it is alone in its chart
+POINTS = {True: 200, False: 120}  # of a line, by whether it is alone in its chart
 
 
 class Line(NamedTuple):
@@ -88,12 +88,12 @@ def thin(curve: Curve, most: int) -> Thinned:
 
 
 def loss_range(drawn: Sequence[Line], reference: Reference | None = None) -> tuple[float, float] | None:
-    """The part of the loss axis that is shown: without a run's first steps, which would leave no height to the rest.
+    """The part of the loss axis that is shown: not a long run's first steps, which would leave no height to the rest.
 
-    None, for all of it, where a run has too few steps for that.
+    None, for all of it, where a run is so short that the beginning is what there is to see.
     """
     losses = [line.run.curve("train/loss").values for line in drawn]
-    if not losses or min(map(len, losses)) < 50:
+    if not losses or min(map(len, losses)) < 2000:
         return None
     low = min(float(values.min()) for values in losses)
     top = max(float(np.percentile(values, 95)) for values in losses)

@@ -1,5 +1,6 @@
 """Curves: few points that stay true to many, one colour a run, colours that most eyes tell apart."""
 
+import dataclasses
 import itertools
 import re
 from pathlib import Path
@@ -79,6 +80,21 @@ def test_charts_of_one_page_share_no_id(make_run):
         assert ids[-1] >= set(re.findall(r"#(\w+)", svg))  # what is referred to is there
     assert ids[0]
     assert not ids[0] & ids[1]
+
+
+def test_the_loss_axis_of_a_long_run_begins_where_its_first_steps_are_over(make_run):
+    (short,) = plots.lines([records.read(make_run("short"))])
+    assert plots.loss_range([short]) is None
+    steps = np.arange(1, 10_001.0)
+    losses = records.Curve(steps, 3 + 8 * np.exp(-steps / 100))
+    long = short._replace(run=dataclasses.replace(short.run, metrics={"train/loss": losses}))
+    low, high = plots.loss_range([long], plots.Reference("GPT-2", 2.9))
+    shown = (losses.values > low) & (losses.values < high)
+    assert low < 2.9
+    assert high < 3.5
+    assert 0.95 <= shown.mean() < 1
+    assert plots.loss_range([long, short]) is None
+    assert plots.loss_figure([long]).axes[0].get_ylim() == plots.loss_range([long])
 
 
 @pytest.mark.parametrize("count", [0, 1, 399, 400, 401, 20_000])

@@ -220,7 +220,7 @@ def test_a_long_run_makes_a_small_page(make_run):
         file.writelines(f'{{"step": {n}, "prompt": "a", "seed": 1, "text": "{"a" * 20_000}"}}\n' for n in range(2, 99))
     page, _ = report.write(long)
     assert page.stat().st_size < 500_000
-    assert "each point the mean of up to 250 steps" in page.read_text()
+    assert "each point the mean of up to 500 steps" in page.read_text()
 
 
 def test_text_that_is_no_text_does_not_stop_the_page(make_run):
