@@ -90,7 +90,7 @@ def run(config: Config) -> None:
                 )
                 return
         model, adamw = _build(config, dist, start)
-        trained, plan = _as_it_trains(model, config, plan, policy, dist, say)
+        wrap, plan = _as_it_trains(model, config, plan, policy, dist, say)
         first_step = start.step if start else 0
         _introduce(config, plan, model, train_data, policy.name, dist, first_step, say)
         facts = {"parameters": flops.parameters(config.model), "data": _describe(train_data, val_data)}
@@ -106,7 +106,7 @@ def run(config: Config) -> None:
         stack.callback(writer.close)
         signals = stack.enter_context(StopSignals(speak=dist.is_main))
         trainer = Trainer(
-            model=trained,
+            wrap=wrap,
             plain=lambda: _plain(model, config, dist),
             optimizer=adamw,
             learning_rate=lambda step: learning_rate(step, config.train.max_steps, config.optimizer),
@@ -289,13 +289,13 @@ def _introduce(
 
 def _as_it_trains(
     model: GPT2, config: Config, plan: BatchPlan, policy: precision.Precision, dist: DistContext, say: Say
-) -> tuple[nn.Module, BatchPlan]:
-    """Wrapped for the ranks, compiled where that was asked for or pays, with a micro batch that fits the card."""
+) -> tuple[Callable[[], nn.Module], BatchPlan]:
+    """How to wrap it for the ranks, and compile it where that was asked for or pays; a micro batch that fits the card."""
     sharded = config.system.shard and dist.world_size > 1
-    trained: nn.Module = model if sharded else dist.wrap(model)
+    wrap: Callable[[], nn.Module] = (lambda: model) if sharded else (lambda: dist.wrap(model))
 
     def try_it(size: int) -> None:
-        rehearsal.micro_step(trained, size, config.model.block_size, dist, policy)
+        rehearsal.micro_step(wrap(), size, config.model.block_size, dist, policy)
 
     if dist.device.type == "cuda":
         share = plan.sequences // dist.world_size
@@ -307,15 +307,16 @@ def _as_it_trains(
         plan = plan._replace(micro_batch_size=size, grad_accum_steps=share // size)
     pays = dist.device.type == "cuda" and importlib.util.find_spec("triton") is not None
     if config.system.compile == "on" or (config.system.compile == "auto" and pays):
-        eager, trained, why = trained, torch.compile(trained), ""  # type: ignore[assignment]
+        eager, why = wrap, ""
+        wrap = lambda: torch.compile(eager())  # type: ignore[assignment, return-value]  # noqa: E731
         try:
             try_it(plan.micro_batch_size)
         except Exception as error:  # a compiler has many ways to fail
             why = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
         if dist.highest(int(bool(why))):
             say(f"torch.compile does not work here, so training goes on without it ({why or 'on another rank'})")
-            trained = eager
-    return trained, plan
+            wrap = eager
+    return wrap, plan
 
 
 @contextlib.contextmanager
