@@ -290,7 +290,7 @@ def _introduce(
 def _as_it_trains(
     model: GPT2, config: Config, plan: BatchPlan, policy: precision.Precision, dist: DistContext, say: Say
 ) -> tuple[Callable[[], nn.Module], BatchPlan]:
-    """How to wrap it for the ranks, and compile it where that was asked for or pays; a micro batch that fits the card."""
+    """How to wrap it for the ranks, and compile it if asked for or if it pays; a micro batch that fits the card."""
     sharded = config.system.shard and dist.world_size > 1
     wrap: Callable[[], nn.Module] = (lambda: model) if sharded else (lambda: dist.wrap(model))
 
