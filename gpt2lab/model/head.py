@@ -41,7 +41,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
         logits = x @ w.t()
         losses = []
         rows = max(1, _block(logits.device) // logits.shape[1])
-        for z, right in zip(logits.split(rows), target.split(rows), strict=True):
+        for z, right in zip(torch.split(logits, rows), torch.split(target, rows), strict=True):
             p = torch.softmax(z, dim=-1, dtype=torch.float32)
             # log of the sum of exponentials, by way of the likeliest token: its probability cannot underflow
             normaliser = z.amax(dim=-1, keepdim=True) - p.amax(dim=-1, keepdim=True).log()
@@ -54,14 +54,14 @@ class _MeanCrossEntropy(torch.autograd.Function):
         return torch.where(counted, torch.cat(losses), 0.0).sum() / total
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, w, gradient, share = ctx.saved_tensors
         share = share * grad  # (N, 1): what a row counts for, 0 where the target is ignored
         x = (x * share).to(x.dtype)
         of_weight = torch.empty_like(w, dtype=ctx.kinds[1])
         columns = _columns(w)
-        for rows, piece in zip(of_weight.split(columns), gradient.split(columns, dim=1), strict=True):
+        for rows, piece in zip(torch.split(of_weight, columns), torch.split(gradient, columns, dim=1), strict=True):
             rows.copy_(piece.t() @ x)
         return (gradient @ w * share).to(ctx.kinds[0]), of_weight, None, None
 
