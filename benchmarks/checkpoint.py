@@ -76,7 +76,7 @@ def main() -> None:
     )
     tokens = 1024 * arguments.sequences
     print(
-        f"a step of {tokens} tokens: {quiet:.2f} s; peak {max(line['perf/peak_memory_gib'] for line in lines):.1f} GiB"
+        f"a step of {tokens} tokens: {quiet:.2f} s; peak {max(line.get('perf/peak_memory_gib', 0) for line in lines):.1f} GiB"
     )
     for save, seconds in zip(saves, written, strict=False):
         taken = gaps[save + 1] - statistics.median(
