@@ -35,6 +35,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _CausalAttention.apply(*flat).view(B, H, T, D)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """The same where `mask`, bool (B, 1, T, T) with no row all false, says who sees whom; made for evaluation.
+
+    It leaves the backward pass to autograd, which keeps more than `attention` does.
+    """
+    B, H, T, D = q.shape
+    bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, float("-inf")).expand(B, H, T, T)
+    q, k, v = (x.reshape(B * H, T, D) for x in (q, k, v))
+    scores = torch.baddbmm(bias.reshape(B * H, T, T), q, k.mT, alpha=D**-0.5)
+    return (torch.softmax(scores, dim=-1) @ v).view(B, H, T, D)
+
+
 class _CausalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

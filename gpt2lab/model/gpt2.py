@@ -64,8 +64,8 @@ class Attention(nn.Module):
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(D)) v, each (B, H, T, D)."""
-    if mask is None and cpu_attention.pays(q):
-        return cpu_attention.attention(q, k, v)
+    if cpu_attention.pays(q):
+        return cpu_attention.attention(q, k, v) if mask is None else cpu_attention.masked(q, k, v, mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
 
 

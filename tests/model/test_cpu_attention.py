@@ -39,3 +39,12 @@ def test_bf16_is_as_close_to_the_truth_as_torchs_own(length):
     for ours, theirs in zip(errors["ours"], errors["torch's"], strict=True):
         assert ours < 0.01
         assert ours < 2 * theirs
+
+
+def test_a_mask_is_torchs_too():
+    q, k, v = torch.randn(3, 2, 3, 37, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    mask = (torch.rand(2, 1, 37, 37, generator=torch.Generator().manual_seed(1)) < 0.5) | torch.eye(
+        37, dtype=torch.bool
+    )
+    expected = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=mask)
+    assert (cpu_attention.masked(q, k, v, mask) - expected).abs().max() < 0.03
