@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -102,7 +103,8 @@ def run(config: Config) -> None:
             stack.callback(sink.close)
         if start is not None:
             events.note(first_step, "resumed", {"checkpoint": str(start.path), "world_size": dist.world_size})
-        writer = checkpoint.Writer(lambda snapshot: _keep(snapshot, config, directory, say))
+        page = _Page(directory, say)
+        writer = checkpoint.Writer(lambda snapshot: _keep(snapshot, config, directory, page))
         stack.callback(writer.close)
         signals = stack.enter_context(StopSignals(speak=dist.is_main))
         trainer = Trainer(
@@ -145,6 +147,7 @@ def run(config: Config) -> None:
         try:
             stopped_by = trainer.run(batches, first_step, config.train.max_steps)
             dist.on_main(writer.wait)
+            dist.on_main(page.draw_last)
         except GuardError as error:
             dist.on_main(writer.wait)
             raise GPT2LabError(f"{error}; {directory.what_is_kept()}") from error
@@ -165,18 +168,44 @@ def run(config: Config) -> None:
 
 
 _WRITE_FAILED = 255  # beyond every signal's number
+_PAGE_SECONDS = 60.0  # between two drawings of the report
 
 
-def _keep(snapshot: checkpoint.Snapshot, config: Config, directory: RunDirectory, say: Say) -> None:
+class _Page:
+    """The run's report, drawn anew now and then by a process of its own.
+
+    Drawing is Python's work for a second or more. On a thread it would take turns with the trainer for Python's lock,
+    and hold up every operation that the trainer starts.
+    """
+
+    def __init__(self, directory: RunDirectory, say: Say):
+        self._directory, self._say, self._drawn = directory, say, time.monotonic()
+
+    def draw(self) -> None:
+        """In a process, if the last was a while ago."""
+        if time.monotonic() - self._drawn < _PAGE_SECONDS:
+            return
+        self._drawn = time.monotonic()
+        ask = [sys.executable, "-m", "gpt2lab", "report", str(self._directory.path)]
+        done = subprocess.run(ask, capture_output=True, text=True, check=False)
+        if done.returncode:
+            self._say(f"warning: no report this time: {done.stderr.strip()[-300:]}")
+
+    def draw_last(self) -> None:
+        """Here and now, when training is over."""
+        try:
+            report.write(self._directory.path)
+        except Exception as error:  # whatever a plot may stumble over, the run is done all the same
+            self._say(f"warning: no report this time: {error}")
+
+
+def _keep(snapshot: checkpoint.Snapshot, config: Config, directory: RunDirectory, page: _Page) -> None:
     """Write a checkpoint, remove those that need not stay, and draw the report; on the writer's thread."""
     files.sync(directory.metrics)  # a step's record is on disk before the checkpoint that goes on from it
     checkpoint.write(directory.checkpoints, snapshot)
     keep = config.checkpoint
     checkpoint.prune(directory.checkpoints, snapshot.step, keep.keep_last, keep.keep_every, keep.keep_best)
-    try:
-        report.write(directory.path)
-    except Exception as error:  # whatever a plot may stumble over, training is not ended by it
-        say(f"warning: no report this time: {error}")
+    page.draw()
 
 
 class _Events:
