@@ -260,7 +260,8 @@ def _evaluate(arguments: list[str]) -> int:
         help="tokens of the validation loss; 0: none (default: the run's)",
     )
     add("--json", action="store_true", help="print one JSON object, and nothing else, to standard output")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the matrix products (default: auto)")
+    precisions = ("auto", "fp32", "tf32", "bf16", "fp16")
+    add("--precision", choices=precisions, default="auto", help="of the matrix products (default: auto)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)")
     add("--batch-tokens", type=_count, metavar="N", help="tokens of a forward pass (default: by device)")
     add("--include", metavar="DIR", help="folder of further task files for lm_eval:NAME")

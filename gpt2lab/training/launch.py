@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -90,7 +91,7 @@ def run(config: Config) -> None:
                 )
                 return
         model, adamw = _build(config, dist, start)
-        trained, plan = _as_it_trains(model, config, plan, policy, dist, say)
+        wrap, plan = _as_it_trains(model, config, plan, policy, dist, say)
         first_step = start.step if start else 0
         _introduce(config, plan, model, train_data, policy.name, dist, first_step, say)
         facts = {"parameters": flops.parameters(config.model), "data": _describe(train_data, val_data)}
@@ -102,11 +103,12 @@ def run(config: Config) -> None:
             stack.callback(sink.close)
         if start is not None:
             events.note(first_step, "resumed", {"checkpoint": str(start.path), "world_size": dist.world_size})
-        writer = checkpoint.Writer(lambda snapshot: _keep(snapshot, config, directory, say))
+        page = _Page(directory, say)
+        writer = checkpoint.Writer(lambda snapshot: _keep(snapshot, config, directory, page))
         stack.callback(writer.close)
         signals = stack.enter_context(StopSignals(speak=dist.is_main))
         trainer = Trainer(
-            model=trained,
+            wrap=wrap,
             plain=lambda: _plain(model, config, dist),
             optimizer=adamw,
             learning_rate=lambda step: learning_rate(step, config.train.max_steps, config.optimizer),
@@ -145,6 +147,7 @@ def run(config: Config) -> None:
         try:
             stopped_by = trainer.run(batches, first_step, config.train.max_steps)
             dist.on_main(writer.wait)
+            dist.on_main(page.draw_last)
         except GuardError as error:
             dist.on_main(writer.wait)
             raise GPT2LabError(f"{error}; {directory.what_is_kept()}") from error
@@ -165,18 +168,44 @@ def run(config: Config) -> None:
 
 
 _WRITE_FAILED = 255  # beyond every signal's number
+_PAGE_SECONDS = 60.0  # between two drawings of the report
 
 
-def _keep(snapshot: checkpoint.Snapshot, config: Config, directory: RunDirectory, say: Say) -> None:
+class _Page:
+    """The run's report, drawn anew now and then by a process of its own.
+
+    Drawing is Python's work for a second or more. On a thread it would take turns with the trainer for Python's lock,
+    and hold up every operation that the trainer starts.
+    """
+
+    def __init__(self, directory: RunDirectory, say: Say):
+        self._directory, self._say, self._drawn = directory, say, time.monotonic()
+
+    def draw(self) -> None:
+        """In a process, if the last was a while ago."""
+        if time.monotonic() - self._drawn < _PAGE_SECONDS:
+            return
+        self._drawn = time.monotonic()
+        ask = [sys.executable, "-m", "gpt2lab", "report", str(self._directory.path)]
+        done = subprocess.run(ask, capture_output=True, text=True, check=False)
+        if done.returncode:
+            self._say(f"warning: no report this time: {done.stderr.strip()[-300:]}")
+
+    def draw_last(self) -> None:
+        """Here and now, when training is over."""
+        try:
+            report.write(self._directory.path)
+        except Exception as error:  # whatever a plot may stumble over, the run is done all the same
+            self._say(f"warning: no report this time: {error}")
+
+
+def _keep(snapshot: checkpoint.Snapshot, config: Config, directory: RunDirectory, page: _Page) -> None:
     """Write a checkpoint, remove those that need not stay, and draw the report; on the writer's thread."""
     files.sync(directory.metrics)  # a step's record is on disk before the checkpoint that goes on from it
     checkpoint.write(directory.checkpoints, snapshot)
     keep = config.checkpoint
     checkpoint.prune(directory.checkpoints, snapshot.step, keep.keep_last, keep.keep_every, keep.keep_best)
-    try:
-        report.write(directory.path)
-    except Exception as error:  # whatever a plot may stumble over, training is not ended by it
-        say(f"warning: no report this time: {error}")
+    page.draw()
 
 
 class _Events:
@@ -289,13 +318,13 @@ def _introduce(
 
 def _as_it_trains(
     model: GPT2, config: Config, plan: BatchPlan, policy: precision.Precision, dist: DistContext, say: Say
-) -> tuple[nn.Module, BatchPlan]:
-    """Wrapped for the ranks, compiled where that was asked for or pays, with a micro batch that fits the card."""
+) -> tuple[Callable[[], nn.Module], BatchPlan]:
+    """How to wrap it for the ranks, and compile it if asked for or if it pays; a micro batch that fits the card."""
     sharded = config.system.shard and dist.world_size > 1
-    trained: nn.Module = model if sharded else dist.wrap(model)
+    wrap: Callable[[], nn.Module] = (lambda: model) if sharded else (lambda: dist.wrap(model))
 
     def try_it(size: int) -> None:
-        rehearsal.micro_step(trained, size, config.model.block_size, dist, policy)
+        rehearsal.micro_step(wrap(), size, config.model.block_size, dist, policy)
 
     if dist.device.type == "cuda":
         share = plan.sequences // dist.world_size
@@ -307,15 +336,16 @@ def _as_it_trains(
         plan = plan._replace(micro_batch_size=size, grad_accum_steps=share // size)
     pays = dist.device.type == "cuda" and importlib.util.find_spec("triton") is not None
     if config.system.compile == "on" or (config.system.compile == "auto" and pays):
-        eager, trained, why = trained, torch.compile(trained), ""  # type: ignore[assignment]
+        eager, why = wrap, ""
+        wrap = lambda: torch.compile(eager())  # type: ignore[assignment, return-value]  # noqa: E731
         try:
             try_it(plan.micro_batch_size)
         except Exception as error:  # a compiler has many ways to fail
             why = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
         if dist.highest(int(bool(why))):
             say(f"torch.compile does not work here, so training goes on without it ({why or 'on another rank'})")
-            trained = eager
-    return trained, plan
+            wrap = eager
+    return wrap, plan
 
 
 @contextlib.contextmanager

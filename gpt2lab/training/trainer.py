@@ -38,7 +38,7 @@ class _OutOfMemory(Exception):
 class Trainer:
     """One training run, from any step to the last."""
 
-    model: nn.Module  # as it trains: compiled, and wrapped for many ranks
+    wrap: Callable[[], nn.Module]  # the model as it trains: compiled, and wrapped for many ranks; made anew each time
     plain: Callable[[], contextlib.AbstractContextManager[nn.Module]]  # the same weights without either, to evaluate
     optimizer: torch.optim.Optimizer
     learning_rate: Callable[[int], float]
@@ -55,9 +55,11 @@ class Trainer:
     dist: DistContext
     precision: Precision
     guard: Guard
+    model: nn.Module = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
+        self.model = self.wrap()
         self.scaler = self.precision.scaler()
 
     def run(self, batches: Iterator[tuple[Tensor, Tensor]], start: int, stop: int) -> int:
@@ -136,8 +138,10 @@ class Trainer:
             except _OutOfMemory:
                 pass  # outside the except clause nothing holds on to the failed step's tensors any more
             self.optimizer.zero_grad(set_to_none=True)
+            self.model = nn.Identity()  # a wrapper that was left between forward and backward waits for gradients
             gc.collect()
             devices.release_memory(self.dist.device)
+            self.model = self.wrap()
             was, self.micro_batch_size = self.micro_batch_size, smaller_micro_batch(self.micro_batch_size, len(x))
             self.event(step, "out of memory", {"micro_batch_size": self.micro_batch_size, "was": was})
 
