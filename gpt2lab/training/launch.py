@@ -10,7 +10,6 @@ import contextlib
 import importlib.util
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -22,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gpt2lab import files
 from gpt2lab.config import BatchPlan, Config
 from gpt2lab.data import prepare
 from gpt2lab.data.loader import Loader, fixed_sequences, prefetch
@@ -36,11 +34,11 @@ from gpt2lab.system import device as devices
 from gpt2lab.system import distributed, precision
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.signals import StopSignals
-from gpt2lab.tracking import report
 from gpt2lab.tracking.metrics import Console, JsonLines, Sink
 from gpt2lab.training import checkpoint, optimizer, rehearsal, run_directory
 from gpt2lab.training.guard import Guard, GuardError
 from gpt2lab.training.run_directory import RunDirectory
+from gpt2lab.training.saver import Saver
 from gpt2lab.training.schedule import learning_rate
 from gpt2lab.training.trainer import Evaluator, Measure, Trainer
 
@@ -103,9 +101,17 @@ def run(config: Config) -> None:
             stack.callback(sink.close)
         if start is not None:
             events.note(first_step, "resumed", {"checkpoint": str(start.path), "world_size": dist.world_size})
-        page = _Page(directory, say)
-        writer = checkpoint.Writer(lambda snapshot: _keep(snapshot, config, directory, page))
-        stack.callback(writer.close)
+        saver = Saver(
+            directory,
+            config.checkpoint,
+            model,
+            adamw,
+            dist,
+            sharded=config.system.shard,
+            fingerprint=run_directory.fingerprint(config, data_digest),
+            say=say,
+        )
+        stack.callback(saver.close)
         signals = stack.enter_context(StopSignals(speak=dist.is_main))
         trainer = Trainer(
             wrap=wrap,
@@ -117,9 +123,9 @@ def run(config: Config) -> None:
             flops_per_token=flops.flops_per_token(config.model),
             micro_batch_size=plan.micro_batch_size,
             evaluators=evaluators,
-            save=lambda step, values: save(step, values),
+            save=saver.save,
             save_every=config.checkpoint.every,
-            asked_to_stop=lambda: _WRITE_FAILED if writer.failed else signals.received,
+            asked_to_stop=lambda: _WRITE_FAILED if saver.failed else signals.received,
             event=events.note,
             sinks=sinks,
             dist=dist,
@@ -127,38 +133,13 @@ def run(config: Config) -> None:
             guard=Guard(config.guard),
         )
         if start is not None:
-            run_directory.restore_progress(start, trainer.guard, trainer.scaler)
-        snapshots = checkpoint.Snapshots()
-
-        def save(step: int, values: dict[str, float]) -> None:
-            dist.on_main(writer.wait)
-            state = {
-                "fingerprint": run_directory.fingerprint(config, data_digest),
-                "val_loss": values.get("val/loss"),
-                **run_directory.progress(trainer.guard, trainer.scaler),
-            }
-            if dist.is_main or config.system.shard:
-                snapshot = snapshots.take(step, model, adamw, state, keep=dist.is_main)
-                if snapshot is not None:
-                    writer.submit(snapshot)
-
+            trainer.load(start.state)
         batches = _batches(loader, dist, first_step, config.train.max_steps, config.train.overfit_batch)
         stack.callback(batches.close)
-        try:
+        with _in_plain_words(trainer, saver, directory, dist):
             stopped_by = trainer.run(batches, first_step, config.train.max_steps)
-            dist.on_main(writer.wait)
-            dist.on_main(page.draw_last)
-        except GuardError as error:
-            dist.on_main(writer.wait)
-            raise GPT2LabError(f"{error}; {directory.what_is_kept()}") from error
-        except torch.OutOfMemoryError as error:
-            raise GPT2LabError(
-                f"out of memory on {dist.device}: lower train.micro_batch_size (now {trainer.micro_batch_size})"
-            ) from error
-        except RuntimeError as error:  # torch.distributed has no type of its own for a connection that breaks
-            if dist.heartbeat is None or not (lost := dist.heartbeat.silent()):
-                raise
-            raise GPT2LabError(f"lost {', '.join(lost)}: {error}; {directory.what_is_kept()}") from error
+            saver.wait()
+        saver.report()
         if stopped_by:
             raise Stopped(stopped_by, f"stopped by {signal.Signals(stopped_by).name}: {directory.what_is_kept()}")
         say(
@@ -168,44 +149,26 @@ def run(config: Config) -> None:
 
 
 _WRITE_FAILED = 255  # beyond every signal's number
-_PAGE_SECONDS = 60.0  # between two drawings of the report
 
 
-class _Page:
-    """The run's report, drawn anew now and then by a process of its own.
-
-    Drawing is Python's work for a second or more. On a thread it would take turns with the trainer for Python's lock,
-    and hold up every operation that the trainer starts.
-    """
-
-    def __init__(self, directory: RunDirectory, say: Say):
-        self._directory, self._say, self._drawn = directory, say, time.monotonic()
-
-    def draw(self) -> None:
-        """In a process, if the last was a while ago."""
-        if time.monotonic() - self._drawn < _PAGE_SECONDS:
-            return
-        self._drawn = time.monotonic()
-        ask = [sys.executable, "-m", "gpt2lab", "report", str(self._directory.path)]
-        done = subprocess.run(ask, capture_output=True, text=True, check=False)
-        if done.returncode:
-            self._say(f"warning: no report this time: {done.stderr.strip()[-300:]}")
-
-    def draw_last(self) -> None:
-        """Here and now, when training is over."""
-        try:
-            report.write(self._directory.path)
-        except Exception as error:  # whatever a plot may stumble over, the run is done all the same
-            self._say(f"warning: no report this time: {error}")
-
-
-def _keep(snapshot: checkpoint.Snapshot, config: Config, directory: RunDirectory, page: _Page) -> None:
-    """Write a checkpoint, remove those that need not stay, and draw the report; on the writer's thread."""
-    files.sync(directory.metrics)  # a step's record is on disk before the checkpoint that goes on from it
-    checkpoint.write(directory.checkpoints, snapshot)
-    keep = config.checkpoint
-    checkpoint.prune(directory.checkpoints, snapshot.step, keep.keep_last, keep.keep_every, keep.keep_best)
-    page.draw()
+@contextlib.contextmanager
+def _in_plain_words(
+    trainer: Trainer, saver: Saver, directory: RunDirectory, dist: DistContext
+) -> Generator[None, None, None]:
+    """Whatever ends a run before its time, said in one line that names what is kept."""
+    try:
+        yield
+    except GuardError as error:
+        saver.wait()
+        raise GPT2LabError(f"{error}; {directory.what_is_kept()}") from error
+    except torch.OutOfMemoryError as error:
+        raise GPT2LabError(
+            f"out of memory on {dist.device}: lower train.micro_batch_size (now {trainer.micro_batch_size})"
+        ) from error
+    except RuntimeError as error:  # torch.distributed has no type of its own for a connection that breaks
+        if dist.heartbeat is None or not (lost := dist.heartbeat.silent()):
+            raise
+        raise GPT2LabError(f"lost {', '.join(lost)}: {error}; {directory.what_is_kept()}") from error
 
 
 class _Events:

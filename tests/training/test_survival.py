@@ -14,7 +14,7 @@ import torch
 from gpt2lab.config import GuardConfig
 from gpt2lab.errors import GPT2LabError, Stopped
 from gpt2lab.model.gpt2 import GPT2
-from gpt2lab.training import launch, rehearsal
+from gpt2lab.training import launch, rehearsal, saver
 from gpt2lab.training.guard import Guard, GuardError
 from gpt2lab.training.trainer import Trainer, smaller_micro_batch
 from tests.training.test_launch import REPOSITORY, STEPS, learned, records, settings, straight, tensors
@@ -340,7 +340,7 @@ def test_the_page_of_a_long_run_is_drawn_beside_it(token_folder, tmp_path, monke
         return run(command, **options)
 
     monkeypatch.setattr(subprocess, "run", recorded)
-    monkeypatch.setattr(launch, "_PAGE_SECONDS", 0.0)
+    monkeypatch.setattr(saver, "_REPORT_SECONDS", 0.0)
     launch.run(settings(token_folder, tmp_path, train__max_steps=4))
     assert pages == [True, True]
     assert capsys.readouterr().out.count("warning: no report this time") == 1
