@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rank = os.environ.get("RANK", "0")
         text = " ".join(str(error).split())
         print(f"gpt2lab: {'' if rank == '0' else f'[rank {rank}] '}{text}", file=sys.stderr)
-        return 2
+        return error.status if isinstance(error, GPT2LabError) else 2
     except Stopped as stop:
         if os.environ.get("RANK", "0") == "0":
             print(f"gpt2lab: {stop}", file=sys.stderr)

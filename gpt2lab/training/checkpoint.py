@@ -11,6 +11,7 @@ temporary name, synced, then renamed (files.atomic_directory).
 """
 
 import base64
+import concurrent.futures
 import json
 import random
 import shutil
@@ -159,6 +160,10 @@ class Writer:
     def failed(self) -> bool:
         """Whether the last write is over and did not succeed."""
         return self._writing is not None and self._writing.done() and self._writing.exception() is not None
+
+    def busy(self, patience: float) -> bool:
+        """Whether a write is still going on, after waiting for its end for up to `patience` seconds."""
+        return self._writing is not None and bool(concurrent.futures.wait([self._writing], patience).not_done)
 
     def submit(self, snapshot: Snapshot) -> None:
         """Begin to write; the one before must have been waited for."""
