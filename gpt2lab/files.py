@@ -13,7 +13,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from gpt2lab.errors import GPT2LabError
@@ -40,6 +40,18 @@ def remove_temporaries(folder: Path) -> None:
     """Delete what a killed process left half-written in `folder`. Call it with the folder's lock held."""
     for leftover in folder.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are missing.
+
+    Raises:
+        GPT2LabError: the file system refused, or a file is in the way.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GPT2LabError(f"cannot make the folder {path}: {error.strerror}; write elsewhere") from error
 
 
 @contextlib.contextmanager
@@ -145,8 +157,11 @@ def write_digests(folder: Path) -> None:
     sync(digests)
 
 
-def verify_digests(folder: Path) -> None:
+def verify_digests(folder: Path, but: Collection[str] = ()) -> None:
     """Check every file that `SHA256SUMS` lists. Files beside them (a tokenizer that somebody added) do not matter.
+
+    Args:
+        but: names that may be missing or changed.
 
     Raises:
         GPT2LabError: `SHA256SUMS` is missing or malformed; a file is missing, was changed or cannot be read.
@@ -160,7 +175,8 @@ def verify_digests(folder: Path) -> None:
         digest, separator, name = line.partition("  ")
         if not separator or len(digest) != 64:
             raise GPT2LabError(f"{folder / DIGESTS} is damaged")
-        listed[name] = digest
+        if name not in but:
+            listed[name] = digest
     for name, digest in listed.items():
         try:
             found = sha256(folder / name)
