@@ -16,6 +16,7 @@ gpt2lab train --config config/gpt2_124m.yaml   GPT-2 124M
 gpt2lab evaluate --model-checkpoint runs/x     HellaSwag and more, of a run, a folder or a model of the Hub
 gpt2lab prepare fineweb-edu                    its data, from the hub or a --mirror
 gpt2lab sample --model-checkpoint runs/x --prompt "Once"
+gpt2lab export --model-checkpoint runs/x --out out/x    a folder for transformers and others
 gpt2lab VERB --help                            what a verb takes
 """
 
@@ -60,10 +61,12 @@ def _dispatch(arguments: list[str]) -> int:
     verbs.add_parser("evaluate", help="score a model: HellaSwag, other tasks, validation loss", add_help=False)
     verbs.add_parser("sample", help="continue a prompt with a trained model", add_help=False)
     verbs.add_parser("report", help="draw a run's curves and write its report.html", add_help=False)
+    verbs.add_parser("export", help="write a model as a folder that transformers and others open", add_help=False)
     verbs.add_parser("settings", help="print every setting, as text or as a JSON schema", add_help=False)
     parsed, rest = parser.parse_known_args(arguments)
     doors = {"train": _train, "prepare": _prepare, "data": _data, "evaluate": _evaluate}
-    return (doors | {"sample": _sample, "report": _report, "settings": _settings})[parsed.verb](rest)
+    doors |= {"sample": _sample, "report": _report, "export": _export, "settings": _settings}
+    return doors[parsed.verb](rest)
 
 
 def _train(arguments: list[str]) -> int:
@@ -332,6 +335,24 @@ def _report(arguments: list[str]) -> int:
     from gpt2lab.tracking import report
 
     print(f"wrote {report.write(Path(parsed.run), parsed.price_per_hour)}")
+    return 0
+
+
+def _export(arguments: list[str]) -> int:
+    parser = _Parser(
+        prog="gpt2lab export",
+        description="Write a model with its tokenizer and a model card as a folder for transformers, vLLM, llama.cpp.",
+    )
+    add = parser.add_argument
+    add("--model-checkpoint", required=True, metavar="NAME", help="a run directory, a model's folder, or a Hub id")
+    add("--out", required=True, metavar="DIR", help="a new or empty folder, or an earlier export, which is replaced")
+    add("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the weights (default: fp32, as trained)")
+    add("--mirror", metavar="DIR", help="folder to take models from instead of the Hub (or $GPT2LAB_MIRROR)")
+    parsed = parser.parse_args(arguments)
+
+    from gpt2lab.export import launch
+
+    launch.export(parsed.model_checkpoint, parsed.out, parsed.dtype, mirror=parsed.mirror)
     return 0
 
 

@@ -21,7 +21,9 @@ ALLOWED = {
         "data.tokenizer",
         "system.device",
         "tracking.report",
+        "export.launch",
     },
+    "export": {"export", "model", "data.tokenizer", "data.huggingface_tokenizer", "tracking.plots", "files"},
     "training.launch": {"training", "data", "model", "evaluation", "tracking", "system", "files"},
     "training.run_directory": {"files", "system", "tracking.metrics", "training.checkpoint"},
     "training.trainer": {

@@ -315,10 +315,12 @@ def _unpickle(path: Path) -> list[_Stored]:
         ) from error
     if not isinstance(tensors, dict) or not all(_is_plain(tensor) for tensor in tensors.values()):
         raise GPT2LabError(f"{path}: not a table of tensors by name; take the model's {WEIGHTS} instead")
-    return [
-        _Stored(path, str(name), tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), lambda t=tensor: t)
-        for name, tensor in tensors.items()
-    ]
+    stored = []
+    for name, tensor in tensors.items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        read = functools.partial(tensors.__getitem__, name)
+        stored.append(_Stored(path, str(name), tuple(tensor.shape), dtype, read))
+    return stored
 
 
 def _is_plain(tensor: object) -> bool:
