@@ -7,14 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gpt2lab.config import Config, GPT2Config, load
+from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import flops
 from gpt2lab.model.pretrained import Found
-from gpt2lab.tracking import plots
+from gpt2lab.tracking import records
+from gpt2lab.tracking.records import Run
 
 Rows = list[tuple[str, str]]
 NOT_MEASURED = "not measured"
+HELLASWAG_ITEMS = 10_042  # published figures are of all of them
 
 
 def render(name: str, found: Found, config: GPT2Config, dtype: str) -> str:
@@ -41,25 +43,21 @@ def render(name: str, found: Found, config: GPT2Config, dtype: str) -> str:
     )
 
 
-def _facts(run: Path, step: int) -> dict[str, Any]:
-    settings = load([run / "config.yaml"])
-    environment = _read_json(run / "environment.json")
-    evaluation = _read_json(run / "evaluations" / f"step_{step:08d}.json")
-    lines = [line for line in plots.read_metrics(run) if line["step"] <= step]
-    hellaswag = evaluation.get("tasks", {}).get("hellaswag")
-    source = (environment.get("data") or {}).get("source")
+def _facts(folder: Path, step: int) -> dict[str, Any]:
+    run, evaluation = records.read(folder), _evaluation(folder, step)
+    hellaswag = evaluation.get("tasks", {}).get("hellaswag", {}).get("completion", {})
+    source = (run.environment.get("data") or {}).get("source")
     return {
-        "trained": _trained(settings, environment, lines, source, step),
-        "measured": _measured(settings, evaluation, lines, step),
+        "trained": _trained(run, source, step),
+        "measured": _measured(run, evaluation, step),
         "dataset": "HuggingFaceFW/fineweb-edu" if source == "fineweb-edu" else None,
-        "hellaswag": hellaswag["completion"]["acc_norm"] if hellaswag else None,
+        "hellaswag": hellaswag["acc_norm"] if hellaswag.get("total") == HELLASWAG_ITEMS else None,
     }
 
 
-def _trained(
-    settings: Config, environment: dict[str, Any], lines: list[dict[str, float]], source: str | None, step: int
-) -> Rows:
-    """How it came about. `environment` is that of the run's last start."""
+def _trained(run: Run, source: str | None, step: int) -> Rows:
+    """How it came about; the environment is that of the run's last start."""
+    settings, environment = run.settings, run.environment
     data, hardware = environment.get("data") or {}, environment.get("hardware") or {}
     tokens, batch = step * settings.train.total_batch_size, settings.train.total_batch_size
     rows = [("data", f"{source or 'not recorded'}, tokenized with GPT-2's byte-pair encoding")]
@@ -72,9 +70,10 @@ def _trained(
         share = f"{environment['world_size']} x {machine}" if hardware.get("gpu") else machine
         cores = f", {hardware['cores']} cores" if not hardware.get("gpu") else ""
         rows.append(("hardware, of the last start", f"{share}{cores}"))
-    _, milliseconds = plots.series(lines, "perf/step_ms")
-    if milliseconds:
-        rows.append(("training time, sum of the steps", _duration(sum(milliseconds) / 1000)))
+    times = run.curve("perf/step_ms")
+    if len(times.steps):
+        seconds = float(times.values[times.steps <= step].sum()) / 1000
+        rows.append(("training time, sum of the steps", _duration(seconds)))
     software = [f"gpt2lab {environment['gpt2lab']}"] if "gpt2lab" in environment else []
     software += [f"commit `{environment['commit']}`"] if environment.get("commit") else []
     software += [f"torch {torch}"] if (torch := (environment.get("versions") or {}).get("torch")) else []
@@ -83,12 +82,17 @@ def _trained(
     return rows
 
 
-def _measured(settings: Config, evaluation: dict[str, Any], lines: list[dict[str, float]], step: int) -> Rows:
+def _measured(run: Run, evaluation: dict[str, Any], step: int) -> Rows:
     """Figures of this very step: of `gpt2lab evaluate`, else what training measured."""
-    line = lines[-1] if lines and lines[-1]["step"] == step else {}
-    loss, size = (evaluation.get("val_loss"), evaluation.get("bits_per_byte"))
+
+    def in_training(key: str) -> float | None:
+        curve = run.curve(key)
+        found = curve.values[curve.steps == step]
+        return float(found[-1]) if len(found) else None
+
+    loss, size = evaluation.get("val_loss"), evaluation.get("bits_per_byte")
     if loss is None:
-        loss, size = line.get("val/loss"), line.get("val/bits_per_byte")
+        loss, size = in_training("val/loss"), in_training("val/bits_per_byte")
     rows = [("validation loss, nats a token", NOT_MEASURED if loss is None else f"{loss:.4f}")]
     if size is not None:
         rows.append(("validation, bits per byte", f"{size:.4f}"))
@@ -98,9 +102,9 @@ def _measured(settings: Config, evaluation: dict[str, Any], lines: list[dict[str
         shown = NOT_MEASURED
         if style in styles:
             shown = _shares(styles[style])
-        elif key in line:
-            limit = settings.train.hellaswag_limit
-            shown = f"acc_norm {line[key]:.4f}" + (f", of {limit:,} items" if limit else "")
+        elif (accuracy := in_training(key)) is not None:
+            limit = run.settings.train.hellaswag_limit
+            shown = f"acc_norm {accuracy:.4f}" + (f", of {limit:,} items" if limit else "")
         rows.append((f"HellaSwag, {style} style", shown))
     return rows + [(f"`{name}`", _shares(figures)) for name, figures in tasks.items()]
 
@@ -117,10 +121,11 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.2f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """A record of the run; empty where there is none."""
+def _evaluation(folder: Path, step: int) -> dict[str, Any]:
+    """What `gpt2lab evaluate` measured at that step, over whole tasks; empty where it has not."""
+    path = folder / "evaluations" / f"step_{step:08d}.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
-        raise GPT2LabError(f"{path}: not valid JSON: {error}; remove or mend it") from None
+        raise GPT2LabError(f"{path}: not valid JSON: {error}; remove it or evaluate again") from None
     return values if isinstance(values, dict) else {}

@@ -32,7 +32,7 @@ class Heartbeat:
     def __init__(self, store: Store, rank: int, world_size: int, patience: float):
         self._store, self._rank, self._patience = store, rank, patience
         self._others = [other for other in range(world_size) if other != rank]
-        self.interval = min(2.0, patience / 4)
+        self.interval = min(1.0, patience / 4)
         self._who = f"pid {os.getpid()} on {socket.gethostname()}"
         self._parent = os.getppid()
         self._heard: dict[int, tuple[bytes, float]] = {}  # rank -> its last beat, and when that was new here
@@ -52,10 +52,11 @@ class Heartbeat:
                 self._store.set(f"beat/{self._rank}", "left")
 
     def silent(self) -> list[str]:
-        """The processes that are not beating, in words; looks for a few intervals before it answers."""
-        since = time.monotonic()
-        time.sleep(2.5 * self.interval)
-        return [self._name(other) for other, (_, heard) in sorted(self._heard.items()) if heard < since]
+        """The processes that are not beating, in words; listens for a few intervals before it answers."""
+        time.sleep(1.5 * self.interval)  # by now everybody's last beat is known, or they never had one
+        before = {other: beat for other, (beat, _) in self._heard.items()}
+        time.sleep(2.0 * self.interval)
+        return [self._name(other) for other, (beat, _) in sorted(self._heard.items()) if before.get(other) == beat]
 
     def _run(self) -> None:
         count, reachable = 0, time.monotonic()
@@ -66,7 +67,7 @@ class Heartbeat:
             count += 1
             try:
                 self._store.set(f"beat/{self._rank}", f"{count} {self._who}")
-                known = [other for other in self._others if self._store.check([f"beat/{other}"])]
+                known = [o for o in self._others if o in self._heard or self._store.check([f"beat/{o}"])]
                 beats = dict(zip(known, self._store.multi_get([f"beat/{k}" for k in known]), strict=True))
                 reachable = time.monotonic()
             except Exception as error:  # whatever the connection may raise; rank 0 may just be leaving

@@ -84,6 +84,13 @@ def test_an_evaluation_of_that_step(run, tmp_path):
     assert result["metrics"][0]["value"] == 0.2955
 
 
+def test_a_part_of_hellaswag_is_not_given_to_the_hub(run, tmp_path):
+    evaluated(run, 6, tasks={"hellaswag": {"completion": SCORES | {"total": 24}, "harness": SCORES}})
+    front, rows, _ = card(run, tmp_path)
+    assert rows["HellaSwag, completion style"].endswith("24 items")
+    assert "model-index" not in front
+
+
 def test_hellaswag_of_training_itself(run, tmp_path):
     lines = records(run)
     lines[-1] |= {"hellaswag/acc_norm": 0.2701, "hellaswag/harness_acc_norm": 0.2802}
