@@ -12,14 +12,16 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from gpt2lab.errors import GPT2LabError
 
 DIGESTS = "SHA256SUMS"
 _TEMPORARY = ".tmp-"
+_DIGEST_LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>[^/]+)")  # a file of this folder, none elsewhere
 
 
 def sync(path: Path) -> None:
@@ -157,31 +159,32 @@ def write_digests(folder: Path) -> None:
     sync(digests)
 
 
-def verify_digests(folder: Path, but: Collection[str] = ()) -> None:
+def verify_digests(folder: Path, required: Iterable[str] = (), but: Collection[str] = ()) -> None:
     """Check every file that `SHA256SUMS` lists. Files beside them (a tokenizer that somebody added) do not matter.
 
     Args:
-        but: names that may be missing or changed.
+        required: names that it must list.
+        but: names of files that may be missing or changed all the same.
 
     Raises:
-        GPT2LabError: `SHA256SUMS` is missing or malformed; a file is missing, was changed or cannot be read.
+        GPT2LabError: `SHA256SUMS` is missing, malformed or does not list a `required` file; a file is missing, was
+            changed or cannot be read.
     """
     try:
-        lines = (folder / DIGESTS).read_text(encoding="utf-8").splitlines()
+        text = (folder / DIGESTS).read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise GPT2LabError(f"{folder} has no readable {DIGESTS}, so it is incomplete") from error
-    listed = {}
-    for line in lines:
-        digest, separator, name = line.partition("  ")
-        if not separator or len(digest) != 64:
-            raise GPT2LabError(f"{folder / DIGESTS} is damaged")
-        if name not in but:
-            listed[name] = digest
+    *lines, rest = text.split("\n")  # not splitlines, which takes some damaged line ends for whole ones
+    listed = {match["name"]: match["digest"] for line in lines if (match := _DIGEST_LINE.fullmatch(line))}
+    if rest or not listed or len(listed) != len(lines) or not listed.keys() >= set(required):
+        raise GPT2LabError(f"{folder / DIGESTS} is damaged")
     for name, digest in listed.items():
+        if name in but:
+            continue
         try:
             found = sha256(folder / name)
-        except OSError as error:
-            raise GPT2LabError(f"{folder / name} cannot be read: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            raise GPT2LabError(f"{folder / name} cannot be read: {error}") from error
         if found != digest:
             raise GPT2LabError(f"{folder / name} does not match its sha256 in {DIGESTS}: the file is damaged")
 

@@ -60,7 +60,7 @@ def find(
         if steps(path):
             return _newest(path.parent, path, warn)
         if (path / files.DIGESTS).exists():
-            _verified(path)
+            files.verify_digests(path, but=(huggingface.CARD,))  # people write more into a model card
         if (path / "state.json").exists() and path.parent.name == "checkpoints":
             return Found(path, path.parent.parent, _step(path))
         return Found(path)
@@ -92,15 +92,15 @@ def newest_good(folder: Path, read: Callable[[Path], Good], warn: Callable[[str]
 
 
 def _newest(run: Path, folder: Path, warn: Callable[[str], None]) -> Found:
-    path = newest_good(folder, _verified, warn)
+    path = newest_good(folder, _intact, warn)
     if path is None:
         raise GPT2LabError(f"{run} has no checkpoint yet; wait for the first one (checkpoint.every)")
     return Found(path, run, int(path.name[5:]))
 
 
-def _verified(folder: Path) -> Path:
-    files.verify_digests(folder, but=[huggingface.CARD])  # people write more into a model card
-    return folder
+def _intact(checkpoint: Path) -> Path:
+    files.verify_digests(checkpoint, required=(huggingface.CONFIG, huggingface.WEIGHTS))
+    return checkpoint
 
 
 def _step(path: Path) -> int | None:

@@ -36,6 +36,7 @@ class Heartbeat:
         self._who = f"pid {os.getpid()} on {socket.gethostname()}"
         self._parent = os.getppid()
         self._heard: dict[int, tuple[bytes, float]] = {}  # rank -> its last beat, and when that was new here
+        self._reachable = 0.0  # when the store last answered
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -54,12 +55,14 @@ class Heartbeat:
     def silent(self) -> list[str]:
         """The processes that are not beating, in words; listens for a few intervals before it answers."""
         time.sleep(1.5 * self.interval)  # by now everybody's last beat is known, or they never had one
-        before = {other: beat for other, (beat, _) in self._heard.items()}
+        before, began = dict(self._heard), time.monotonic()
         time.sleep(2.0 * self.interval)
-        return [self._name(other) for other, (beat, _) in sorted(self._heard.items()) if before.get(other) == beat]
+        if self._reachable < began:  # without the store nobody is heard, and rank 0 is where it may have been
+            return [self._name(0)]
+        return [self._name(other) for other in self._others if before.get(other) == self._heard.get(other)]
 
     def _run(self) -> None:
-        count, reachable = 0, time.monotonic()
+        count, self._reachable = 0, time.monotonic()
         while not self._leaving.wait(self.interval if count else 0):
             if os.getppid() != self._parent:  # torchrun's agent is gone: nobody would end us
                 self._parent = os.getppid()
@@ -69,9 +72,9 @@ class Heartbeat:
                 self._store.set(f"beat/{self._rank}", f"{count} {self._who}")
                 known = [o for o in self._others if o in self._heard or self._store.check([f"beat/{o}"])]
                 beats = dict(zip(known, self._store.multi_get([f"beat/{k}" for k in known]), strict=True))
-                reachable = time.monotonic()
+                self._reachable = time.monotonic()
             except Exception as error:  # whatever the connection may raise; rank 0 may just be leaving
-                if time.monotonic() - reachable > self._patience:
+                if time.monotonic() - self._reachable > self._patience:
                     self._leave(f"rank 0's store cannot be reached any more: {error}")
                 continue
             for other, beat in beats.items():
@@ -84,7 +87,8 @@ class Heartbeat:
                     self._leave(f"{self._name(other)} has been silent for {silence:.0f} s (system.timeout)")
 
     def _name(self, rank: int) -> str:
-        return f"rank {rank} ({self._heard[rank][0].decode().partition(' ')[2] or 'gone'})"
+        beat, _ = self._heard.get(rank, (b"", 0.0))
+        return f"rank {rank} ({beat.decode().partition(' ')[2] or 'gone'})"
 
     def _end(self, beat: bytes) -> None:
         """Kill a silent process of this machine: stopped, it would not even notice torchrun's SIGTERM."""

@@ -168,7 +168,7 @@ def _in_plain_words(
     except RuntimeError as error:  # torch.distributed has no type of its own for a connection that breaks
         if dist.heartbeat is None or not (lost := dist.heartbeat.silent()):
             raise
-        raise GPT2LabError(f"lost {', '.join(lost)}: {error}; {directory.what_is_kept()}") from error
+        raise GPT2LabError(f"lost {', '.join(lost)}; {directory.what_is_kept()}") from error
 
 
 class _Events:
