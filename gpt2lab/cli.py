@@ -16,6 +16,7 @@ gpt2lab train --config config/gpt2_124m.yaml   GPT-2 124M
 gpt2lab evaluate --model-checkpoint runs/x     HellaSwag and more, of a run, a folder or a model of the Hub
 gpt2lab prepare fineweb-edu                    its data, from the hub or a --mirror
 gpt2lab sample --model-checkpoint runs/x --prompt "Once"
+gpt2lab export --model-checkpoint runs/x --out out/x    a folder for transformers and others
 gpt2lab VERB --help                            what a verb takes
 """
 
@@ -71,10 +72,12 @@ def _dispatch(arguments: list[str]) -> int:
     )
     verbs.add_parser("sample", help="continue a prompt with a trained model", add_help=False)
     verbs.add_parser("report", help="write the page of a run, or of several beside each other", add_help=False)
+    verbs.add_parser("export", help="write a model as a folder that transformers and others open", add_help=False)
     verbs.add_parser("settings", help="print every setting, as text or as a JSON schema", add_help=False)
     parsed, rest = parser.parse_known_args(arguments)
     doors = {"train": _train, "bench": _bench, "prepare": _prepare, "data": _data, "evaluate": _evaluate}
-    return (doors | {"sample": _sample, "report": _report, "settings": _settings})[parsed.verb](rest)
+    doors |= {"sample": _sample, "report": _report, "export": _export, "settings": _settings}
+    return doors[parsed.verb](rest)
 
 
 def _train(arguments: list[str]) -> int:
@@ -433,6 +436,24 @@ def _price(text: str) -> float:
     if not 0 <= price < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a price such as 2.50")
     return price
+
+
+def _export(arguments: list[str]) -> int:
+    parser = _Parser(
+        prog="gpt2lab export",
+        description="Write a model with its tokenizer and a model card as a folder for transformers, vLLM, llama.cpp.",
+    )
+    add = parser.add_argument
+    add("--model-checkpoint", required=True, metavar="NAME", help="a run directory, a model's folder, or a Hub id")
+    add("--out", required=True, metavar="DIR", help="a new or empty folder, or an earlier export, which is replaced")
+    add("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the weights (default: fp32, as trained)")
+    add("--mirror", metavar="DIR", help="folder to take models from instead of the Hub (or $GPT2LAB_MIRROR)")
+    parsed = parser.parse_args(arguments)
+
+    from gpt2lab.export import launch
+
+    launch.export(parsed.model_checkpoint, parsed.out, parsed.dtype, mirror=parsed.mirror)
+    return 0
 
 
 def _settings(arguments: list[str]) -> int:

@@ -22,7 +22,9 @@ ALLOWED = {
         "data.tokenizer",
         "system.device",
         "tracking.report",
+        "export.launch",
     },
+    "export": {"export", "model", "data.tokenizer", "data.huggingface_tokenizer", "tracking.records", "files"},
     "training.launch": {"training", "data", "model", "evaluation", "tracking", "system", "files"},
     "training.run_directory": {"files", "system", "tracking.metrics", "training.checkpoint"},
     "training.saver": {

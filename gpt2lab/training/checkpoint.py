@@ -30,7 +30,7 @@ from torch import Tensor
 from gpt2lab import files
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import huggingface
+from gpt2lab.model import huggingface, pretrained
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.model.pretrained import steps as steps
 from gpt2lab.system import device as devices
@@ -214,17 +214,7 @@ def newest_good(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     Raises:
         GPT2LabError: there are checkpoints, and none of them is good.
     """
-    present = steps(folder)
-    for _, path in reversed(present):
-        try:
-            return read(path)
-        except GPT2LabError as error:
-            warn(f"{error}; trying the checkpoint before it")
-    if present:
-        raise GPT2LabError(
-            f"{folder}: no checkpoint is intact; remove the folder to start over, or use another run.name"
-        )
-    return None
+    return pretrained.newest_good(folder, read, warn)
 
 
 def prune(folder: Path, newest: int, keep_last: int, keep_every: int, keep_best: bool = False) -> None:
