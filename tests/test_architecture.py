@@ -41,6 +41,8 @@ ALLOWED = {
     "data": {"resources", "files", "data"},
     "model.huggingface": {"files", "resources"},
     "model.pretrained": {"files", "resources", "model.huggingface"},
+    "model.text": {"model", "data.tokenizer"},
+    "model.gpt2": {"model", "data.tokenizer"},
     "model": {"model"},
     "system": {"system"},
     "resources": {"files"},
