@@ -21,14 +21,14 @@ class Sampling:
     """How the next token is drawn; as it stands, from the model's own distribution.
 
     Args:
-        temperature: divides the logits; 0 takes the likeliest token (greedy).
-        top_k: draw from the k likeliest tokens; None: from all.
-        top_p: draw from the likeliest tokens that together have this probability, 0 < p <= 1 ("The Curious Case of
-            Neural Text Degeneration", Holtzman et al. 2020); None: from all.
-        min_p: draw from the tokens with at least this share of the likeliest one's probability, 0 to 1 ("Turning Up the
-            Heat", Nguyen et al. 2024); None: from all.
+        temperature: divides the logits, 0 or more; 0 takes the likeliest token (greedy).
+        top_k: draw from the k likeliest tokens, 1 or more; None: from all.
+        top_p: draw from the likeliest tokens that together have this probability, above 0 ("The Curious Case of Neural
+            Text Degeneration", Holtzman et al. 2020); 1: from all.
+        min_p: draw from the tokens with at least this share of the likeliest one's probability, at most 1 ("Turning Up
+            the Heat", Nguyen et al. 2024); 0: from all.
         repetition_penalty: the logit of a token that the text already has, prompt included, is divided by this if
-            positive, else multiplied ("CTRL", Keskar et al. 2019); 1: nothing.
+            positive, else multiplied, above 0 ("CTRL", Keskar et al. 2019); 1: nothing.
 
     Raises:
         GPT2LabError: a value is out of range.
@@ -36,25 +36,21 @@ class Sampling:
 
     temperature: float = 1.0
     top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
-            raise GPT2LabError(
-                f"temperature is {self.temperature}; it must be 0 (take the likeliest token) or more, and finite"
-            )
+            raise GPT2LabError(f"temperature is {self.temperature}; it must be 0 (take the likeliest token) or more")
         if self.top_k is not None and self.top_k < 1:
             raise GPT2LabError(f"top_k is {self.top_k}; it must be 1 or more, or None for all tokens")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise GPT2LabError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
-        if self.min_p is not None and not 0 <= self.min_p <= 1:
-            raise GPT2LabError(f"min_p is {self.min_p}; it must be from 0 to 1")
+        if not 0 < self.top_p <= 1:
+            raise GPT2LabError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (all tokens)")
+        if not 0 <= self.min_p <= 1:
+            raise GPT2LabError(f"min_p is {self.min_p}; it must be from 0 (all tokens) to 1")
         if not 0 < self.repetition_penalty < math.inf:
-            raise GPT2LabError(
-                f"repetition_penalty is {self.repetition_penalty}; it must be above 0 and finite (1: no penalty)"
-            )
+            raise GPT2LabError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0 (1: no penalty)")
 
 
 def sample(
@@ -94,13 +90,13 @@ def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | Non
     if sampling.top_k is not None and sampling.top_k < logits.shape[1]:
         logits, ids = logits.topk(sampling.top_k)
     probabilities = (logits / sampling.temperature).softmax(dim=-1)
-    if sampling.top_p is not None and sampling.top_p < 1:
+    if sampling.top_p < 1:
         if ids is None:
             # All tokens below (1 - p) / V have less than 1 - p together and can't be needed: spares sorting the rest.
             needed = (probabilities >= (1 - sampling.top_p) / logits.shape[1]).sum(dim=-1).max()
             probabilities, ids = probabilities.topk(int(needed))
         likelier = probabilities.cumsum(dim=-1) - probabilities  # what those before it have together
         probabilities = probabilities * (likelier < sampling.top_p)
-    if sampling.min_p is not None:
+    if sampling.min_p > 0:
         probabilities = probabilities * (probabilities >= sampling.min_p * probabilities.amax(dim=-1, keepdim=True))
     return probabilities, ids

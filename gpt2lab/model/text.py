@@ -38,13 +38,11 @@ def encode(tokenizer: Tokenizer, prompt: str, model: LanguageModel) -> list[int]
     if not prompt:
         raise GPT2LabError("the prompt is empty; give the model something to continue, such as a space")
     if (place := prompt.find("\0")) >= 0:
-        raise GPT2LabError(f"the prompt has a NUL character (the {place + 1}th); take it out")
+        raise GPT2LabError(f"the prompt has a NUL (character {place + 1}); take it out")
     try:
         prompt.encode()
     except UnicodeEncodeError as error:  # a lone surrogate: how Python carries bytes that are not UTF-8
-        raise GPT2LabError(
-            f"the prompt is not valid UTF-8 (from its character {error.start + 1}); save it as UTF-8"
-        ) from None
+        raise GPT2LabError(f"the prompt is not valid UTF-8 (character {error.start + 1}); save it as UTF-8") from None
     ids = tokenizer.encode(prompt)
     if len(ids) > model.config.block_size:
         raise GPT2LabError(
