@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Literal
 
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import text
+from gpt2lab.model import decoding, text
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.model.sampling import Sampling
 from gpt2lab.model.text import Piece
@@ -63,15 +63,15 @@ def run(options: Options) -> None:
     model = GPT2.from_pretrained(options.checkpoint).to(device)
     tokenizer = Tokenizer()
     ids = text.encode(tokenizer, prompt, model)
+    model = decoding.prepare(model, precisions.choose(options.precision, device).dtype)
     seeds = range(options.seed, options.seed + options.count)
-    with precisions.choose(options.precision, device).autocast():
-        pieces = _pieces(model, tokenizer, ids, seeds, options)
-        if options.as_json:
-            print(json.dumps(_as_json(options, prompt, seeds, pieces)))
-        else:
-            for part in in_order(prompt, options.count, pieces):
-                print(part.translate(_UNPRINTABLE) if sys.stdout.isatty() else part, end="", flush=True)
-            print()
+    pieces = _pieces(model, tokenizer, ids, seeds, options)
+    if options.as_json:
+        print(json.dumps(_as_json(options, prompt, seeds, pieces)))
+        return
+    for part in in_order(prompt, options.count, pieces):
+        print(part.translate(_UNPRINTABLE) if sys.stdout.isatty() else part, end="", flush=True)
+    print()
 
 
 def _pieces(
@@ -100,12 +100,14 @@ def in_order(prompt: str, count: int, pieces: Iterable[Piece]) -> Iterator[str]:
     for piece in pieces:
         waiting[piece.row] += piece.text
         ended[piece.row] = piece.end is not None
-        while waiting[shown]:
-            yield waiting[shown]
-            waiting[shown] = ""
-            if ended[shown] and shown + 1 < count:
-                yield SEPARATOR
-                shown += 1
+        while True:
+            if waiting[shown]:
+                yield waiting[shown]
+                waiting[shown] = ""
+            if not ended[shown] or shown + 1 == count:
+                break
+            shown += 1
+            yield SEPARATOR
 
 
 def _as_json(options: Options, prompt: str, seeds: Sequence[int], pieces: Iterable[Piece]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from gpt2lab.data.tokenizer import EOT, Tokenizer
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.evaluation import scoring
 from gpt2lab.evaluation.scoring import Request
-from gpt2lab.model import text
+from gpt2lab.model import decoding, text
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.model.sampling import Sampling
 from gpt2lab.system.distributed import DistContext
@@ -108,14 +108,15 @@ def adapter(
             return totals
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-            return [self._generate(*request.args) for request in requests]
+            writer = decoding.prepare(model, precision.dtype)
+            return [self._generate(writer, *request.args) for request in requests]
 
         def _score(self, requests: list[Request]) -> scoring.Scores:
             return scoring.score(
                 model, requests, dist=dist, precision=precision, batch_tokens=batch_tokens, greedy=True
             )
 
-        def _generate(self, context: str, settings: Mapping[str, Any]) -> str:
+        def _generate(self, writer: GPT2, context: str, settings: Mapping[str, Any]) -> str:
             until = settings.get("until") or []
             stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
             temperature = float(settings.get("temperature", 0.0)) if settings.get("do_sample") else 0.0

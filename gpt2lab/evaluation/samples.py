@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from gpt2lab.data.tokenizer import Tokenizer
-from gpt2lab.model import text
+from gpt2lab.model import decoding, text
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.model.sampling import Sampling
 
@@ -22,6 +22,11 @@ def draw(
     """`count` continuations of `prompt` with seeds seed, seed + 1, …; the global random state is left alone."""
     seeds = range(seed, seed + count)
     continuations = text.complete(
-        model, [prompt] * count, max_new_tokens, Sampling(top_k=top_k), seeds=seeds, tokenizer=tokenizer
+        decoding.prepare(model),
+        [prompt] * count,
+        max_new_tokens,
+        Sampling(top_k=top_k),
+        seeds=seeds,
+        tokenizer=tokenizer,
     )
     return [Sample(prompt, one, prompt + more) for one, more in zip(seeds, continuations, strict=True)]

@@ -15,26 +15,21 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gpt2lab.config import GPT2Config
-
 Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # the cache as one layer sees it
 
 
 class KVCache:
-    """Preallocated keys and values of all layers.
+    """Keys and values of all layers, allocated for all tokens to come when the first are written.
 
     Args:
         rows: texts, B.
         slots: tokens that each can hold, L; at most block_size can be used.
-        dtype: of the keys and values as the model computes them (under autocast not the one of its weights).
     """
 
-    def __init__(self, config: GPT2Config, rows: int, slots: int, *, device: torch.device, dtype: torch.dtype):
-        shape = (config.n_layer, rows, config.n_head, slots, config.n_embd // config.n_head)
-        # Zeros, because a slot that is masked out is multiplied by 0, and what was never written might not be a number.
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)  # (n_layer, B, H, L, D)
-        self.values = torch.zeros_like(self.keys)
+    def __init__(self, rows: int, slots: int):
         self.lengths = [0] * rows  # tokens held of each row; the caller counts up, once all layers are through
+        self._slots = slots
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values, (B, H, L, D) each
 
     def layer(self, n: int) -> Extend:
         """`extend` of the n-th layer."""
@@ -49,36 +44,35 @@ class KVCache:
         Returns:
             (B, H, K, D) each. Where rows differ in length, slots from a row's own length on have to be masked out.
         """
-        keys, values = self.keys[layer], self.values[layer]
-        if k.shape[2] > 1 or not any(self.lengths):
-            assert not any(self.lengths), "several tokens at a time only go into an empty cache"
-            keys[:, :, : k.shape[2]] = k
-            values[:, :, : k.shape[2]] = v
-            return k, v
-        end = max(self.lengths)
+        if layer not in self._layers:
+            # Zeros, because a slot that is masked out is multiplied by 0, and unwritten memory may hold no numbers.
+            shape = (*k.shape[:2], self._slots, k.shape[3])
+            self._layers[layer] = k.new_zeros(shape), v.new_zeros(shape)
+        keys, values = self._layers[layer]
+        end, new = max(self.lengths), k.shape[2]
+        assert new == 1 or end == 0, "several tokens at a time only go into an empty cache"
         if min(self.lengths) == end:
-            keys[:, :, end] = k[:, :, 0]
-            values[:, :, end] = v[:, :, 0]
+            keys[:, :, end : end + new] = k
+            values[:, :, end : end + new] = v
         else:
             rows = torch.arange(len(self.lengths), device=k.device)
             slots = torch.tensor(self.lengths, device=k.device)
             keys[rows, :, slots] = k[:, :, 0]
             values[rows, :, slots] = v[:, :, 0]
-        return keys[:, :, : end + 1], values[:, :, : end + 1]
+        return keys[:, :, : end + new], values[:, :, : end + new]
 
     def select(self, rows: Sequence[int]) -> "KVCache":
         """A cache of its own with these rows, in this order; a row may come up several times."""
-        index = torch.tensor(rows, device=self.keys.device)
-        return self._of(
-            self.keys.index_select(1, index), self.values.index_select(1, index), [self.lengths[r] for r in rows]
-        )
+        cache = KVCache(len(rows), self._slots)
+        cache.lengths = [self.lengths[row] for row in rows]
+        for layer, (keys, values) in self._layers.items():
+            index = torch.tensor(rows, device=keys.device)
+            cache._layers[layer] = keys.index_select(0, index), values.index_select(0, index)
+        return cache
 
     def emptied_row(self, row: int) -> "KVCache":
         """This row's memory as an empty cache of one row: what is written there, is written here."""
-        return self._of(self.keys[:, row : row + 1], self.values[:, row : row + 1], [0])
-
-    @classmethod
-    def _of(cls, keys: Tensor, values: Tensor, lengths: list[int]) -> "KVCache":
-        cache = cls.__new__(cls)
-        cache.keys, cache.values, cache.lengths = keys, values, lengths
+        cache = KVCache(1, self._slots)
+        for layer, (keys, values) in self._layers.items():
+            cache._layers[layer] = keys[row : row + 1], values[row : row + 1]
         return cache

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gpt2lab.config import GPT2Config
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import generate, huggingface, pretrained, text
+from gpt2lab.model import decoding, generate, huggingface, pretrained, text
 from gpt2lab.model.cache import Extend, KVCache
 from gpt2lab.model.sampling import Sampling
 
@@ -244,9 +244,9 @@ class GPT2(nn.Module):
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         seeds = None if seed is None else range(seed, seed + len(idx))
         if isinstance(idx, Tensor):
-            rows = generate.generate(self, idx.tolist(), max_new_tokens, sampling, seeds=seeds)
+            rows = generate.generate(decoding.prepare(self), idx.tolist(), max_new_tokens, sampling, seeds=seeds)
             return torch.tensor(rows, device=idx.device)
-        return generate.generate(self, idx, max_new_tokens, sampling, seeds=seeds)
+        return generate.generate(decoding.prepare(self), idx, max_new_tokens, sampling, seeds=seeds)
 
     def complete(
         self,
@@ -275,7 +275,9 @@ class GPT2(nn.Module):
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         seeds = None if seed is None else [seed]
-        (more,) = text.complete(self, [prompt], max_new_tokens, sampling, stop=stop, seeds=seeds, tokenizer=tokenizer)
+        (more,) = text.complete(
+            decoding.prepare(self), [prompt], max_new_tokens, sampling, stop=stop, seeds=seeds, tokenizer=tokenizer
+        )
         return prompt + more
 
     def _tie(self) -> None:

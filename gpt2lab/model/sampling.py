@@ -68,9 +68,8 @@ def sample(
     """
     if not logits.isfinite().all():
         raise GPT2LabError("the model's logits are not finite; its weights are damaged, or training went astray")
-    if seen is not None and sampling.repetition_penalty != 1:
-        penalty = sampling.repetition_penalty
-        logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if seen is not None:
+        logits = penalise(logits, seen, sampling.repetition_penalty)
     if sampling.temperature < 1e-6:  # as good as 0, and dividing by less could overflow
         return logits.argmax(dim=-1)
     probabilities, ids = candidates(logits, sampling)
@@ -78,6 +77,11 @@ def sample(
     uniform = torch.stack([torch.rand(1, generator=generator) for generator in generators])  # (B, 1), float32: below 1
     drawn = torch.searchsorted(heights, uniform.double() * heights[:, -1:], right=True)  # first that is higher
     return (drawn if ids is None else ids.gather(1, drawn)).flatten()
+
+
+def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Logits (B, V) with those of the tokens seen, bool (B, V), made smaller by a penalty above 1."""
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:

@@ -136,14 +136,14 @@ class _Row:
         over = token.id == EOT or self.left == 0
         if token.id != EOT:
             self.held += self.characters.decode(self.tokenizer.decode_bytes([token.id]))
-        found = [place for string in self.stop if (place := self.held.find(string)) >= 0]
-        if found:
-            return Piece(token.row, self.held[: min(found)], token, "stop")
-        keep = 0 if over else max((_overlap(self.held, string) for string in self.stop), default=0)
+        found = [(at + len(stop), at) for stop in self.stop if (at := self.held.find(stop)) >= 0]
+        if found:  # the one that is complete first, wherever tokens begin and end
+            return Piece(token.row, self.held[: min(found)[1]], token, "stop")
+        keep = 0 if over else max((_overlap(self.held, stop) for stop in self.stop), default=0)
         text, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
         return Piece(token.row, text, token, ("end_of_text" if token.id == EOT else "length") if over else None)
 
 
-def _overlap(text: str, string: str) -> int:
-    """How many characters at the end of `text` are the beginning of `string`."""
-    return next((n for n in range(min(len(text), len(string) - 1), 0, -1) if string.startswith(text[-n:])), 0)
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of `text` are the beginning of `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

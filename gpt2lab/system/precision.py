@@ -16,6 +16,11 @@ class Precision:
     name: Literal["fp32", "bf16"]
     device_type: str
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrix products."""
+        return torch.bfloat16 if self.name == "bf16" else torch.float32
+
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """bf16 matrix products (reductions such as the loss stay fp32), or nothing for fp32."""
         if self.name == "bf16":
