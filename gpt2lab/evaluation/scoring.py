@@ -27,6 +27,7 @@ from torch import Tensor
 
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.model.linear import linear
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
 
@@ -239,7 +240,7 @@ def _predict(model: GPT2, weight: Tensor, batch: _Batch, head_rows: int, greedy:
     hidden = model.transformer(batch.tokens, batch.positions, mask).flatten(0, 1)[batch.sources]  # (S, C)
     normalisers, picked, misses = [], [], []
     for start, first, last in batch.pieces:
-        logits = torch.nn.functional.linear(hidden[start : start + head_rows], weight).float()  # (rows, V)
+        logits = linear(hidden[start : start + head_rows], weight).float()  # (rows, V)
         here = batch.inverse[first:last] - start
         normalisers.append(logits.logsumexp(dim=-1))
         picked.append(logits[here, batch.targets[first:last]])

@@ -19,9 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2lab.model.linear import linear
+
 Model = TypeVar("Model", bound=nn.Module)
 
-_FEW = 32  # rows up to which a product waits for the memory
+_FEW = 8  # rows up to which a product waits for the memory more than for the arithmetic
 
 
 def prepare(model: Model, dtype: torch.dtype = torch.float32) -> Model:
@@ -64,7 +66,7 @@ class _Parts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         columns = x.flatten(0, -2).t()  # (in, rows)
         if columns.shape[1] > _FEW:
-            return F.linear(x, self.weight, self.bias)
+            return linear(x, self.weight, self.bias)
         y = torch.bmm(self.parts, columns.expand(len(self.parts), -1, -1)).flatten(0, 1)  # (out, rows)
         if len(self.rest):
             y = torch.cat([y, self.rest @ columns])

@@ -23,6 +23,7 @@ from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import decoding, generate, huggingface, pretrained, text
 from gpt2lab.model.cache import Extend, KVCache
+from gpt2lab.model.linear import linear
 from gpt2lab.model.sampling import Sampling
 
 Ids = TypeVar("Ids", Tensor, list[list[int]])
@@ -36,6 +37,10 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) to (..., out_features)."""
+        return linear(x, self.weight, self.bias)
 
 
 class Embedding(nn.Embedding):
