@@ -48,7 +48,7 @@ def _ready(layer: nn.Linear, dtype: torch.dtype, is_head: bool) -> nn.Module:
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
     if torch.bfloat16 in (dtype, weight.dtype):
         return _CentredHead(weight) if is_head else _in_bf16(weight, bias)
-    on_cpu = weight.device.type == "cpu" and torch.backends.mkl.is_available()
+    on_cpu = weight.device.type == "cpu" and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     return _Parts(weight, bias) if on_cpu and torch.get_num_threads() > 1 else layer
 
 
