@@ -58,10 +58,10 @@ class _Parts(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
         self.weight, self.bias = weight, bias
-        threads = torch.get_num_threads()
-        size = weight.shape[0] // threads
-        self.parts = weight[: threads * size].view(threads, size, -1)
-        self.rest = weight[threads * size :]  # 50257 is odd
+        count = min(torch.get_num_threads(), weight.shape[0])
+        size = weight.shape[0] // count
+        self.parts = weight[: count * size].view(count, size, weight.shape[1])
+        self.rest = weight[count * size :]  # 50257 is odd
 
     def forward(self, x: Tensor) -> Tensor:
         columns = x.flatten(0, -2).t()  # (in, rows)

@@ -242,9 +242,9 @@ class GPT2(nn.Module):
         Raises:
             GPT2LabError: an argument is out of range.
         """
-        if isinstance(idx, Tensor) and (idx.dim() != 2 or idx.numel() == 0):
+        if isinstance(idx, Tensor) and (idx.dim() != 2 or idx.numel() == 0 or idx.is_floating_point()):
             raise GPT2LabError(
-                f"idx has shape {tuple(idx.shape)}; it must be (B, T) with at least one token to continue"
+                f"idx is {idx.dtype} {tuple(idx.shape)}; it must be int64 (B, T) with at least one token to continue"
             )
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         seeds = None if seed is None else range(seed, seed + len(idx))

@@ -240,7 +240,8 @@ def test_autocast_of_the_caller_is_followed(model):
     [
         (PROMPT, -1, {}, "max_new_tokens is -1"),
         (PROMPT[:, :0], 1, {}, "at least one token"),
-        (PROMPT[0], 1, {}, "idx has shape"),
+        (PROMPT[0], 1, {}, "idx is torch.int64 \\(3,\\); it must be int64 \\(B, T\\)"),
+        (PROMPT / 2, 1, {}, "idx is torch.float32"),
         ([[1], []], 1, {}, "prompt 1 is empty"),
         ([[1], [2, 60]], 1, {}, "prompt 1 has token 60; the model's are 0 to 59"),
         (-PROMPT, 1, {}, "prompt 0 has token -5"),
