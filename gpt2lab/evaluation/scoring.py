@@ -32,8 +32,8 @@ from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
 
 # Tokens of a batch: on a CPU enough to keep matrix products efficient, on a card enough to fill it.
-BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
-HEAD_ROWS = {"cpu": 512, "mps": 2048, "cuda": 4096}  # positions of the head at a time; each has 200 KB of logits
+BATCH_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 65536}
+HEAD_ROWS = {"cpu": 1024, "mps": 2048, "cuda": 4096}  # positions of the head at a time; each has 200 KB of logits
 
 _CONTEXT, _PADDING = 0, -1  # segments of a row; its continuations are 1, 2, …
 
@@ -225,13 +225,13 @@ def _mask(segments: Tensor) -> Tensor:
 
 
 def _head_weight(model: GPT2, precision: Precision) -> Tensor:
-    """(V, C), in bf16 less its mean row.
+    """(V, C), in 16 bits less its mean row.
 
     That takes one number from all logits of a position, which no softmax sees. GPT-2's logits lie around -50, where
     bf16 goes in steps of a quarter; around 0 the steps are small.
     """
     weight = model.lm_head.weight
-    return weight if precision.name == "fp32" else (weight - weight.mean(dim=0)).to(torch.bfloat16)
+    return weight if precision.dtype == torch.float32 else (weight - weight.mean(dim=0)).to(precision.dtype)
 
 
 def _predict(model: GPT2, weight: Tensor, batch: _Batch, head_rows: int, greedy: bool) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,10 @@ _NO_MATTER = (
     "checkpoint.",
     "tracking.",
     "system.compile",
+    "system.shard",
+    "system.activation",
+    "system.start_timeout",
+    "system.timeout",
     "train.eval",
     "train.hellaswag",
     "train.sample",
@@ -57,6 +61,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
+        self.events = self.path / "events.jsonl"
         self.lock = files.DirectoryLock(self.path)
 
     def starting_point(self, resume: str, say: Callable[[str], None]) -> checkpoint.Checkpoint | None:
@@ -98,9 +103,9 @@ class RunDirectory:
             return ""
 
     def what_is_kept(self) -> str:
-        """What an interruption leaves, for the person who interrupted."""
+        """What an interruption leaves, in words: the last checkpoint, by name."""
         if present := checkpoint.steps(self.checkpoints):
-            return f"step {present[-1][0]} is kept, and the same command goes on from there"
+            return f"{present[-1][1]} is kept, and the same command goes on from there"
         return "nothing is kept yet: the first checkpoint had not been written (checkpoint.every)"
 
     def prepare(
@@ -109,7 +114,7 @@ class RunDirectory:
         """Write config.yaml and environment.json (with `facts`), and cut the records back to the step of the start."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         files.remove_temporaries(self.checkpoints)
-        for record in (self.metrics, self.samples):
+        for record in (self.metrics, self.samples, self.events):
             if start is not None and start.path.parent.resolve() != self.checkpoints.resolve():
                 self._adopt(record, start.path.parent.parent / record.name)
             truncate_jsonl(record, start.step if start else -1)
