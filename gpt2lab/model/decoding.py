@@ -135,4 +135,4 @@ class _CentredHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C) to float32 (B, V)."""
         logits: Tensor = self.centred(x)
-        return logits.float() + (x.float() @ self.mean)[..., None]
+        return logits.float() + (x.float() * self.mean).sum(dim=-1, keepdim=True)
