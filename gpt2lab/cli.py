@@ -373,35 +373,57 @@ def _count(text: str) -> int:
 
 
 def _sample(arguments: list[str]) -> int:
-    parser = _Parser(prog="gpt2lab sample", description="Continue a prompt with a trained model.")
+    parser = _Parser(
+        prog="gpt2lab sample",
+        description="Continue a prompt with a trained model, as many times as you like; prints as it goes.",
+        epilog="""\
+gpt2lab sample --model-checkpoint runs/x --prompt "Once" --temperature 0       the likeliest text
+gpt2lab sample --model-checkpoint gpt2 --prompt-file start.txt --stop $'\\n'    up to the end of the line
+echo "Once upon" | gpt2lab sample --model-checkpoint runs/x --json             for a program
+""",
+    )
     add = parser.add_argument
     add("--model-checkpoint", required=True, metavar="NAME", help="a run directory, a model's folder, or a Hub id")
-    add("--prompt", default="Hello this is AI model,", help="what to continue")
+    add("--prompt", metavar="TEXT", help="what to continue; - for standard input (default: what is piped in)")
+    add("--prompt-file", metavar="FILE", help="read the prompt from a file, in UTF-8")
     add("--num-samples", type=_positive, default=4, metavar="N", help="how many continuations (default: 4)")
     add("--max-new-tokens", type=_positive, default=64, metavar="N", help="of each (default: 64)")
-    add("--top-k", type=_positive, default=50, metavar="N", help="draw from so many likeliest tokens (default: 50)")
-    add("--seed", type=int, default=42, help="the same seed, the same text (default: 42)")
+    add("--temperature", type=float, default=1.0, metavar="X", help="0: always the likeliest token (default: 1)")
+    add("--top-k", type=_count, default=50, metavar="N", help="of so many likeliest tokens; 0: all (default: 50)")
+    add("--top-p", type=float, default=1.0, metavar="P", help="of the likeliest with this probability together")
+    add("--min-p", type=float, default=0.0, metavar="P", help="of those with this share of the likeliest's probability")
+    add("--repetition-penalty", type=float, default=1.0, metavar="X", help="on tokens already there; 1: none")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end a sample before this text; may be repeated")
+    add("--seed", type=int, default=42, help="sample i has seed + i; the same seed, the same text (default: 42)")
+    add("--json", action="store_true", help="print one JSON object, and nothing else, to standard output")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the matrix products (default: auto)")
     parsed = parser.parse_args(arguments)
-    if not parsed.prompt:
-        raise GPT2LabError("--prompt is empty; give the model something to continue, such as a space")
 
-    from gpt2lab.data.tokenizer import Tokenizer
-    from gpt2lab.evaluation import samples
-    from gpt2lab.model.gpt2 import GPT2
-    from gpt2lab.system import device
+    from gpt2lab import sample
+    from gpt2lab.model.sampling import Sampling
 
-    model = GPT2.from_pretrained(parsed.model_checkpoint).to(device.choose(parsed.device)).eval()
-    drawn = samples.draw(
-        model,
-        Tokenizer(),
-        parsed.prompt,
-        count=parsed.num_samples,
-        max_new_tokens=parsed.max_new_tokens,
-        top_k=parsed.top_k,
-        seed=parsed.seed,
+    sample.run(
+        sample.Options(
+            checkpoint=parsed.model_checkpoint,
+            prompt=parsed.prompt,
+            prompt_file=parsed.prompt_file,
+            count=parsed.num_samples,
+            max_new_tokens=parsed.max_new_tokens,
+            sampling=Sampling(
+                temperature=parsed.temperature,
+                top_k=parsed.top_k or None,
+                top_p=parsed.top_p,
+                min_p=parsed.min_p,
+                repetition_penalty=parsed.repetition_penalty,
+            ),
+            stop=parsed.stop,
+            seed=parsed.seed,
+            as_json=parsed.json,
+            device=parsed.device,
+            precision=parsed.precision,
+        )
     )
-    print(*(one.text for one in drawn), sep="\n\n---\n\n")
     return 0
 
 

@@ -20,8 +20,8 @@ SHRUNKEN = (
 )
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[str]:
@@ -80,8 +80,9 @@ def test_make_and_pip_commands_are_what_the_files_offer():
     assert (REPOSITORY / "requirements.txt").read_text() == "-c constraints.txt\n-e .\n"
 
 
-def test_python(somewhere, tmp_path):
-    (code,) = blocks("python")
+@pytest.mark.parametrize("page", ["README.md", "docs/generation.md"])
+def test_python(page, somewhere, tmp_path):
+    code = "\n".join(blocks("python", (REPOSITORY / page).read_text()))
     (tmp_path / "runs").symlink_to(somewhere / "runs")
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -92,7 +93,7 @@ def test_python(somewhere, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert (tmp_path / "out" / "model.safetensors").exists() == ("save_pretrained" in code)
 
 
 def test_files_the_readme_links_to_exist():
