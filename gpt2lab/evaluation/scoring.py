@@ -32,8 +32,8 @@ from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
 
 # Tokens of a batch: on a CPU enough to keep matrix products efficient, on a card enough to fill it.
-BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
-HEAD_ROWS = {"cpu": 512, "mps": 2048, "cuda": 4096}  # positions of the head at a time; each has 200 KB of logits
+BATCH_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 65536}
+HEAD_ROWS = {"cpu": 1024, "mps": 2048, "cuda": 4096}  # positions of the head at a time; each has 200 KB of logits
 
 _CONTEXT, _PADDING = 0, -1  # segments of a row; its continuations are 1, 2, …
 

@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.data.tokenizer import Tokenizer
@@ -108,6 +109,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Everything below the output head: from tokens to normalised hidden states."""
 
+    activation_checkpointing = False  # in training: compute a block again for its gradient instead of keeping it all
+
     def __init__(self, config: GPT2Config):
         super().__init__()
         self.wte = Embedding(config.vocab_size, config.n_embd)
@@ -141,7 +144,10 @@ class Transformer(nn.Module):
         else:
             x = self.wte(idx) + self.wpe.weight[:length]  # (B, T, C) + (T, C)
         for n, block in enumerate(self.h):
-            x = block(x, mask, None if cache is None else cache.layer(n))
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, mask, use_reentrant=False)
+            else:
+                x = block(x, mask, None if cache is None else cache.layer(n))
         return self.ln_f(x)  # type: ignore[no-any-return]
 
 
