@@ -6,7 +6,7 @@
 
 import importlib.util
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -22,6 +22,9 @@ from gpt2lab.model.pretrained import Found
 from gpt2lab.model.sampling import Sampling
 from gpt2lab.system import device as devices
 from gpt2lab.system import precision as precisions
+
+if TYPE_CHECKING:
+    import gradio
 
 RANDOM = "random"
 PORTS = 100  # tried one after the other
@@ -49,7 +52,7 @@ def run(options: Options) -> None:
     page.block_thread()
 
 
-def prepare(options: Options) -> "pages.gradio.Blocks":
+def prepare(options: Options) -> "gradio.Blocks":
     """The page, with both models loaded and warm.
 
     Raises:
@@ -82,7 +85,7 @@ def prepare(options: Options) -> "pages.gradio.Blocks":
     return pages.build(writers, tokenizer, lambda: record.read(found.run), examples)
 
 
-def serve(page: "pages.gradio.Blocks", port: int) -> str:
+def serve(page: "gradio.Blocks", port: int) -> str:
     """Serve on the port, or the next that is free; says which were taken. Returns the address.
 
     Raises:

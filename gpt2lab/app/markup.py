@@ -37,6 +37,20 @@ def heading(writer: Writer) -> str:
     return f"<h3>{escape(writer.name)}</h3><p class='note'>{escape(writer.note)}</p>"
 
 
+def frame(writer: Writer, side: int) -> str:
+    """Gradio's template of the place where a model writes."""
+    label = escape(f"{writer.name}: arrow keys choose a token")
+    return f'<div class="tokens" data-side="{side}" tabindex="0" role="group" aria-label="{label}">${{value}}</div>'
+
+
+def distribution(writers: Sequence[Writer]) -> str:
+    """The place where page.js draws what could have come next."""
+    panels = "".join(f'<div id="next-{n}" data-name="{escape(one.name)}"></div>' for n, one in enumerate(writers))
+    return f"""<h2>What could have come next</h2>
+<p class="note" id="which">Of every token that is written: choose one by a click or with the arrow keys.</p>
+<div class="pair">{panels}</div>"""
+
+
 def prompt(text: str) -> str:
     """The prompt, before what follows it."""
     return f'<span class="prompt">{_plain(text)}</span>'

@@ -13,9 +13,13 @@
     return made;
   }
 
-  function bars(token) {
+  function bars(token, name) {
     const list = element("div", "bars", "");
-    if (!token) return element("p", "note", "This model has written no such token.");
+    list.append(element("h4", "", name));
+    if (!token) {
+      list.append(element("p", "note", "no token here"));
+      return list;
+    }
     const drawn = Number(token.dataset.p);
     const top = JSON.parse(token.dataset.top);
     const text = token.textContent;
@@ -44,7 +48,7 @@
       const token = tokens(side)[chosen - 1];
       any ||= Boolean(token);
       token?.classList.add("chosen");
-      panel.replaceChildren(...(tokens(0).length || tokens(1).length ? [bars(token)] : []));
+      panel.replaceChildren(...(tokens(0).length || tokens(1).length ? [bars(token, panel.dataset.name)] : []));
     }
     if (any)
       document.getElementById("which").textContent =

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2lab.app import markup
 from gpt2lab.app.compare import LONGEST_PROMPT, MOST_TOKENS, Request, Writer, compare
-from gpt2lab.app.record import Record
+from gpt2lab.app.record import COLORS, Record
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model.sampling import Sampling
@@ -54,8 +54,8 @@ def build(
         )
         gr.Examples(label="Examples", examples=[[one] for one in examples], inputs=prompt, cache_examples=False)
         with gr.Row(elem_id="buttons"):
-            go = gr.Button("Write", variant="primary", elem_id="write")
-            stop = gr.Button("Stop", elem_id="stop")
+            go = gr.Button("Write", variant="primary", elem_id="write", min_width=120)
+            stop = gr.Button("Stop", elem_id="stop", min_width=120)
         with gr.Accordion("How the next token is drawn", open=False, elem_id="sampling"), gr.Row():
             settings = [
                 gr.Slider(0, 2, 0.8, step=0.05, label="Temperature", info="0: always the likeliest token"),
@@ -70,7 +70,7 @@ def build(
         gr.HTML(markup.legend())
         with gr.Row(elem_id="texts"):
             texts, rates = zip(*(_column(gr, writer, side) for side, writer in enumerate(writers)), strict=True)
-        gr.HTML(_DISTRIBUTION, elem_id="distribution")
+        gr.HTML(markup.distribution(writers), elem_id="distribution")
         _run(gr, page, record)
 
         outputs = [message, texts[0], rates[0], texts[1], rates[1]]
@@ -154,18 +154,10 @@ def serve(page: "gradio.Blocks", port: int) -> str:
     return str(address)
 
 
-_DISTRIBUTION = """\
-<h2>What could have come next</h2>
-<p class="note" id="which">Choose a token above: click it, or use the arrow keys.</p>
-<div class="pair"><div id="next-0"></div><div id="next-1"></div></div>"""
-
-
 def _column(gr: Any, writer: Writer, side: int) -> tuple[Any, Any]:
     with gr.Column(min_width=280):
         gr.HTML(markup.heading(writer))
-        label = f"{writer.name}: text"
-        template = f'<div class="tokens" data-side="{side}" tabindex="0" aria-label="{markup.escape(label)}">${{value}}</div>'
-        written = gr.HTML("", html_template=template, js_on_load=None, elem_id=f"text-{side}")
+        written = gr.HTML("", html_template=markup.frame(writer, side), js_on_load=None, elem_id=f"text-{side}")
         rate = gr.HTML("", elem_id=f"rate-{side}", elem_classes="rate")
     return written, rate
 
@@ -176,12 +168,19 @@ def _run(gr: Any, page: Any, record: Callable[[], Record]) -> None:
     with gr.Row():
         plots = [
             gr.LinePlot(
-                x="step", y=y, color="what", y_title=title, x_title="optimizer step", height=280, buttons=[], label=name
+                x="step",
+                y=value,
+                color="what",
+                label=label,
+                x_title="optimizer step",
+                y_title=unit,
+                color_title=" ",
+                color_map=COLORS,
+                height=320,
+                show_label=False,  # it would push the chart's legend out of sight
+                buttons=[],
             )
-            for y, title, name in (
-                ("loss", "nats a token", "Loss"),
-                ("accuracy", "acc_norm", "HellaSwag"),
-            )
+            for value, label, unit in (("loss", "Loss", "loss (nats a token)"), ("accuracy", "HellaSwag", "HellaSwag acc_norm"))
         ]
 
     def read() -> list[Any]:

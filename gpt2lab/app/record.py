@@ -11,6 +11,12 @@ if TYPE_CHECKING:
 
 POINTS = 400  # of a curve; the page's charts are no wider
 
+TRAINING, VALIDATION, THIS_RUN = "training", "validation", "this run"
+# GPT-2's is of the completion convention, as the run's is; one of four endings is right.
+HELLASWAG_LINES = {"GPT-2 124M: 0.2955": (0.2955, "#a35a00"), "chance: 0.25": (0.25, "#7d8794")}
+COLORS = {TRAINING: "#7fa8d9", VALIDATION: "#d9730d", THIS_RUN: "#3a7fc4"}
+COLORS |= {name: color for name, (_, color) in HELLASWAG_LINES.items()}
+
 
 class Record(NamedTuple):
     """The figures of a run; no curve where nothing was measured. Frames have the columns step, what and a value."""
@@ -29,24 +35,18 @@ def read(run: Path | None) -> Record:
     if not metrics:
         return Record([], f"{run.name} has no metrics.jsonl, or nothing in it yet, so there are no curves.")
     last = {key: value for line in metrics for key, value in line.items() if value is not None}
-    loss = {"training": "train/loss", "validation": "val/loss"}
-    hellaswag = {"this run": "hellaswag/acc_norm"}
-    lines = {"GPT-2 124M: 0.2955": 0.2955, "chance: 0.25": 0.25}
+    loss = {TRAINING: "train/loss", VALIDATION: "val/loss"}
+    hellaswag = {THIS_RUN: "hellaswag/acc_norm"}
+    lines = {name: accuracy for name, (accuracy, _) in HELLASWAG_LINES.items()}
     found = Record(
         markup.figures(last),
         "",
         _frame(metrics, loss, "loss", {}),
         _frame(metrics, hellaswag, "accuracy", lines),
     )
-    missing = [
-        f"no {name}: {why}"
-        for name, frame, why in (
-            ("loss curve", found.loss, "metrics.jsonl has no losses"),
-            ("HellaSwag curve", found.hellaswag, "the run did not measure it (train.hellaswag_every)"),
-        )
-        if frame is None
-    ]
-    return found._replace(note=("; ".join(missing) + ".").capitalize() if missing else "")
+    missing = ["No losses in metrics.jsonl."] if found.loss is None else []
+    missing += [] if found.hellaswag is not None else ["HellaSwag was not measured while training."]
+    return found._replace(note=" ".join(missing))
 
 
 def _frame(
