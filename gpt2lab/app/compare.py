@@ -56,9 +56,7 @@ class Writing:
         return (len(self.pieces) - 1) / self.seconds if len(self.pieces) > 1 else None
 
 
-def compare(
-    writers: Sequence[Writer], tokenizer: Tokenizer, request: Request
-) -> Generator[list[Writing], None, None]:
+def compare(writers: Sequence[Writer], tokenizer: Tokenizer, request: Request) -> Generator[list[Writing], None, None]:
     """Let every model continue the prompt; yields the same growing list, after each token of any of them.
 
     Raises:

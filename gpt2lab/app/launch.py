@@ -1,7 +1,7 @@
 """`gpt2lab app`: composes two models and the page, and serves it on this machine alone.
 
-    --trained ──▶ model, its run ──┐
-    --untrained ──▶ model ─────────┴──▶ page ──▶ http://127.0.0.1:7860, or the next free port
+--trained ──▶ model, its run ──┐
+--untrained ──▶ model ─────────┴──▶ page ──▶ http://127.0.0.1:7860, or the next free port
 """
 
 import importlib.util

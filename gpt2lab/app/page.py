@@ -180,7 +180,10 @@ def _run(gr: Any, page: Any, record: Callable[[], Record]) -> None:
                 show_label=False,  # it would push the chart's legend out of sight
                 buttons=[],
             )
-            for value, label, unit in (("loss", "Loss", "loss (nats a token)"), ("accuracy", "HellaSwag", "HellaSwag acc_norm"))
+            for value, label, unit in (
+                ("loss", "Loss", "loss (nats a token)"),
+                ("accuracy", "HellaSwag", "HellaSwag acc_norm"),
+            )
         ]
 
     def read() -> list[Any]:
