@@ -42,12 +42,14 @@ def build(
         record: reads the run's curves, at every visit, since the run may still go on.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read by Gradio when it is imported
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "100"  # requests it keeps figures of, for a monitor that is off here
     import gradio as gr
 
     def write(*values: Any) -> Generator[Outputs, None, None]:
         yield from respond(writers, tokenizer, *values)
 
-    with gr.Blocks(title="gpt2lab", analytics_enabled=False) as page:
+    page = gr.Blocks(title="gpt2lab", analytics_enabled=False)
+    with page:
         gr.HTML("<h1>One prompt, two models</h1>")
         prompt = gr.Textbox(
             label="Prompt", value=examples[0], lines=2, max_lines=8, max_length=LONGEST_PROMPT, elem_id="prompt"
@@ -83,7 +85,7 @@ def build(
             "show_progress": "minimal",
             "show_progress_on": message,
         }
-        started = [go.click(write, **shared), prompt.submit(write, **shared)]
+        started: list[dict[str, Any]] = [go.click(write, **shared), prompt.submit(write, **shared)]
         stop.click(
             lambda: markup.message("Stopped."), outputs=message, cancels=started, queue=False, api_visibility="private"
         )

@@ -7,6 +7,7 @@ import sys
 import urllib.error
 import urllib.request
 from html import unescape
+from itertools import pairwise
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def test_text_only_grows(writers, tokenizer, monkeypatch):
     monkeypatch.setattr(page, "REFRESH", 0)
     states = answers(writers, tokenizer, "Once upon")
     assert len(states) >= 12
-    for before, after in zip(states, states[1:], strict=False):
+    for before, after in pairwise(states):
         assert after[1].startswith(before[1])
         assert after[3].startswith(before[3])
 
