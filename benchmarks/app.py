@@ -40,11 +40,12 @@ Line = tuple[str, str, bool | None]  # what, figure, bar met (None: no bar)
 # Clicks, and resolves with the milliseconds until a frame with the first new token has been drawn.
 CLICK = """() => new Promise((resolve) => {
   const place = document.getElementById("text-0");
-  const before = place.querySelector(".token");
+  let emptied = !place.querySelector(".token"); // of the text before
   const began = performance.now();
   const watch = new MutationObserver(() => {
-    const now = place.querySelector(".token");
-    if (!now || now === before) return;
+    const there = Boolean(place.querySelector(".token"));
+    emptied ||= !there;
+    if (!there || !emptied) return;
     watch.disconnect();
     requestAnimationFrame(() => requestAnimationFrame(() => resolve(performance.now() - began)));
   });
