@@ -3,19 +3,23 @@
 A row's tokens lie in slots 0, 1, 2, … of the cache, and a token's slot is its position. Rows may differ in length:
 
     row 0   k0 k1 k2 k3 ·  ·        lengths[0] = 4
-    row 1   k0 k1 ·  ·  ·  ·        lengths[1] = 2: what lies in its other slots is not looked at
+    row 1   k0 k1 ·  ·  ·  ·        lengths[1] = 2
 
-It is an argument of the forward pass (`Transformer.forward(..., cache=cache)`), and the model never keeps it, so that
-any number of texts can be on their way through one model.
+Rows of one length attend together, others each for itself. Nothing is padded or masked, so that a row's numbers do not
+depend on its neighbours.
+
+The cache is an argument of the forward pass (`Transformer.forward(..., cache=cache)`) and the model never keeps it: any
+number of texts can be on their way through one model.
 """
 
 import functools
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # the cache as one layer sees it
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # the cache as one layer sees it
 
 
 class KVCache:
@@ -28,51 +32,56 @@ class KVCache:
 
     def __init__(self, rows: int, slots: int):
         self.lengths = [0] * rows  # tokens held of each row; the caller counts up, once all layers are through
-        self._slots = slots
+        self._shape = (rows, slots)
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values, (B, H, L, D) each
+        self._here = slice(0, rows)  # the rows that this object is about
 
-    def layer(self, n: int) -> Extend:
-        """`extend` of the n-th layer."""
-        return functools.partial(self.extend, n)
+    def layer(self, n: int) -> Attend:
+        """`attend` of the n-th layer."""
+        return functools.partial(self.attend, n)
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the keys and values of new tokens, and return all that they may look at.
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Write the keys and values of new tokens, and let their queries look at all that the row has up to them.
 
         Args:
-            k, v: (B, H, T, D). Either the first T tokens of every row (the cache is empty), or one more of each.
+            q, k, v: (B, H, T, D). Either the first T tokens of every row (the cache is empty), or one more of each.
 
         Returns:
-            (B, H, K, D) each. Where rows differ in length, slots from a row's own length on have to be masked out.
+            (B, H, T, D): softmax(q k^T / sqrt(D)) v.
         """
         if layer not in self._layers:
-            # Zeros, because a slot that is masked out is multiplied by 0, and unwritten memory may hold no numbers.
-            shape = (*k.shape[:2], self._slots, k.shape[3])
-            self._layers[layer] = k.new_zeros(shape), v.new_zeros(shape)
-        keys, values = self._layers[layer]
-        end, new = max(self.lengths), k.shape[2]
-        assert new == 1 or end == 0, "several tokens at a time only go into an empty cache"
-        if min(self.lengths) == end:
+            rows, slots = self._shape
+            shape = (rows, k.shape[1], slots, k.shape[3])
+            self._layers[layer] = k.new_empty(shape), v.new_empty(shape)
+        keys, values = (part[self._here] for part in self._layers[layer])
+        end, new = self.lengths[0], k.shape[2]
+        assert new == 1 or not any(self.lengths), "several tokens at a time only go into an empty cache"
+        if min(self.lengths) == max(self.lengths):
             keys[:, :, end : end + new] = k
             values[:, :, end : end + new] = v
-        else:
-            rows = torch.arange(len(self.lengths), device=k.device)
-            slots = torch.tensor(self.lengths, device=k.device)
-            keys[rows, :, slots] = k[:, :, 0]
-            values[rows, :, slots] = v[:, :, 0]
-        return keys[:, :, : end + new], values[:, :, : end + new]
+            every = slice(0, end + new)
+            return F.scaled_dot_product_attention(q, keys[:, :, every], values[:, :, every], is_causal=new > 1)
+        rows_of_their_own = []
+        for row, end in enumerate(self.lengths):
+            keys[row, :, end] = k[row, :, 0]
+            values[row, :, end] = v[row, :, 0]
+            this, every = slice(row, row + 1), slice(0, end + 1)
+            rows_of_their_own.append(
+                F.scaled_dot_product_attention(q[this], keys[this, :, every], values[this, :, every])
+            )
+        return torch.cat(rows_of_their_own)
 
     def select(self, rows: Sequence[int]) -> "KVCache":
         """A cache of its own with these rows, in this order; a row may come up several times."""
-        cache = KVCache(len(rows), self._slots)
+        cache = KVCache(len(rows), self._shape[1])
         cache.lengths = [self.lengths[row] for row in rows]
         for layer, (keys, values) in self._layers.items():
             index = torch.tensor(rows, device=keys.device)
             cache._layers[layer] = keys.index_select(0, index), values.index_select(0, index)
         return cache
 
-    def emptied_row(self, row: int) -> "KVCache":
-        """This row's memory as an empty cache of one row: what is written there, is written here."""
-        cache = KVCache(1, self._slots)
-        for layer, (keys, values) in self._layers.items():
-            cache._layers[layer] = keys[row : row + 1], values[row : row + 1]
+    def emptied(self, row: int) -> "KVCache":
+        """One row as an empty cache: what is written there, is written here; its length is for the caller to note."""
+        cache = KVCache(1, self._shape[1])
+        cache._shape, cache._layers, cache._here = self._shape, self._layers, slice(row, row + 1)
         return cache

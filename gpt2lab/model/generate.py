@@ -82,8 +82,7 @@ def stream(
         max_new_tokens: of each row, 0 or more.
         sampling: None: from the model's own distribution.
         seeds: one a row; the same prompt and seed give the same tokens whatever stands in the other rows, as far as
-            their logits agree (a batch rounds otherwise than a row alone). None: fresh ones. torch's global generator
-            is never used.
+            their logits agree (docs/generation.md). None: fresh ones. torch's global generator is never used.
         top: report each token's probability, and the `top` likeliest tokens that it was chosen among; None: neither.
         ended: rows that the caller wants no more of; to be added to between steps.
 
@@ -133,31 +132,26 @@ def _steps(
 
 
 @torch.inference_mode()
-def prefill(model: LanguageModel, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
-    """Read prompts of at most block_size tokens into an empty cache of as many rows.
+def prefill(model: LanguageModel, prompt: Sequence[int], cache: KVCache, row: int) -> Tensor:
+    """Read a prompt of at most block_size tokens into a row of the cache, in place of what it held.
+
+    A prompt at a time, because rows side by side would be padded to the longest, and their sums rounded otherwise.
 
     Returns:
-        Logits after each prompt's last token, float32 (B, V) on the CPU.
+        Logits after its last token, float32 (1, V) on the CPU.
     """
-    device = _device(model)
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    rows = [torch.tensor(prompt, device=device) for prompt in prompts]
-    # Padded on the right: what comes before looks at none of it, and in the cache it lies beyond the row's length.
-    hidden = model.transformer(nn.utils.rnn.pad_sequence(rows, batch_first=True), cache=cache)  # (B, T, C)
-    cache.lengths = [len(prompt) for prompt in prompts]
-    return _logits(model, hidden[torch.arange(len(rows), device=device), lengths - 1])
+    idx = torch.tensor([prompt], device=_device(model))
+    hidden = model.transformer(idx, cache=cache.emptied(row))  # (1, T, C)
+    cache.lengths[row] = len(prompt)
+    return _logits(model, hidden[:, -1])
 
 
 @torch.inference_mode()
 def decode(model: LanguageModel, tokens: Sequence[int], cache: KVCache) -> Tensor:
     """Append one token to each row of the cache; logits of what comes next, float32 (B, V) on the CPU."""
-    lengths = torch.tensor(cache.lengths, device=_device(model))[:, None]  # (B, 1): also the new tokens' positions
-    mask = None
-    if min(cache.lengths) < max(cache.lengths):
-        slots = torch.arange(max(cache.lengths) + 1, device=lengths.device)
-        mask = (slots <= lengths)[:, None, None]  # (B, 1, 1, K)
-    idx = torch.tensor(tokens, device=lengths.device)[:, None]  # (B, 1)
-    hidden = model.transformer(idx, lengths, mask, cache)  # (B, 1, C)
+    idx = torch.tensor(tokens, device=_device(model))[:, None]  # (B, 1)
+    positions = torch.tensor(cache.lengths, device=idx.device)[:, None]
+    hidden = model.transformer(idx, positions, cache=cache)  # (B, 1, C)
     cache.lengths = [length + 1 for length in cache.lengths]
     return _logits(model, hidden[:, 0])
 
@@ -169,7 +163,7 @@ def _start(model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_token
     different = list(dict.fromkeys(cropped))
     slots = min(window, max(map(len, different)) + max_new_tokens - 1)  # the last token drawn is not fed back
     cache = KVCache(len(different), slots)
-    logits = prefill(model, different, cache)
+    logits = torch.cat([prefill(model, prompt, cache, row) for row, prompt in enumerate(different)])
     if len(different) == len(cropped):
         return cache, logits
     places = [different.index(prompt) for prompt in cropped]
@@ -179,10 +173,10 @@ def _start(model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_token
 def _slide(model: LanguageModel, text: Sequence[int], cache: KVCache, row: int) -> None:
     """Make room in a full row: its newest tokens again, as the first of a window that is half full with the next."""
     keep = model.config.block_size // 2 - 1
-    emptied = cache.emptied_row(row)
     if keep > 0:
-        prefill(model, [text[-keep:]], emptied)
-    cache.lengths[row] = emptied.lengths[0]
+        prefill(model, text[-keep:], cache, row)
+    else:
+        cache.lengths[row] = 0
 
 
 def _device(model: LanguageModel) -> torch.device:

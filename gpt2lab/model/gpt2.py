@@ -23,7 +23,7 @@ from gpt2lab.config import GPT2Config
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import decoding, generate, huggingface, pretrained, text
-from gpt2lab.model.cache import Extend, KVCache
+from gpt2lab.model.cache import Attend, KVCache
 from gpt2lab.model.linear import linear
 from gpt2lab.model.sampling import Sampling
 
@@ -60,20 +60,20 @@ class Attention(nn.Module):
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd)  # query, key and value in one product
         self.c_proj = Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, extend: Extend | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, attend: Attend | None = None) -> Tensor:
         """(B, T, C) to (B, T, C).
 
         Args:
-            mask: bool (B, 1, T, K), which of T positions may look at which of K; causal unless given.
-            extend: adds the keys and values to a cache, and gives those of all K positions (model/cache.py).
+            mask: bool (B, 1, T, T), which position may look at which; causal unless given.
+            attend: looks at what a cache holds as well (model/cache.py).
         """
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        if extend is not None:
-            k, v = extend(k, v)  # each (B, H, K, D)
-        # softmax(q k^T / sqrt(D)) v, fused. A single position may look at all there is.
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1)
+        if attend is None:  # softmax(q k^T / sqrt(D)) v, fused
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        else:
+            y = attend(q, k, v)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # type: ignore[no-any-return]
 
 
@@ -100,9 +100,9 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, extend: Extend | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, attend: Attend | None = None) -> Tensor:
         """(B, T, C) to (B, T, C)."""
-        x = x + self.attn(self.ln_1(x), mask, extend)
+        x = x + self.attn(self.ln_1(x), mask, attend)
         return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
 
 
@@ -129,9 +129,10 @@ class Transformer(nn.Module):
 
         Args:
             positions: int64 (B, T), each below block_size; 0 … T - 1 unless given.
-            mask: bool (B, 1, T, K), true where a position (row) may look at another; what came before unless given.
+            mask: bool (B, 1, T, T), true where a position (row) may look at another; what came before unless given.
                 Both together let one row hold several texts that begin alike (evaluation/scoring.py).
-            cache: takes the keys and values of these tokens, and holds those of the K - T before (model/generate.py).
+            cache: holds what came before these tokens, and takes their keys and values; without a mask
+                (model/generate.py).
 
         Raises:
             GPT2LabError: T is above block_size, and no positions are given.

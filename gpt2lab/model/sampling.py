@@ -73,6 +73,9 @@ def sample(
     if sampling.temperature < 1e-6:  # as good as 0, and dividing by less could overflow
         return logits.argmax(dim=-1)
     probabilities, ids = candidates(logits, sampling)
+    if ids is not None:  # in the order of their ids: two that are nearly equally likely may change places otherwise
+        ids, order = ids.sort(dim=-1)
+        probabilities = probabilities.gather(1, order)
     heights = probabilities.double().cumsum(dim=-1)
     uniform = torch.stack([torch.rand(1, generator=generator) for generator in generators])  # (B, 1), float32: below 1
     drawn = torch.searchsorted(heights, uniform.double() * heights[:, -1:], right=True)  # first that is higher
