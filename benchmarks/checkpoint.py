@@ -74,10 +74,8 @@ def main() -> None:
     print(
         f"commit {commit or 'unknown'}; torch {torch.__version__}; {devices.describe(devices.choose(arguments.device))}"
     )
-    tokens = 1024 * arguments.sequences
-    print(
-        f"a step of {tokens} tokens: {quiet:.2f} s; peak {max(line['perf/peak_memory_gib'] for line in lines):.1f} GiB"
-    )
+    peak = max(line.get("perf/peak_memory_gib", 0) for line in lines)
+    print(f"a step of {1024 * arguments.sequences} tokens: {quiet:.2f} s; peak {peak:.1f} GiB")
     for save, seconds in zip(saves, written, strict=False):
         taken = gaps[save + 1] - statistics.median(
             line["perf/step_ms"] / 1e3 for line in lines if line["step"] == save + 1

@@ -7,7 +7,7 @@ Whatever a model writes or a person types is escaped here, and only here.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from gpt2lab.app.compare import Writer, Writing
@@ -102,15 +102,6 @@ def percent(probability: float) -> str:
     """Three digits at most: 93%, 4.2%, 0.013%, under 0.001%."""
     share = 100 * probability
     return "under 0.001%" if share < 0.001 else f"{share:.0f}%" if share >= 10 else f"{share:.2g}%"
-
-
-def figures(last: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Tiles of a run, from the newest value of each of its metrics."""
-    shown = [("steps", f"{last['step']:,.0f}")] if "step" in last else []
-    shown += [("validation loss", f"{last['val/loss']:.3f}")] if "val/loss" in last else []
-    key = "hellaswag/acc_norm"
-    shown.append(("HellaSwag acc_norm", f"{last[key]:.4f}" if key in last else "not measured"))
-    return shown
 
 
 def _plain(text: str) -> str:

@@ -1,10 +1,11 @@
-"""What a run's metrics.jsonl says, thinned for the page's charts; read anew at every visit."""
+"""What a run's files say, thinned for the page's charts; read anew at every visit."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from gpt2lab.app import markup
-from gpt2lab.tracking import plots
+from gpt2lab.errors import GPT2LabError
+from gpt2lab.tracking import records
+from gpt2lab.tracking.records import Run
 
 if TYPE_CHECKING:
     import pandas
@@ -27,40 +28,44 @@ class Record(NamedTuple):
     hellaswag: "pandas.DataFrame | None" = None
 
 
-def read(run: Path | None) -> Record:
+def read(folder: Path | None) -> Record:
     """The record of a run directory; `None`: the model is of no run."""
-    if run is None:
+    if folder is None:
         return Record([], "This model is not from a run directory, so there are no curves of its training here.")
-    metrics = plots.read_metrics(run)
-    if not metrics:
-        return Record([], f"{run.name} has no metrics.jsonl, or nothing in it yet, so there are no curves.")
-    last = {key: value for line in metrics for key, value in line.items() if value is not None}
-    loss = {TRAINING: "train/loss", VALIDATION: "val/loss"}
-    hellaswag = {THIS_RUN: "hellaswag/acc_norm"}
-    lines = {name: accuracy for name, (accuracy, _) in HELLASWAG_LINES.items()}
-    found = Record(
-        markup.figures(last),
-        "",
-        _frame(metrics, loss, "loss", {}),
-        _frame(metrics, hellaswag, "accuracy", lines),
-    )
-    missing = ["No losses in metrics.jsonl."] if found.loss is None else []
-    missing += [] if found.hellaswag is not None else ["HellaSwag was not measured while training."]
-    return found._replace(note=" ".join(missing))
+    try:
+        run = records.read(folder)
+    except GPT2LabError as error:  # the model is good all the same
+        return Record([], f"No curves: {error}.")
+    if not run.metrics:
+        return Record([], f"No curves: {run.name} has no metrics.jsonl, or nothing in it yet.")
+    loss = _frame(run, {TRAINING: "train/loss", VALIDATION: "val/loss"}, "loss", {})
+    references = {name: accuracy for name, (accuracy, _) in HELLASWAG_LINES.items()}
+    hellaswag = _frame(run, {THIS_RUN: "hellaswag/acc_norm"}, "accuracy", references)
+    missing = ["No losses in metrics.jsonl."] if loss is None else []
+    missing += ["HellaSwag was not measured while training."] if hellaswag is None else []
+    return Record(_figures(run), " ".join(missing), loss, hellaswag)
 
 
-def _frame(
-    metrics: plots.Metrics, curves: dict[str, str], value: str, references: dict[str, float]
-) -> "pandas.DataFrame | None":
+def _figures(run: Run) -> list[tuple[str, str]]:
+    """(label, value) of what is known of the run, newest values."""
+    shown = [("steps", f"{run.last_step:,}")]
+    losses = run.curve("val/loss").values
+    shown.append(("validation loss", f"{losses[-1]:.3f}" if len(losses) else "not measured"))
+    scores = run.curve("hellaswag/acc_norm").values
+    shown.append(("HellaSwag acc_norm", f"{scores[-1]:.4f}" if len(scores) else "not measured"))
+    return shown
+
+
+def _frame(run: Run, curves: dict[str, str], value: str, references: dict[str, float]) -> "pandas.DataFrame | None":
     """The curves one below the other, as the chart wants them; None without any."""
     import pandas
 
     rows: list[tuple[float, float, str]] = []
     for name, key in curves.items():
-        steps, values = plots.series(metrics, key)
-        every = -(-len(steps) // POINTS) if steps else 1
+        steps, values = run.curve(key)
+        every = max(1, -(-len(steps) // POINTS))
         kept = sorted({*range(0, len(steps), every), len(steps) - 1} - {-1})  # the last always
-        rows += [(steps[n], values[n], name) for n in kept]
+        rows += [(float(steps[n]), float(values[n]), name) for n in kept]
     if not rows:
         return None
     ends = (min(row[0] for row in rows), max(row[0] for row in rows))

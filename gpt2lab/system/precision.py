@@ -22,8 +22,8 @@ class Precision:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the matrix products."""
-        return torch.bfloat16 if self.name == "bf16" else torch.float32
+        """The type that matrix products take their operands in; tf32 is a way of multiplying float32."""
+        return _AUTOCAST.get(self.name, torch.float32)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """bf16 or fp16 matrix products (reductions such as the loss stay fp32), or nothing for fp32 and tf32."""

@@ -47,7 +47,7 @@ class Trainer:
     flops_per_token: int
     micro_batch_size: int
     evaluators: Sequence[Evaluator]
-    save: Callable[[int, dict[str, float]], None]  # (step, its values)
+    save: Callable[[int, dict[str, float], dict[str, Any]], None]  # (step, its values, state())
     save_every: int
     asked_to_stop: Callable[[], int]  # 0, or a number other than 0: save, and return it
     event: Callable[[int, str, dict[str, Any]], None]  # (step, what happened, details)
@@ -82,10 +82,28 @@ class Trainer:
             self._log(step, values)
             asked = self.dist.highest(self.asked_to_stop())
             if asked or step == stop or (self.save_every and step % self.save_every == 0):
-                self.save(step, values)
+                self.save(step, values, self.state())
             if asked:
                 return asked
         return 0
+
+    def state(self) -> dict[str, Any]:
+        """What the trainer remembers beside weights and optimizer, as JSON."""
+        return {"guard": self.guard.state(), "scaler": self.scaler.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Put back what `state` gave; a checkpoint of an earlier version, or of another precision, has less.
+
+        Raises:
+            GPT2LabError: it was changed by hand.
+        """
+        try:
+            if "guard" in state:
+                self.guard.load(state["guard"])
+            if self.scaler.is_enabled() and state.get("scaler"):
+                self.scaler.load_state_dict(state["scaler"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise GPT2LabError(f"state.json: its guard or loss scale cannot be read: {error}") from error
 
     def _train_step(self, step: int, batches: Iterator[tuple[Tensor, Tensor]]) -> dict[str, float]:
         began = time.perf_counter()

@@ -156,6 +156,8 @@ def test_record_of_a_run(run, tmp_path):
     assert set(found.loss["what"]) == {"training", "validation"}
     assert found.loss["loss"].iloc[0] == pytest.approx(9.9)
     assert "GPT-2 124M: 0.2955" in set(found.hellaswag["what"])
+    assert "has no config.yaml" in record.read(tmp_path).note
+    (tmp_path / "config.yaml").write_text("")
     assert "no metrics.jsonl" in record.read(tmp_path).note
     assert "not from a run" in record.read(None).note
     (tmp_path / "metrics.jsonl").write_text(

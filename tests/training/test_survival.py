@@ -14,7 +14,7 @@ import torch
 from gpt2lab.config import GuardConfig
 from gpt2lab.errors import GPT2LabError, Stopped
 from gpt2lab.model.gpt2 import GPT2
-from gpt2lab.training import launch, rehearsal
+from gpt2lab.training import launch, rehearsal, saver
 from gpt2lab.training.guard import Guard, GuardError
 from gpt2lab.training.trainer import Trainer, smaller_micro_batch
 from tests.training.test_launch import REPOSITORY, STEPS, learned, records, settings, straight, tensors
@@ -325,3 +325,22 @@ def test_a_rank_that_never_starts_is_named(monkeypatch):
         distributed.start("cpu", start_timeout=1),
     ):
         pass
+
+
+def test_the_page_of_a_long_run_is_drawn_beside_it(token_folder, tmp_path, monkeypatch, capsys):
+    pages = []
+    run = subprocess.run
+
+    def recorded(command, **options):
+        if "report" in command:
+            done = run(command, **options)
+            pages.append((tmp_path / "tiny" / "report.html").exists())
+            done.returncode = len(pages) - 1  # the second is taken to have failed
+            return done
+        return run(command, **options)
+
+    monkeypatch.setattr(subprocess, "run", recorded)
+    monkeypatch.setattr(saver, "_REPORT_SECONDS", 0.0)
+    launch.run(settings(token_folder, tmp_path, train__max_steps=4))
+    assert pages == [True, True]
+    assert capsys.readouterr().out.count("warning: no report this time") == 1
