@@ -62,6 +62,6 @@ def served(run):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch.decoding, "prepare", lambda model, dtype: made.append(prepare(model, dtype)) or made[-1])
         page = launch.prepare(launch.Options(str(run), device="cpu", precision="fp32"))
-        counter = Counter(made[0])
-        yield launch.serve(page, 17860), counter
-        page.close(verbose=False)
+    counter = Counter(made[0])
+    yield launch.serve(page, 17860), counter
+    page.close(verbose=False)
