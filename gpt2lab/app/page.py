@@ -60,13 +60,33 @@ def build(
             stop = gr.Button("Stop", elem_id="stop", min_width=120)
         with gr.Accordion("How the next token is drawn", open=False, elem_id="sampling"), gr.Row():
             settings = [
-                gr.Slider(0, 2, 0.8, step=0.05, label="Temperature", info="0: always the likeliest token"),
-                gr.Slider(0, 200, 50, step=1, label="Top-k", info="Of so many likeliest tokens; 0: all"),
-                gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="Of the likeliest with this probability together"),
-                gr.Slider(0, 1, 0, step=0.01, label="Min-p", info="Of those with this share of the likeliest's"),
-                gr.Slider(1, 2, 1, step=0.05, label="Repetition penalty", info="On tokens already there; 1: none"),
-                gr.Slider(1, MOST_TOKENS, 64, step=1, label="Max new tokens", info="Of each model"),
-                gr.Number(42, precision=0, label="Seed", info="The same seed, the same text"),
+                gr.Slider(
+                    0, 2, 0.8, step=0.05, label="Temperature", info="0: always the likeliest token", min_width=220
+                ),
+                gr.Slider(0, 200, 50, step=1, label="Top-k", info="Of so many likeliest tokens; 0: all", min_width=220),
+                gr.Slider(
+                    0.05,
+                    1,
+                    1,
+                    step=0.05,
+                    label="Top-p",
+                    info="Of the likeliest with this probability together",
+                    min_width=220,
+                ),
+                gr.Slider(
+                    0, 1, 0, step=0.01, label="Min-p", info="Of those with this share of the likeliest's", min_width=220
+                ),
+                gr.Slider(
+                    1,
+                    2,
+                    1,
+                    step=0.05,
+                    label="Repetition penalty",
+                    info="On tokens already there; 1: none",
+                    min_width=220,
+                ),
+                gr.Slider(1, MOST_TOKENS, 64, step=1, label="Max new tokens", info="Of each model", min_width=220),
+                gr.Number(42, precision=0, label="Seed", info="The same seed, the same text", min_width=220),
             ]
         message = gr.HTML(elem_id="message")
         gr.HTML(markup.legend())
