@@ -16,8 +16,10 @@ import functools
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention as _attention
+
+from gpt2lab.model import cpu_attention
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # the cache as one layer sees it
 
@@ -59,16 +61,16 @@ class KVCache:
         if min(self.lengths) == max(self.lengths):
             keys[:, :, end : end + new] = k
             values[:, :, end : end + new] = v
-            every = slice(0, end + new)
-            return F.scaled_dot_product_attention(q, keys[:, :, every], values[:, :, every], is_causal=new > 1)
+            if new > 1:
+                fast = cpu_attention.pays(q)
+                return cpu_attention.attention(q, k, v) if fast else _attention(q, k, v, is_causal=True)
+            return _attention(q, keys[:, :, : end + 1], values[:, :, : end + 1])
         rows_of_their_own = []
         for row, end in enumerate(self.lengths):
             keys[row, :, end] = k[row, :, 0]
             values[row, :, end] = v[row, :, 0]
-            this, every = slice(row, row + 1), slice(0, end + 1)
-            rows_of_their_own.append(
-                F.scaled_dot_product_attention(q[this], keys[this, :, every], values[this, :, every])
-            )
+            this = slice(row, row + 1)
+            rows_of_their_own.append(_attention(q[this], keys[this, :, : end + 1], values[this, :, : end + 1]))
         return torch.cat(rows_of_their_own)
 
     def select(self, rows: Sequence[int]) -> "KVCache":

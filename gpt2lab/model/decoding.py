@@ -33,7 +33,7 @@ def prepare(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     bf16 the matrices are copied, 2 bytes a weight, and the rest is shared. The model itself is left as it is.
 
     Args:
-        dtype: of the matrix products, float32 or bfloat16; bfloat16 anyway if the model's weights are.
+        dtype: of the matrix products, float32, bfloat16 or float16; the weights' own if that is one of 16 bits.
     """
     shared = {id(parameter): parameter for parameter in model.parameters()}
     twin = copy.deepcopy(model, shared)  # modules of its own around the same parameters
@@ -46,8 +46,9 @@ def prepare(model: Model, dtype: torch.dtype = torch.float32) -> Model:
 
 def _ready(layer: nn.Linear, dtype: torch.dtype, is_head: bool) -> nn.Module:
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
-    if torch.bfloat16 in (dtype, weight.dtype):
-        return _CentredHead(weight) if is_head else _in_bf16(weight, bias)
+    dtype = weight.dtype if weight.dtype.itemsize == 2 else dtype
+    if dtype != torch.float32:
+        return _CentredHead(weight, dtype) if is_head else _cast(weight, bias, dtype)
     on_cpu = weight.device.type == "cpu" and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     return _Parts(weight, bias) if on_cpu and torch.get_num_threads() > 1 else layer
 
@@ -75,26 +76,26 @@ class _Parts(nn.Module):
 
 
 class _Cast(nn.Module):
-    """A linear layer in bf16, its weights cast once."""
+    """A linear layer in 16 bits, its weights cast once."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None):
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
         super().__init__()
-        self.weight = weight.to(torch.bfloat16)
-        self.bias = None if bias is None else bias.to(torch.bfloat16)
+        self.weight = weight.to(dtype)
+        self.bias = None if bias is None else bias.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(torch.bfloat16), self.weight, self.bias)
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
 class _Packed(_Cast):
-    """The same, with the weights in oneDNN's own layout.
+    """The same in bf16, with the weights in oneDNN's own layout.
 
     The two operations are not public, though the same since torch 2.0, because torch.compile lives on them; where they
-    are missing or refuse, `_in_bf16` does without.
+    are missing or refuse, `_cast` does without.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
-        super().__init__(weight, bias)
+        super().__init__(weight, bias, torch.bfloat16)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,30 +109,30 @@ class _Packed(_Cast):
         return y
 
 
-def _in_bf16(weight: Tensor, bias: Tensor | None) -> nn.Module:
-    if weight.device.type == "cpu":
+def _cast(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Module:
+    if weight.device.type == "cpu" and dtype == torch.bfloat16:
         try:
             layer = _Packed(weight, bias)
             layer(torch.zeros(1, weight.shape[1]))
             return layer
         except (AttributeError, RuntimeError):  # another build of torch, or a processor that oneDNN has no bf16 for
             pass
-    return _Cast(weight, bias)
+    return _Cast(weight, bias, dtype)
 
 
 class _CentredHead(nn.Module):
-    """The output head in bf16, exact to what matters: GPT-2's logits lie around -50, where bf16 goes in quarters.
+    """The output head in 16 bits, exact to what matters: GPT-2's logits lie around -50, where bf16 goes in quarters.
 
     Less the mean row of the matrix they lie around 0, where the steps are small; what that takes from all logits of a
     position alike is added again in fp32.
     """
 
-    def __init__(self, weight: Tensor):
+    def __init__(self, weight: Tensor, dtype: torch.dtype):
         super().__init__()
         self.mean = weight.float().mean(dim=0)
-        self.centred = _in_bf16(weight.float() - self.mean, None)
+        self.centred = _cast(weight.float() - self.mean, None, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C) to float32 (B, V)."""
         logits: Tensor = self.centred(x)
-        return logits.float() + (x.float() @ self.mean)[..., None]
+        return logits.float() + (x.float() * self.mean).sum(dim=-1, keepdim=True)

@@ -149,7 +149,7 @@ class Transformer(nn.Module):
         else:
             x = self.wte(idx) + self.wpe.weight[:length]  # (B, T, C) + (T, C)
         for n, block in enumerate(self.h):
-            if self.activation_checkpointing and self.training:
+            if self.activation_checkpointing and self.training and cache is None:
                 x = checkpoint(block, x, mask, use_reentrant=False)
             else:
                 x = block(x, mask, None if cache is None else cache.layer(n))

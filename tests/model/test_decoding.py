@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gpt2lab.config import GPT2Config
-from gpt2lab.model import decoding
+from gpt2lab.model import decoding, generate
 from gpt2lab.model.gpt2 import GPT2
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=32, block_size=64, vocab_size=101)
@@ -72,6 +72,21 @@ def test_bf16_is_within_its_rounding(model, packed, monkeypatch):
         assert ours.dtype == torch.float32
         assert (ours - expected).abs().max() < 0.03 * expected.abs().max()
         assert not torch.equal(ours, expected)
+
+
+@torch.no_grad()
+def test_fp16_is_nearer_than_bf16(model):
+    ours, expected = decoding.prepare(model, torch.float16)(tokens(2, 9))[0], model(tokens(2, 9))[0]
+    assert (ours - expected).abs().max() < 0.004 * expected.abs().max()
+
+
+def test_in_bf16_a_row_is_the_same_to_the_last_bit_alone_and_in_a_batch(model):
+    half = decoding.prepare(model, torch.bfloat16)
+    prompts = [tokens(1, 1 + n % 7)[0].tolist() for n in range(12)]
+    steps = list(generate.stream(half, prompts, 12, seeds=range(12), top=3))
+    for row, prompt in enumerate(prompts):
+        alone = generate.stream(half, [prompt], 12, seeds=[row], top=3)
+        assert [step[row] for step in steps] == [step[0]._replace(row=row) for step in alone]
 
 
 @torch.no_grad()

@@ -69,13 +69,14 @@ def test_the_smallest_windows_slide_too(block_size):
 
 @settings(max_examples=25, deadline=None)
 @given(prompts=prompts_of_any_length.filter(lambda rows: max(map(len, rows)) <= 12), seed=st.integers(0, 99))
-def test_cached_logits_are_those_of_the_whole_text(model, prompts, seed):
+def test_cached_logits_are_those_of_the_whole_text(prompts, seed):
+    model = opinionated().double()  # with weights as large as these, float32 differs in the fourth digit
     cache = KVCache(len(prompts), 16)
     texts = [list(prompt) for prompt in prompts]
     logits = torch.cat([prefill(model, text, cache, row) for row, text in enumerate(texts)])
     for token in torch.randint(60, (4, len(texts)), generator=seeded(seed)).tolist():
-        whole = torch.stack([model(torch.tensor([text]))[0][0, -1] for text in texts])
-        assert torch.allclose(logits, whole, atol=1e-4)  # the logits are around 10
+        whole = torch.stack([model(torch.tensor([text]))[0][0, -1] for text in texts]).float()
+        assert torch.allclose(logits, whole, rtol=0, atol=1e-5)
         for text, one in zip(texts, token, strict=True):
             text.append(one)
         logits = decode(model, token, cache)
