@@ -67,18 +67,19 @@ def _dispatch(arguments: list[str]) -> int:
     verbs.add_parser("prepare", help="make token shards from a corpus; goes on where it stopped", add_help=False)
     verbs.add_parser("data", help="look at a folder of token shards, or verify it", add_help=False)
     verbs.add_parser("evaluate", help="score a model: HellaSwag, other tasks, validation loss", add_help=False)
+    verbs.add_parser(
+        "bench", help="time a training step, beside other projects and the hardware's limit", add_help=False
+    )
     verbs.add_parser("sample", help="continue a prompt with a trained model", add_help=False)
     verbs.add_parser("app", help="a page where a trained and an untrained model write side by side", add_help=False)
     verbs.add_parser("report", help="write the page of a run, or of several beside each other", add_help=False)
     verbs.add_parser("settings", help="print every setting, as text or as a JSON schema", add_help=False)
     parsed, rest = parser.parse_known_args(arguments)
-    doors = {"train": _train, "prepare": _prepare, "data": _data, "evaluate": _evaluate}
+    doors = {"train": _train, "bench": _bench, "prepare": _prepare, "data": _data, "evaluate": _evaluate}
     return (doors | {"sample": _sample, "app": _app, "report": _report, "settings": _settings})[parsed.verb](rest)
 
 
 def _train(arguments: list[str]) -> int:
-    from gpt2lab import config
-
     parser = _Parser(
         prog="gpt2lab train",
         usage="gpt2lab train [--config FILE] [--section.key VALUE ...]",
@@ -86,6 +87,27 @@ def _train(arguments: list[str]) -> int:
         "The defaults shown lie below every recipe; without --config the recipe is the quickstart, which sets its own.",
         epilog="gpt2lab train --config gpt2_124m --train.max_steps 50 --optimizer.max_lr 3e-4",
     )
+    parsed, overrides = _read_settings(parser, arguments)
+    if not parsed.config and os.environ.get("RANK", "0") == "0":
+        print(
+            "no --config, so this is the quickstart recipe: a small model on the text of Python's own documentation. "
+            "For GPT-2 124M: gpt2lab train --config config/gpt2_124m.yaml",
+            flush=True,
+        )
+    from gpt2lab import config
+
+    settings = config.load([config.find_recipe(name) for name in parsed.config or ["quickstart"]], overrides)
+
+    from gpt2lab.training import launch  # torch is imported here, after the settings are known to be good
+
+    launch.run(settings)
+    return 0
+
+
+def _read_settings(parser: _Parser, arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Parse a verb's own options, `--config` and every setting; the settings by dotted name, as they were typed."""
+    from gpt2lab import config
+
     parser.add_argument(
         "--config",
         action="append",
@@ -111,18 +133,70 @@ def _train(arguments: list[str]) -> int:
         if option in config.recipes():
             raise GPT2LabError(f"unexpected argument {option}; a recipe goes with --config {option}")
         raise GPT2LabError(f"unexpected argument {option}; settings look like --train.max_steps 50")
-    overrides = {name: value for name, value in vars(parsed).items() if name != "config"}
-    if not parsed.config and os.environ.get("RANK", "0") == "0":
-        print(
-            "no --config, so this is the quickstart recipe: a small model on the text of Python's own documentation. "
-            "For GPT-2 124M: gpt2lab train --config config/gpt2_124m.yaml",
-            flush=True,
-        )
-    settings = config.load([config.find_recipe(name) for name in parsed.config or ["quickstart"]], overrides)
+    names = {name for name, _ in config.leaves()}
+    return parsed, {name: value for name, value in vars(parsed).items() if name in names}
 
-    from gpt2lab.training import launch  # torch is imported here, after the settings are known to be good
 
-    launch.run(settings)
+BENCH_EPILOG = """\
+gpt2lab bench                                           GPT-2 124M, beside transformers
+gpt2lab bench --nanogpt DIR --build-nanogpt DIR         and beside checkouts of these
+gpt2lab bench --ladder --chart ladder.png               what each of the usual measures is worth here
+gpt2lab bench --profile trace.json                      where the time of our step goes
+gpt2lab bench --config config/quickstart.yaml --train.micro_batch_size 2
+"""
+
+
+def _bench(arguments: list[str]) -> int:
+    parser = _Parser(
+        prog="gpt2lab bench",
+        usage="gpt2lab bench [--rivals A,B] [--ladder] [--json] [--config FILE] [--section.key VALUE ...]",
+        description="Time the training step of a recipe (default: gpt2_124m) in turns with other people's.\n"
+        "On a CPU, without a recipe, it is 2 sequences of 512 tokens; on a card 16 of 1024.",
+        epilog=BENCH_EPILOG,
+    )
+    add = parser.add_argument
+    add("--rivals", default="transformers,transformers-best", metavar="A,B", help="transformers, transformers-best, "
+        "transformers-trainer, nanogpt, build-nanogpt; or none (default: the first two)")  # fmt: skip
+    add("--nanogpt", metavar="DIR", help="a checkout of nanoGPT, to be measured as well")
+    add("--build-nanogpt", metavar="DIR", help="a checkout of build-nanogpt, to be measured as well")
+    add("--rounds", type=_positive, default=5, metavar="N", help="turns that everybody has (default: 5)")
+    add("--steps", type=_positive, default=2, metavar="N", help="steps a turn (default: 2)")
+    add("--ladder", action="store_true", help="from fp32 to fused AdamW, one measure after another")
+    add("--profile", metavar="FILE", help="write a Chrome trace of our step, and print its longest operations")
+    add("--chart", metavar="FILE", help="draw the table as a PNG")
+    add("--json", action="store_true", help="print one JSON object, and nothing else, to standard output")
+    parsed, overrides = _read_settings(parser, arguments)
+
+    from gpt2lab import config
+
+    if not parsed.config:
+        from gpt2lab.system import device
+
+        card = device.choose(overrides.get("system.device", "auto")).type != "cpu"
+        shape = ("1024", "16") if card else ("512", "2")
+        overrides = {"model.block_size": shape[0], "train.micro_batch_size": shape[1]} | overrides
+        sizes = [overrides[name] for name in ("model.block_size", "train.micro_batch_size")]
+        if all(size.isdecimal() for size in sizes):
+            overrides = {"train.total_batch_size": str(int(sizes[0]) * int(sizes[1]))} | overrides
+    settings = config.load([config.find_recipe(name) for name in parsed.config or ["gpt2_124m"]], overrides)
+
+    from gpt2lab.bench import launch
+
+    rivals = tuple(name.strip() for name in parsed.rivals.split(",") if name.strip() not in ("", "none"))
+    checkouts = {"nanogpt": parsed.nanogpt, "build-nanogpt": parsed.build_nanogpt}
+    launch.run(
+        settings,
+        launch.Options(
+            rivals=rivals,
+            checkouts=tuple((name, folder) for name, folder in checkouts.items() if folder),
+            rounds=parsed.rounds,
+            steps=parsed.steps,
+            ladder=parsed.ladder,
+            as_json=parsed.json,
+            chart=parsed.chart,
+            profile=parsed.profile,
+        ),
+    )
     return 0
 
 

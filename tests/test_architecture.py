@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "gpt2lab"
 # Module or room -> what it may import of gpt2lab, beside config, errors and the package itself (docs/architecture.md).
 ALLOWED = {
     "cli": {
+        "bench.launch",
         "training.launch",
         "evaluation.launch",
         "data.prepare",
@@ -44,6 +45,9 @@ ALLOWED = {
     "evaluation.jsonl": set(),
     "evaluation": {"evaluation", "model", "data.tokenizer", "system", "resources", "files"},
     "tracking": {"files", "tracking", "evaluation.baselines"},
+    "bench.contenders": set(),
+    "bench.ladder": {"bench.contenders", "model.gpt2"},
+    "bench": {"bench", "training.launch", "training.run_directory", "model", "system", "files"},
     "data": {"resources", "files", "data"},
     "model.huggingface": {"files", "resources"},
     "model.pretrained": {"files", "resources", "model.huggingface"},

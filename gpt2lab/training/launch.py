@@ -12,7 +12,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,11 @@ from gpt2lab.training.trainer import Evaluator, Measure, Trainer
 Say = Callable[[str], None]
 
 
-def run(config: Config) -> None:
+def run(config: Config, watch: Sequence[Sink] = ()) -> None:
     """Train as the settings say, from the beginning or from where the run stopped.
+
+    Args:
+        watch: further sinks, on rank 0.
 
     Raises:
         GPT2LabError: anything the user can mend.
@@ -96,7 +99,7 @@ def run(config: Config) -> None:
         dist.on_main(lambda: directory.prepare(config, start, dist, facts))
 
         events = _Events(directory, loader, dist, say)
-        sinks = _sinks(config, directory, first_step) if dist.is_main else []
+        sinks = [*_sinks(config, directory, first_step), *watch] if dist.is_main else []
         for sink in sinks:
             stack.callback(sink.close)
         if start is not None:
