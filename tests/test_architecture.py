@@ -17,6 +17,7 @@ ALLOWED = {
         "data.adopt",
         "data.check",
         "data.slurm",
+        "system.device",
         "sample",
         "model.sampling",
         "tracking.report",
