@@ -17,6 +17,7 @@ gpt2lab evaluate --model-checkpoint runs/x     HellaSwag and more, of a run, a f
 gpt2lab prepare fineweb-edu                    its data, from the hub or a --mirror
 gpt2lab sample --model-checkpoint runs/x --prompt "Once"
 gpt2lab export --model-checkpoint runs/x --out out/x    a folder for transformers and others
+gpt2lab app --trained runs/x                   a page: the trained model and an untrained one, side by side
 gpt2lab VERB --help                            what a verb takes
 """
 
@@ -71,12 +72,13 @@ def _dispatch(arguments: list[str]) -> int:
         "bench", help="time a training step, beside other projects and the hardware's limit", add_help=False
     )
     verbs.add_parser("sample", help="continue a prompt with a trained model", add_help=False)
+    verbs.add_parser("app", help="a page where a trained and an untrained model write side by side", add_help=False)
     verbs.add_parser("report", help="write the page of a run, or of several beside each other", add_help=False)
     verbs.add_parser("export", help="write a model as a folder that transformers and others open", add_help=False)
     verbs.add_parser("settings", help="print every setting, as text or as a JSON schema", add_help=False)
     parsed, rest = parser.parse_known_args(arguments)
     doors = {"train": _train, "bench": _bench, "prepare": _prepare, "data": _data, "evaluate": _evaluate}
-    doors |= {"sample": _sample, "report": _report, "export": _export, "settings": _settings}
+    doors |= {"sample": _sample, "app": _app, "report": _report, "export": _export, "settings": _settings}
     return doors[parsed.verb](rest)
 
 
@@ -425,6 +427,36 @@ echo "Once upon" | gpt2lab sample --model-checkpoint runs/x --json             f
         )
     )
     return 0
+
+
+def _app(arguments: list[str]) -> int:
+    parser = _Parser(
+        prog="gpt2lab app",
+        description="Serve a page on this machine, where a trained and an untrained model continue the same prompt.",
+    )
+    add = parser.add_argument
+    add("--trained", required=True, metavar="NAME", help="a run directory, a model's folder, or a Hub id")
+    add(
+        "--untrained",
+        default="random",
+        metavar="NAME",
+        help="what to compare with: random (the weights the run began with), or a name as above (default: random)",
+    )
+    add("--port", type=_port, default=7860, metavar="N", help="the first to try; then the next ones (default: 7860)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the matrix products (default: auto)")
+    parsed = parser.parse_args(arguments)
+
+    from gpt2lab.app import launch
+
+    launch.run(launch.Options(parsed.trained, parsed.untrained, parsed.port, parsed.device, parsed.precision))
+    return 0
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1024 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1024 to 65535")
+    return int(text)
 
 
 def _report(arguments: list[str]) -> int:

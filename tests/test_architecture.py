@@ -17,12 +17,16 @@ ALLOWED = {
         "data.adopt",
         "data.check",
         "data.slurm",
+        "system.device",
         "sample",
         "model.sampling",
         "tracking.report",
         "export.launch",
+        "app.launch",
     },
     "export": {"export", "model", "data.tokenizer", "data.huggingface_tokenizer", "tracking.records", "files"},
+    "app.launch": {"app", "model", "data.tokenizer", "system"},
+    "app": {"app", "model", "data.tokenizer", "tracking.records"},
     "sample": {"model", "data.tokenizer", "system"},
     "training.launch": {"training", "data", "model", "evaluation", "tracking", "system", "files"},
     "training.run_directory": {"files", "system", "tracking.metrics", "training.checkpoint"},
@@ -119,3 +123,4 @@ def test_nothing_heavy_at_import():
     assert not optional & loaded_after(f"from gpt2lab.data import {data}; from gpt2lab.data.sources import fineweb_edu")
     later = {"matplotlib", "rich", "transformers", "lm_eval", "huggingface_hub"}
     assert not later & loaded_after("import gpt2lab.training.launch, gpt2lab.evaluation.launch")
+    assert not {"gradio", "pandas", "matplotlib"} & loaded_after("import gpt2lab.app.launch")
