@@ -1,31 +1,15 @@
-"""Bad input of every kind, as a table: each is answered by one line that names the file or the key, and nothing is lost.
+"""Bad input of every kind, as a table: each is answered by one line that names file or key, and nothing is lost.
 
 A case changes a copy of something good (recipe, shards, a run with checkpoints), or gives bad arguments or environment
 variables, and says what the line must contain. Most are run in this process, through the command line's `main`; those
 in REAL are real commands.
 """
 
-import contextlib
-import hashlib
-import io
-import json
-import os
-import pickle
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from gpt2lab import cli, files
-from tests.faults import runs
-from tests.faults.kills import straight
-from tests.faults.outcome import Outcome
-from tests.faults.processes import REPOSITORY
-from tests.faults.runs import EVERY, STEPS, Run
+from tests.faults.runs import STEPS, Run
 
 MORE = str(2 * STEPS)  # steps, so that a finished run has something left to do
 

@@ -187,7 +187,7 @@ def save_first_gradients(folder: Path) -> None:
 
 
 def fill_disk_at(metrics: Path, file: str, step: int) -> None:
-    """No file may grow from the moment that `file` of the checkpoint of `step` is to be written until files are removed.
+    """No file may grow from when `file` of the checkpoint of `step` is to be written until files are removed.
 
     metrics.jsonl grows all the time: it may not once that checkpoint is there.
     """
