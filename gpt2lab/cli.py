@@ -16,6 +16,8 @@ gpt2lab train --config config/gpt2_124m.yaml   GPT-2 124M
 gpt2lab evaluate --model-checkpoint runs/x     HellaSwag and more, of a run, a folder or a model of the Hub
 gpt2lab prepare fineweb-edu                    its data, from the hub or a --mirror
 gpt2lab sample --model-checkpoint runs/x --prompt "Once"
+gpt2lab export --model-checkpoint runs/x --out out/x    a folder for transformers and others
+gpt2lab app --trained runs/x                   a page: the trained model and an untrained one, side by side
 gpt2lab VERB --help                            what a verb takes
 """
 
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rank = os.environ.get("RANK", "0")
         text = " ".join(str(error).split())
         print(f"gpt2lab: {'' if rank == '0' else f'[rank {rank}] '}{text}", file=sys.stderr)
-        return 2
+        return error.status if isinstance(error, GPT2LabError) else 2
     except Stopped as stop:
         if os.environ.get("RANK", "0") == "0":
             print(f"gpt2lab: {stop}", file=sys.stderr)
@@ -66,17 +68,21 @@ def _dispatch(arguments: list[str]) -> int:
     verbs.add_parser("prepare", help="make token shards from a corpus; goes on where it stopped", add_help=False)
     verbs.add_parser("data", help="look at a folder of token shards, or verify it", add_help=False)
     verbs.add_parser("evaluate", help="score a model: HellaSwag, other tasks, validation loss", add_help=False)
+    verbs.add_parser(
+        "bench", help="time a training step, beside other projects and the hardware's limit", add_help=False
+    )
     verbs.add_parser("sample", help="continue a prompt with a trained model", add_help=False)
+    verbs.add_parser("app", help="a page where a trained and an untrained model write side by side", add_help=False)
     verbs.add_parser("report", help="write the page of a run, or of several beside each other", add_help=False)
+    verbs.add_parser("export", help="write a model as a folder that transformers and others open", add_help=False)
     verbs.add_parser("settings", help="print every setting, as text or as a JSON schema", add_help=False)
     parsed, rest = parser.parse_known_args(arguments)
-    doors = {"train": _train, "prepare": _prepare, "data": _data, "evaluate": _evaluate}
-    return (doors | {"sample": _sample, "report": _report, "settings": _settings})[parsed.verb](rest)
+    doors = {"train": _train, "bench": _bench, "prepare": _prepare, "data": _data, "evaluate": _evaluate}
+    doors |= {"sample": _sample, "app": _app, "report": _report, "export": _export, "settings": _settings}
+    return doors[parsed.verb](rest)
 
 
 def _train(arguments: list[str]) -> int:
-    from gpt2lab import config
-
     parser = _Parser(
         prog="gpt2lab train",
         usage="gpt2lab train [--config FILE] [--section.key VALUE ...]",
@@ -84,6 +90,27 @@ def _train(arguments: list[str]) -> int:
         "The defaults shown lie below every recipe; without --config the recipe is the quickstart, which sets its own.",
         epilog="gpt2lab train --config gpt2_124m --train.max_steps 50 --optimizer.max_lr 3e-4",
     )
+    parsed, overrides = _read_settings(parser, arguments)
+    if not parsed.config and os.environ.get("RANK", "0") == "0":
+        print(
+            "no --config, so this is the quickstart recipe: a small model on the text of Python's own documentation. "
+            "For GPT-2 124M: gpt2lab train --config config/gpt2_124m.yaml",
+            flush=True,
+        )
+    from gpt2lab import config
+
+    settings = config.load([config.find_recipe(name) for name in parsed.config or ["quickstart"]], overrides)
+
+    from gpt2lab.training import launch  # torch is imported here, after the settings are known to be good
+
+    launch.run(settings)
+    return 0
+
+
+def _read_settings(parser: _Parser, arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Parse a verb's own options, `--config` and every setting; the settings by dotted name, as they were typed."""
+    from gpt2lab import config
+
     parser.add_argument(
         "--config",
         action="append",
@@ -109,18 +136,70 @@ def _train(arguments: list[str]) -> int:
         if option in config.recipes():
             raise GPT2LabError(f"unexpected argument {option}; a recipe goes with --config {option}")
         raise GPT2LabError(f"unexpected argument {option}; settings look like --train.max_steps 50")
-    overrides = {name: value for name, value in vars(parsed).items() if name != "config"}
-    if not parsed.config and os.environ.get("RANK", "0") == "0":
-        print(
-            "no --config, so this is the quickstart recipe: a small model on the text of Python's own documentation. "
-            "For GPT-2 124M: gpt2lab train --config config/gpt2_124m.yaml",
-            flush=True,
-        )
-    settings = config.load([config.find_recipe(name) for name in parsed.config or ["quickstart"]], overrides)
+    names = {name for name, _ in config.leaves()}
+    return parsed, {name: value for name, value in vars(parsed).items() if name in names}
 
-    from gpt2lab.training import launch  # torch is imported here, after the settings are known to be good
 
-    launch.run(settings)
+BENCH_EPILOG = """\
+gpt2lab bench                                           GPT-2 124M, beside transformers
+gpt2lab bench --nanogpt DIR --build-nanogpt DIR         and beside checkouts of these
+gpt2lab bench --ladder --chart ladder.png               what each of the usual measures is worth here
+gpt2lab bench --profile trace.json                      where the time of our step goes
+gpt2lab bench --config config/quickstart.yaml --train.micro_batch_size 2
+"""
+
+
+def _bench(arguments: list[str]) -> int:
+    parser = _Parser(
+        prog="gpt2lab bench",
+        usage="gpt2lab bench [--rivals A,B] [--ladder] [--json] [--config FILE] [--section.key VALUE ...]",
+        description="Time the training step of a recipe (default: gpt2_124m) in turns with other people's.\n"
+        "On a CPU, without a recipe, it is 2 sequences of 512 tokens; on a card 16 of 1024.",
+        epilog=BENCH_EPILOG,
+    )
+    add = parser.add_argument
+    add("--rivals", default="transformers,transformers-best", metavar="A,B", help="transformers, transformers-best, "
+        "transformers-trainer, nanogpt, build-nanogpt; or none (default: the first two)")  # fmt: skip
+    add("--nanogpt", metavar="DIR", help="a checkout of nanoGPT, to be measured as well")
+    add("--build-nanogpt", metavar="DIR", help="a checkout of build-nanogpt, to be measured as well")
+    add("--rounds", type=_positive, default=5, metavar="N", help="turns that everybody has (default: 5)")
+    add("--steps", type=_positive, default=2, metavar="N", help="steps a turn (default: 2)")
+    add("--ladder", action="store_true", help="from fp32 to fused AdamW, one measure after another")
+    add("--profile", metavar="FILE", help="write a Chrome trace of our step, and print its longest operations")
+    add("--chart", metavar="FILE", help="draw the table as a PNG")
+    add("--json", action="store_true", help="print one JSON object, and nothing else, to standard output")
+    parsed, overrides = _read_settings(parser, arguments)
+
+    from gpt2lab import config
+
+    if not parsed.config:
+        from gpt2lab.system import device
+
+        card = device.choose(overrides.get("system.device", "auto")).type != "cpu"
+        shape = ("1024", "16") if card else ("512", "2")
+        overrides = {"model.block_size": shape[0], "train.micro_batch_size": shape[1]} | overrides
+        sizes = [overrides[name] for name in ("model.block_size", "train.micro_batch_size")]
+        if all(size.isdecimal() for size in sizes):
+            overrides = {"train.total_batch_size": str(int(sizes[0]) * int(sizes[1]))} | overrides
+    settings = config.load([config.find_recipe(name) for name in parsed.config or ["gpt2_124m"]], overrides)
+
+    from gpt2lab.bench import launch
+
+    rivals = tuple(name.strip() for name in parsed.rivals.split(",") if name.strip() not in ("", "none"))
+    checkouts = {"nanogpt": parsed.nanogpt, "build-nanogpt": parsed.build_nanogpt}
+    launch.run(
+        settings,
+        launch.Options(
+            rivals=rivals,
+            checkouts=tuple((name, folder) for name, folder in checkouts.items() if folder),
+            rounds=parsed.rounds,
+            steps=parsed.steps,
+            ladder=parsed.ladder,
+            as_json=parsed.json,
+            chart=parsed.chart,
+            profile=parsed.profile,
+        ),
+    )
     return 0
 
 
@@ -296,36 +375,88 @@ def _count(text: str) -> int:
 
 
 def _sample(arguments: list[str]) -> int:
-    parser = _Parser(prog="gpt2lab sample", description="Continue a prompt with a trained model.")
+    parser = _Parser(
+        prog="gpt2lab sample",
+        description="Continue a prompt with a trained model, as many times as you like; prints as it goes.",
+        epilog="""\
+gpt2lab sample --model-checkpoint runs/x --prompt "Once" --temperature 0       the likeliest text
+gpt2lab sample --model-checkpoint gpt2 --prompt-file start.txt --stop $'\\n'    up to the end of the line
+echo "Once upon" | gpt2lab sample --model-checkpoint runs/x --json             for a program
+""",
+    )
     add = parser.add_argument
     add("--model-checkpoint", required=True, metavar="NAME", help="a run directory, a model's folder, or a Hub id")
-    add("--prompt", default="Hello this is AI model,", help="what to continue")
+    add("--prompt", metavar="TEXT", help="what to continue; - for standard input (default: what is piped in)")
+    add("--prompt-file", metavar="FILE", help="read the prompt from a file, in UTF-8")
     add("--num-samples", type=_positive, default=4, metavar="N", help="how many continuations (default: 4)")
     add("--max-new-tokens", type=_positive, default=64, metavar="N", help="of each (default: 64)")
-    add("--top-k", type=_positive, default=50, metavar="N", help="draw from so many likeliest tokens (default: 50)")
-    add("--seed", type=int, default=42, help="the same seed, the same text (default: 42)")
+    add("--temperature", type=float, default=1.0, metavar="X", help="0: always the likeliest token (default: 1)")
+    add("--top-k", type=_count, default=50, metavar="N", help="of so many likeliest tokens; 0: all (default: 50)")
+    add("--top-p", type=float, default=1.0, metavar="P", help="of the likeliest with this probability together")
+    add("--min-p", type=float, default=0.0, metavar="P", help="of those with this share of the likeliest's probability")
+    add("--repetition-penalty", type=float, default=1.0, metavar="X", help="on tokens already there; 1: none")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end a sample before this text; may be repeated")
+    add("--seed", type=int, default=42, help="sample i has seed + i; the same seed, the same text (default: 42)")
+    add("--json", action="store_true", help="print one JSON object, and nothing else, to standard output")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the matrix products (default: auto)")
     parsed = parser.parse_args(arguments)
-    if not parsed.prompt:
-        raise GPT2LabError("--prompt is empty; give the model something to continue, such as a space")
 
-    from gpt2lab.data.tokenizer import Tokenizer
-    from gpt2lab.evaluation import samples
-    from gpt2lab.model.gpt2 import GPT2
-    from gpt2lab.system import device
+    from gpt2lab import sample
+    from gpt2lab.model.sampling import Sampling
 
-    model = GPT2.from_pretrained(parsed.model_checkpoint).to(device.choose(parsed.device)).eval()
-    drawn = samples.draw(
-        model,
-        Tokenizer(),
-        parsed.prompt,
-        count=parsed.num_samples,
-        max_new_tokens=parsed.max_new_tokens,
-        top_k=parsed.top_k,
-        seed=parsed.seed,
+    sample.run(
+        sample.Options(
+            checkpoint=parsed.model_checkpoint,
+            prompt=parsed.prompt,
+            prompt_file=parsed.prompt_file,
+            count=parsed.num_samples,
+            max_new_tokens=parsed.max_new_tokens,
+            sampling=Sampling(
+                temperature=parsed.temperature,
+                top_k=parsed.top_k or None,
+                top_p=parsed.top_p,
+                min_p=parsed.min_p,
+                repetition_penalty=parsed.repetition_penalty,
+            ),
+            stop=parsed.stop,
+            seed=parsed.seed,
+            as_json=parsed.json,
+            device=parsed.device,
+            precision=parsed.precision,
+        )
     )
-    print(*(one.text for one in drawn), sep="\n\n---\n\n")
     return 0
+
+
+def _app(arguments: list[str]) -> int:
+    parser = _Parser(
+        prog="gpt2lab app",
+        description="Serve a page on this machine, where a trained and an untrained model continue the same prompt.",
+    )
+    add = parser.add_argument
+    add("--trained", required=True, metavar="NAME", help="a run directory, a model's folder, or a Hub id")
+    add(
+        "--untrained",
+        default="random",
+        metavar="NAME",
+        help="what to compare with: random (the weights the run began with), or a name as above (default: random)",
+    )
+    add("--port", type=_port, default=7860, metavar="N", help="the first to try; then the next ones (default: 7860)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the matrix products (default: auto)")
+    parsed = parser.parse_args(arguments)
+
+    from gpt2lab.app import launch
+
+    launch.run(launch.Options(parsed.trained, parsed.untrained, parsed.port, parsed.device, parsed.precision))
+    return 0
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1024 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1024 to 65535")
+    return int(text)
 
 
 def _report(arguments: list[str]) -> int:
@@ -359,6 +490,24 @@ def _price(text: str) -> float:
     if not 0 <= price < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a price such as 2.50")
     return price
+
+
+def _export(arguments: list[str]) -> int:
+    parser = _Parser(
+        prog="gpt2lab export",
+        description="Write a model with its tokenizer and a model card as a folder for transformers, vLLM, llama.cpp.",
+    )
+    add = parser.add_argument
+    add("--model-checkpoint", required=True, metavar="NAME", help="a run directory, a model's folder, or a Hub id")
+    add("--out", required=True, metavar="DIR", help="a new or empty folder, or an earlier export, which is replaced")
+    add("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the weights (default: fp32, as trained)")
+    add("--mirror", metavar="DIR", help="folder to take models from instead of the Hub (or $GPT2LAB_MIRROR)")
+    parsed = parser.parse_args(arguments)
+
+    from gpt2lab.export import launch
+
+    launch.export(parsed.model_checkpoint, parsed.out, parsed.dtype, mirror=parsed.mirror)
+    return 0
 
 
 def _settings(arguments: list[str]) -> int:

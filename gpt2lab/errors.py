@@ -8,8 +8,16 @@ class GPT2LabError(ValueError):
     else, and keeps its traceback.
     """
 
+    status = 2  # exit status of the command
+
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))  # one line, whatever a library put into its own message
+
+
+class LostRank(GPT2LabError):
+    """Another process of a distributed run is gone; nothing is wrong with this one."""
+
+    status = 3
 
 
 class Stopped(Exception):

@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from gpt2lab.errors import GPT2LabError
@@ -42,6 +42,18 @@ def remove_temporaries(folder: Path) -> None:
     """Delete what a killed process left half-written in `folder`. Call it with the folder's lock held."""
     for leftover in folder.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are missing.
+
+    Raises:
+        GPT2LabError: the file system refused, or a file is in the way.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GPT2LabError(f"cannot make the folder {path}: {error.strerror}; write elsewhere") from error
 
 
 @contextlib.contextmanager
@@ -147,8 +159,12 @@ def write_digests(folder: Path) -> None:
     sync(digests)
 
 
-def verify_digests(folder: Path, required: Iterable[str] = ()) -> None:
+def verify_digests(folder: Path, required: Iterable[str] = (), but: Collection[str] = ()) -> None:
     """Check every file that `SHA256SUMS` lists. Files beside them (a tokenizer that somebody added) do not matter.
+
+    Args:
+        required: names that it must list.
+        but: names of files that may be missing or changed all the same.
 
     Raises:
         GPT2LabError: `SHA256SUMS` is missing, malformed or does not list a `required` file; a file is missing, was
@@ -163,6 +179,8 @@ def verify_digests(folder: Path, required: Iterable[str] = ()) -> None:
     if rest or not listed or len(listed) != len(lines) or not listed.keys() >= set(required):
         raise GPT2LabError(f"{folder / DIGESTS} is damaged")
     for name, digest in listed.items():
+        if name in but:
+            continue
         try:
             found = sha256(folder / name)
         except (OSError, ValueError) as error:

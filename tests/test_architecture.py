@@ -10,18 +10,24 @@ PACKAGE = Path(__file__).parent.parent / "gpt2lab"
 # Module or room -> what it may import of gpt2lab, beside config, errors and the package itself (docs/architecture.md).
 ALLOWED = {
     "cli": {
+        "bench.launch",
         "training.launch",
         "evaluation.launch",
         "data.prepare",
         "data.adopt",
         "data.check",
         "data.slurm",
-        "evaluation.samples",
-        "model.gpt2",
-        "data.tokenizer",
         "system.device",
+        "sample",
+        "model.sampling",
         "tracking.report",
+        "export.launch",
+        "app.launch",
     },
+    "export": {"export", "model", "data.tokenizer", "data.huggingface_tokenizer", "tracking.records", "files"},
+    "app.launch": {"app", "model", "data.tokenizer", "system"},
+    "app": {"app", "model", "data.tokenizer", "tracking.records"},
+    "sample": {"model", "data.tokenizer", "system"},
     "training.launch": {"training", "data", "model", "evaluation", "tracking", "system", "files"},
     "training.run_directory": {"files", "system", "tracking.metrics", "training.checkpoint"},
     "training.saver": {
@@ -42,9 +48,14 @@ ALLOWED = {
     "evaluation.jsonl": set(),
     "evaluation": {"evaluation", "model", "data.tokenizer", "system", "resources", "files"},
     "tracking": {"files", "tracking", "evaluation.baselines"},
+    "bench.contenders": set(),
+    "bench.ladder": {"bench.contenders", "model.gpt2"},
+    "bench": {"bench", "training.launch", "training.run_directory", "model", "system", "files"},
     "data": {"resources", "files", "data"},
     "model.huggingface": {"files", "resources"},
     "model.pretrained": {"files", "resources", "model.huggingface"},
+    "model.text": {"model", "data.tokenizer"},
+    "model.gpt2": {"model", "data.tokenizer"},
     "model": {"model"},
     "system": {"system"},
     "resources": {"files"},
@@ -112,3 +123,4 @@ def test_nothing_heavy_at_import():
     assert not optional & loaded_after(f"from gpt2lab.data import {data}; from gpt2lab.data.sources import fineweb_edu")
     later = {"matplotlib", "rich", "transformers", "lm_eval", "huggingface_hub"}
     assert not later & loaded_after("import gpt2lab.training.launch, gpt2lab.evaluation.launch")
+    assert not {"gradio", "pandas", "matplotlib"} & loaded_after("import gpt2lab.app.launch")

@@ -3,8 +3,10 @@
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -20,8 +22,8 @@ SHRUNKEN = (
 )
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[str]:
@@ -33,7 +35,7 @@ def commands() -> list[str]:
 def somewhere(tmp_path_factory, token_folder, hellaswag_mirror):
     """A folder that looks like the checkout, with small shards where FineWeb-Edu's would be and a finished run."""
     folder = tmp_path_factory.mktemp("readme")
-    for name in ("config", "train.py"):
+    for name in ("config", "train.py", "app.py"):
         (folder / name).symlink_to(REPOSITORY / name)
     (folder / "data").mkdir()
     (folder / "data" / "edu_fineweb10B").symlink_to(token_folder)
@@ -67,7 +69,33 @@ def run(command: str, folder: Path, out_dir: str) -> subprocess.CompletedProcess
     return done
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c.split()[0] not in ("make", "pip", ".", "python3")])
+def serves(command: str) -> bool:
+    return "--help" not in command and ("gpt2lab app" in command or "app.py" in command)
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if serves(c)])
+def test_page(command, somewhere):
+    """It answers, and ends at Ctrl-C."""
+    words = shlex.split(command)
+    python = ["-m", "gpt2lab"] if words[0] == "gpt2lab" else []
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, *python, *words[1:]], cwd=somewhere, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            address = next((line.split()[0] for line in process.stdout if line.startswith("http")), None)
+            assert address is not None, "the command ended without an address"
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            assert opener.open(address, timeout=10).status == 200
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(20)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in commands() if c.split()[0] not in ("make", "pip", ".", "python3") and not serves(c)]
+)
 def test_command(command, somewhere, tmp_path):
     assert run(command, somewhere, str(tmp_path)).stdout
 
@@ -80,8 +108,9 @@ def test_make_and_pip_commands_are_what_the_files_offer():
     assert (REPOSITORY / "requirements.txt").read_text() == "-c constraints.txt\n-e .\n"
 
 
-def test_python(somewhere, tmp_path):
-    (code,) = blocks("python")
+@pytest.mark.parametrize("page", ["README.md", "docs/generation.md"])
+def test_python(page, somewhere, tmp_path):
+    code = "\n".join(blocks("python", (REPOSITORY / page).read_text()))
     (tmp_path / "runs").symlink_to(somewhere / "runs")
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -92,7 +121,7 @@ def test_python(somewhere, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert (tmp_path / "out" / "model.safetensors").exists() == ("save_pretrained" in code)
 
 
 def test_files_the_readme_links_to_exist():

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gpt2lab import resources
 from gpt2lab.config import GPT2_VOCAB_SIZE
+from gpt2lab.data import huggingface_tokenizer
 from gpt2lab.errors import GPT2LabError
 
 NAME = "gpt2"
@@ -66,6 +67,7 @@ class Tokenizer:
             special_tokens={EOT_TEXT: EOT},
             explicit_n_vocab=VOCAB_SIZE,
         )
+        self._mirror = mirror
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text. `<|endoftext|>` in it is text like any other; a lone surrogate becomes U+FFFD."""
@@ -99,6 +101,17 @@ class Tokenizer:
             GPT2LabError: an id is not below 50257.
         """
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def save_pretrained(self, folder: str | Path, block_size: int = 1024) -> None:
+        """Write the files that `transformers` and its like read, into a folder that is made if need be.
+
+        They find `<|endoftext|>` in a text and make it 50256, unless asked not to (`split_special_tokens=True`).
+
+        Raises:
+            GPT2LabError: the file system refused.
+        """
+        merges, ids = tokenizer_files(self._mirror)
+        huggingface_tokenizer.write(Path(folder), merges, ids, eot_text=EOT_TEXT, block_size=block_size)
 
 
 def _byte_of_character() -> dict[str, int]:

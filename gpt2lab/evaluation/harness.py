@@ -1,6 +1,6 @@
 """Any task of lm-evaluation-harness on a gpt2lab model, through the harness's own code: prompts, metrics and all.
 
-    harness ──requests as text──▶ adapter ──ids──▶ scoring, generate ──▶ log-likelihoods, text ──▶ harness
+    harness ──requests as text──▶ adapter ──ids──▶ scoring, text ──▶ log-likelihoods, text ──▶ harness
 
 The harness takes the adapter for one process. With several ranks each runs the harness, and `scoring` shares the work
 among them below it, so all see the same figures. The package is the extra `[eval]`.
@@ -10,15 +10,14 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from gpt2lab.config import nearest
 from gpt2lab.data.tokenizer import EOT, Tokenizer
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.evaluation import scoring
 from gpt2lab.evaluation.scoring import Request
-from gpt2lab.model.generate import generate
+from gpt2lab.model import decoding, text
 from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.model.sampling import Sampling
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
 
@@ -109,31 +108,26 @@ def adapter(
             return totals
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-            return [self._generate(*request.args) for request in requests]
+            writer = decoding.prepare(model, precision.dtype)
+            return [self._generate(writer, *request.args) for request in requests]
 
         def _score(self, requests: list[Request]) -> scoring.Scores:
             return scoring.score(
                 model, requests, dist=dist, precision=precision, batch_tokens=batch_tokens, greedy=True
             )
 
-        def _generate(self, context: str, settings: Mapping[str, Any]) -> str:
+        def _generate(self, writer: GPT2, context: str, settings: Mapping[str, Any]) -> str:
             until = settings.get("until") or []
-            stops = [until] if isinstance(until, str) else list(until)
+            stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
             temperature = float(settings.get("temperature", 0.0)) if settings.get("do_sample") else 0.0
             count = int(settings.get("max_gen_toks", settings.get("max_new_tokens", MAX_NEW_TOKENS)))
-            ids = torch.tensor([tokenizer.encode(context) or [EOT]], device=dist.device)
-            prompt = ids.shape[1]
-            seeded = torch.Generator().manual_seed(0)  # the same text on every rank
-            text = ""
+            prompt = tokenizer.encode(context) or [EOT]
+            sampling = Sampling(temperature)
             with precision.autocast():
-                while (made := ids.shape[1] - prompt) < count:  # a few tokens at a time, so that a stop ends it soon
-                    ids = generate(model, ids, min(8, count - made), temperature=temperature, generator=seeded)
-                    new = ids[0, prompt:].tolist()
-                    ended = EOT in new
-                    text = tokenizer.decode(new[: new.index(EOT)] if ended else new)
-                    if ended or any(stop in text for stop in stops):
-                        break
-            return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
+                pieces = text.stream(
+                    model, tokenizer, [prompt], count, sampling, stop=stops, seeds=[0]
+                )  # on every rank
+                return "".join(piece.text for piece in pieces)
 
     return Adapter()
 

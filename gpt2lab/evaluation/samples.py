@@ -2,11 +2,10 @@
 
 from typing import NamedTuple
 
-import torch
-
 from gpt2lab.data.tokenizer import Tokenizer
-from gpt2lab.model.generate import generate
+from gpt2lab.model import decoding, text
 from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.model.sampling import Sampling
 
 
 class Sample(NamedTuple):
@@ -21,9 +20,13 @@ def draw(
     model: GPT2, tokenizer: Tokenizer, prompt: str, *, count: int, max_new_tokens: int, top_k: int, seed: int
 ) -> list[Sample]:
     """`count` continuations of `prompt` with seeds seed, seed + 1, …; the global random state is left alone."""
-    idx = torch.tensor([tokenizer.encode(prompt)], dtype=torch.int64, device=next(model.parameters()).device)  # (1, T)
-    samples = []
-    for one in range(seed, seed + count):
-        out = generate(model, idx, max_new_tokens, top_k=top_k, generator=torch.Generator().manual_seed(one))
-        samples.append(Sample(prompt, one, tokenizer.decode(out[0].tolist())))
-    return samples
+    seeds = range(seed, seed + count)
+    continuations = text.complete(
+        decoding.prepare(model),
+        [prompt] * count,
+        max_new_tokens,
+        Sampling(top_k=top_k),
+        seeds=seeds,
+        tokenizer=tokenizer,
+    )
+    return [Sample(prompt, one, prompt + more) for one, more in zip(seeds, continuations, strict=True)]

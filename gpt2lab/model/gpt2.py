@@ -10,7 +10,9 @@ Shapes: B batch, T time, C channels (n_embd), V vocabulary, H heads, D head size
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +20,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt2lab.config import GPT2Config
+from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import cpu_attention, head, huggingface, pretrained
+from gpt2lab.model import cpu_attention, decoding, generate, head, huggingface, pretrained, text
+from gpt2lab.model.cache import Attend, KVCache
 from gpt2lab.model.linear import linear
+from gpt2lab.model.sampling import Sampling
+
+Ids = TypeVar("Ids", Tensor, list[list[int]])
 
 INIT_STD = 0.02
 LAYER_NORM_EPS = 1e-5
@@ -53,12 +60,17 @@ class Attention(nn.Module):
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd)  # query, key and value in one product
         self.c_proj = Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, T, C) to (B, T, C); a mask, bool (B, 1, T, T), says which position may look at which instead."""
+    def forward(self, x: Tensor, mask: Tensor | None = None, attend: Attend | None = None) -> Tensor:
+        """(B, T, C) to (B, T, C).
+
+        Args:
+            mask: bool (B, 1, T, T), which position may look at which; causal unless given.
+            attend: looks at what a cache holds as well (model/cache.py).
+        """
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        y = _attend(q, k, v, mask)
+        y = _attend(q, k, v, mask) if attend is None else attend(q, k, v)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # type: ignore[no-any-return]
 
 
@@ -92,9 +104,9 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, attend: Attend | None = None) -> Tensor:
         """(B, T, C) to (B, T, C)."""
-        x = x + self.attn(self.ln_1(x), mask)
+        x = x + self.attn(self.ln_1(x), mask, attend)
         return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
 
 
@@ -110,13 +122,21 @@ class Transformer(nn.Module):
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
 
-    def forward(self, idx: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        idx: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
         """int64 (B, T) to (B, T, C).
 
         Args:
             positions: int64 (B, T), each below block_size; 0 … T - 1 unless given.
             mask: bool (B, 1, T, T), true where a position (row) may look at another; what came before unless given.
                 Both together let one row hold several texts that begin alike (evaluation/scoring.py).
+            cache: holds what came before these tokens, and takes their keys and values; without a mask
+                (model/generate.py).
 
         Raises:
             GPT2LabError: T is above block_size, and no positions are given.
@@ -128,11 +148,11 @@ class Transformer(nn.Module):
             raise GPT2LabError(f"{length} tokens do not fit into block_size {limit}; shorten the sequence")
         else:
             x = self.wte(idx) + self.wpe.weight[:length]  # (B, T, C) + (T, C)
-        for block in self.h:
-            if self.activation_checkpointing and self.training:
+        for n, block in enumerate(self.h):
+            if self.activation_checkpointing and self.training and cache is None:
                 x = checkpoint(block, x, mask, use_reentrant=False)
             else:
-                x = block(x, mask)
+                x = block(x, mask, None if cache is None else cache.layer(n))
         return self.ln_f(x)  # type: ignore[no-any-return]
 
 
@@ -208,6 +228,74 @@ class GPT2(nn.Module):
             GPT2LabError: see `huggingface.write`.
         """
         huggingface.write(folder, self.config, self.state_dict())
+
+    def generate(
+        self,
+        idx: Ids,
+        max_new_tokens: int = 64,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+    ) -> Ids:
+        """Continue token ids; what the sampling settings mean: `gpt2lab.model.sampling.Sampling`.
+
+        Args:
+            idx: int64 (B, T), or lists of any lengths. Beyond block_size the window moves on: see model/generate.py.
+            temperature: 0 takes the likeliest token.
+            seed: row i draws with seed + i, so it gets the same tokens alone or in a batch; None: a fresh one.
+
+        Returns:
+            Prompts and new tokens: int64 (B, T + max_new_tokens) on the device of `idx`, or lists where lists came in.
+
+        Raises:
+            GPT2LabError: an argument is out of range.
+        """
+        if isinstance(idx, Tensor) and (idx.dim() != 2 or idx.numel() == 0 or idx.is_floating_point()):
+            raise GPT2LabError(
+                f"idx is {idx.dtype} {tuple(idx.shape)}; it must be int64 (B, T) with at least one token to continue"
+            )
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        seeds = None if seed is None else range(seed, seed + len(idx))
+        if isinstance(idx, Tensor):
+            rows = generate.generate(decoding.prepare(self), idx.tolist(), max_new_tokens, sampling, seeds=seeds)
+            return torch.tensor(rows, device=idx.device)
+        return generate.generate(decoding.prepare(self), idx, max_new_tokens, sampling, seeds=seeds)
+
+    def complete(
+        self,
+        prompt: str,
+        max_new_tokens: int = 64,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> str:
+        """Continue a text, until `<|endoftext|>` at the latest: the prompt and what follows it.
+
+        Args:
+            temperature … repetition_penalty: see `generate`.
+            stop: strings that end the text; it ends before the first of them.
+            seed: the same prompt and seed give the same text; None: another text with each call.
+            tokenizer: GPT-2's unless given (loading that takes a tenth of a second).
+
+        Raises:
+            GPT2LabError: an argument is out of range; the prompt is empty or longer than block_size tokens.
+        """
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        seeds = None if seed is None else [seed]
+        (more,) = text.complete(
+            decoding.prepare(self), [prompt], max_new_tokens, sampling, stop=stop, seeds=seeds, tokenizer=tokenizer
+        )
+        return prompt + more
 
     def _tie(self) -> None:
         if self.config.tie_word_embeddings:

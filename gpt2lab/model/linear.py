@@ -21,7 +21,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rows = x.numel() // x.shape[-1]
     if not (x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and rows >= _WORTHWHILE_ROWS):
         return F.linear(x, weight, bias)
-    if torch.is_autocast_enabled("cpu") or not _mkl_is_slow():
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not _mkl_is_slow():
         return F.linear(x, weight, bias)
     pixels = x.reshape(1, rows, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, in, rows, 1), channels last
     y = F.conv2d(pixels, weight[:, :, None, None], bias)  # (1, out, rows, 1), channels last

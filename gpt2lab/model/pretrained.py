@@ -1,7 +1,7 @@
 """Which folder of weights a name means: a folder of a model, a run (its newest good checkpoint), or a model of the Hub.
 
 runs/x ──newest checkpoint whose digests verify──┐
-runs/x/checkpoints/step_00001000 ────────────────┼──▶ folder with config.json and model.safetensors
+runs/x/checkpoints/step_00001000 ────────────────┼──▶ folder with config.json and weights
 gpt2, openai-community/gpt2 ──mirror, Hub────────┘
 """
 
@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from gpt2lab import files, resources
 from gpt2lab.errors import GPT2LabError
@@ -18,6 +18,13 @@ from gpt2lab.model import huggingface
 
 _HUB_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+# Weights as the Hub may have them, the best first; what stands behind is fetched only where it has none of these.
+_FORMS = (
+    (huggingface.WEIGHTS,),
+    (huggingface.INDEX, "model-*-of-*.safetensors"),
+    (huggingface.PICKLE,),
+)
+Good = TypeVar("Good")
 
 
 class Found(NamedTuple):
@@ -49,11 +56,11 @@ def find(
     path = Path(name)
     if str(name) and path.is_dir():
         if (path / "checkpoints").is_dir() or (path / "metrics.jsonl").exists():
-            return _newest_good(path, path / "checkpoints", warn)
+            return _newest(path, path / "checkpoints", warn)
         if steps(path):
-            return _newest_good(path.parent, path, warn)
+            return _newest(path.parent, path, warn)
         if (path / files.DIGESTS).exists():
-            files.verify_digests(path)
+            files.verify_digests(path, but=(huggingface.CARD,))  # people write more into a model card
         if (path / "state.json").exists() and path.parent.name == "checkpoints":
             return Found(path, path.parent.parent, _step(path))
         return Found(path)
@@ -64,17 +71,36 @@ def find(
     return Found(_from_hub(str(name), mirror or resources.default_mirror()))
 
 
-def _newest_good(run: Path, folder: Path, warn: Callable[[str], None]) -> Found:
+def newest_good(folder: Path, read: Callable[[Path], Good], warn: Callable[[str], None]) -> Good | None:
+    """What `read` makes of the newest checkpoint in `folder` that it does not refuse; None where there are none.
+
+    Args:
+        read: raises GPT2LabError for a damaged checkpoint; `warn` hears of it, and the one before it is tried.
+
+    Raises:
+        GPT2LabError: there are checkpoints, and none of them is good.
+    """
     present = steps(folder)
-    for step, path in reversed(present):
+    for _, path in reversed(present):
         try:
-            files.verify_digests(path, required=(huggingface.CONFIG, huggingface.WEIGHTS))
-            return Found(path, run, step)
+            return read(path)
         except GPT2LabError as error:
             warn(f"{error}; trying the checkpoint before it")
     if present:
-        raise GPT2LabError(f"{folder}: no checkpoint is intact; train on to write a new one, or use another run")
-    raise GPT2LabError(f"{run} has no checkpoint yet; wait for the first one (checkpoint.every)")
+        raise GPT2LabError(f"{folder}: no checkpoint is intact; remove the folder to start over, or use another run")
+    return None
+
+
+def _newest(run: Path, folder: Path, warn: Callable[[str], None]) -> Found:
+    path = newest_good(folder, _intact, warn)
+    if path is None:
+        raise GPT2LabError(f"{run} has no checkpoint yet; wait for the first one (checkpoint.every)")
+    return Found(path, run, int(path.name[5:]))
+
+
+def _intact(checkpoint: Path) -> Path:
+    files.verify_digests(checkpoint, required=(huggingface.CONFIG, huggingface.WEIGHTS))
+    return checkpoint
 
 
 def _step(path: Path) -> int | None:
@@ -91,7 +117,6 @@ def _from_hub(name: str, mirror: str | Path | None) -> Path:
         for known in (name, repository):
             if (Path(mirror) / known / huggingface.CONFIG).is_file():
                 return Path(mirror) / known
-    wanted = [huggingface.CONFIG, huggingface.WEIGHTS]
     ways = (
         f"give its folder, or a --mirror that holds {name}/{huggingface.CONFIG} and {name}/{huggingface.WEIGHTS} "
         "(or $GPT2LAB_MIRROR)"
@@ -100,12 +125,21 @@ def _from_hub(name: str, mirror: str | Path | None) -> Path:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
+        for form in _FORMS:
+            wanted = [huggingface.CONFIG, *form]
+            folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
+            if (folder / form[0]).is_file():
+                return folder
     except RepositoryNotFoundError:
-        raise GPT2LabError(f"{name}: no such folder, and no such model on the Hub; {ways}") from None
+        raise GPT2LabError(
+            f"{name}: no such folder, and no such model on the Hub, or none that you may see (HF_TOKEN); {ways}"
+        ) from None
     except Exception as error:  # whatever the network, the cache or the library has to say
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise GPT2LabError(
             f"{name} is no folder here, and cannot be fetched from the Hub{offline}: {reason}; {ways}"
         ) from None
+    raise GPT2LabError(
+        f"{name}: the Hub, or without it its cache, has none of {', '.join(form[0] for form in _FORMS)} of it; {ways}"
+    )

@@ -7,8 +7,10 @@ Without torchrun every method does the obvious thing for a world of one.
 """
 
 import contextlib
+import hashlib
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -133,7 +135,7 @@ def start(device_name: str, *, start_timeout: float = START_TIMEOUT, timeout: fl
     Args:
         start_timeout: seconds within which all processes must be there.
         timeout: seconds after which a collective gives up. A process that shows no sign of life for as long, or for
-            `SILENCE` if that is shorter, is named, and this one exits with status `heartbeat.LOST`.
+            `SILENCE` if that is shorter, is named, and this one exits with the status of LostRank.
 
     Raises:
         GPT2LabError: the environment is incomplete, or processes are missing (which).
@@ -143,13 +145,13 @@ def start(device_name: str, *, start_timeout: float = START_TIMEOUT, timeout: fl
     if world_size == 1:
         yield DistContext(rank=0, world_size=1, device=device)
         return
-    store = _meet(rank, world_size, start_timeout)
+    corner = _meet(rank, world_size, start_timeout)
     patience = timedelta(seconds=timeout)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    join = PrefixStore("group", store)
+    join = PrefixStore(f"{corner}/group", _connect(start_timeout))
     dist.init_process_group(backend, store=join, rank=rank, world_size=world_size, timeout=patience)
     host_group = dist.new_group(backend="gloo", timeout=patience) if backend == "nccl" else None
-    pulse = Heartbeat(_connect(start_timeout), rank, world_size, min(timeout, SILENCE))
+    pulse = Heartbeat(PrefixStore(corner, _connect(start_timeout)), rank, world_size, min(timeout, SILENCE))
     try:
         with pulse.running():
             yield DistContext(rank, world_size, device, host_group, pulse)
@@ -171,7 +173,7 @@ def _number(name: str, default: int) -> int:
 
 
 def _connect(timeout: float, *, host_it: bool = False) -> Store:
-    """A connection to the store at MASTER_ADDR:MASTER_PORT, in a corner of its own for each restart of torchrun."""
+    """A connection to the store at MASTER_ADDR:MASTER_PORT."""
     address, port = os.environ.get("MASTER_ADDR"), _number("MASTER_PORT", 0)
     if not address or not port:
         raise GPT2LabError("WORLD_SIZE is set, but not MASTER_ADDR and MASTER_PORT; start with torchrun")
@@ -182,21 +184,45 @@ def _connect(timeout: float, *, host_it: bool = False) -> Store:
             f"cannot reach the first process at {address}:{port} within {timeout:g} s (system.start_timeout): "
             f"{str(error).partition(chr(10))[0]}"
         ) from error
-    return PrefixStore(f"gpt2lab/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return PrefixStore("gpt2lab", store)
 
 
-def _meet(rank: int, world_size: int, timeout: float) -> Store:
-    """Wait until every process has announced itself; the ones that have not are named."""
+def _meet(rank: int, world_size: int, timeout: float) -> str:
+    """Wait until all processes are there; returns a corner of the store that only these very processes know.
+
+    torchrun starts processes again after a failure, with the same store, and its counts of restarts differ between
+    nodes. So every process announces a name of its own, drawn anew; rank 0 publishes the list, again whenever a name
+    changes; and once each process of a list has found itself in it, that list is the world.
+
+    Raises:
+        GPT2LabError: processes are missing (which).
+    """
     agent_hosts = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    global _hosted
     store = _connect(timeout, host_it=rank == 0 and not agent_hosts)
-    store.set(f"joined/{rank}", str(os.getpid()))
+    _hosted = store  # a store that rank 0 hosts lives as long as this object
+    mine, ranks = uuid.uuid4().hex, range(world_size)
+    store.set(f"joined/{rank}", mine)
     deadline = time.monotonic() + timeout
-    while missing := [other for other in range(world_size) if not store.check([f"joined/{other}"])]:
+    while True:
+        missing = [other for other in ranks if not store.check([f"joined/{other}"])]
+        if rank == 0 and not missing:
+            store.set("world", " ".join(name.decode() for name in store.multi_get([f"joined/{o}" for o in ranks])))
+        world = store.get("world").decode().split() if store.check(["world"]) else []
+        if len(world) == world_size and world[rank] == mine:
+            corner = hashlib.sha256(" ".join(world).encode()).hexdigest()[:16]
+            store.set(f"{corner}/here/{rank}", "")
+            missing = [other for other in ranks if not store.check([f"{corner}/here/{other}"])]
+            if not missing:
+                return corner
         if time.monotonic() > deadline:
+            missing = missing or [0]  # all have announced themselves, but rank 0 did not publish this one
             names = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
             raise GPT2LabError(
                 f"rank {names} of {world_size} did not start within {timeout:g} s (system.start_timeout); "
                 "look at their machines, then start all of them again"
             )
         time.sleep(0.05)
-    return store
+
+
+_hosted: Store | None = None

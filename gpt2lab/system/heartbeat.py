@@ -4,7 +4,7 @@
 
 Collectives wait for a process that is stopped, or gone without closing its connections, until they time out, and then
 do not say for whom. So a process that has fallen silent is named, ended if it is on this machine (a stopped one would
-hold its memory for ever), and everybody leaves. A process whose parent has died, torchrun's agent, asks itself to stop.
+hold its memory for ever), and everybody leaves.
 """
 
 import contextlib
@@ -15,10 +15,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from torch.distributed import Store  # type: ignore[attr-defined]  # exported, but not by name
 
-LOST = 3  # exit status of a process that leaves because another one is gone
+from gpt2lab.errors import LostRank, Stopped
+
+_LEFT, _FAILED = "left", "failed"
+_GRACE = 10.0  # seconds after another's failure in which this process may come to the same conclusion by itself
 
 
 class Heartbeat:
@@ -32,9 +36,7 @@ class Heartbeat:
     def __init__(self, store: Store, rank: int, world_size: int, patience: float):
         self._store, self._rank, self._patience = store, rank, patience
         self._others = [other for other in range(world_size) if other != rank]
-        self.interval = min(1.0, patience / 4)
-        self._who = f"pid {os.getpid()} on {socket.gethostname()}"
-        self._parent = os.getppid()
+        self._interval = min(1.0, patience / 4)
         self._heard: dict[int, tuple[bytes, float]] = {}  # rank -> its last beat, and when that was new here
         self._reachable = 0.0  # when the store last answered
         self._leaving = threading.Event()
@@ -42,61 +44,108 @@ class Heartbeat:
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Heartbeat"]:
-        """Beat and watch inside the `with`."""
+        """Beat and watch inside the `with`.
+
+        Raises:
+            LostRank: in place of a RuntimeError, if that came of another process's end.
+        """
+        last = _LEFT
         self._thread.start()
         try:
             yield self
+        except Stopped:
+            raise
+        except RuntimeError as error:  # torch.distributed has no type of its own for a connection that breaks
+            last = _FAILED
+            self.explain(error)
+            raise
+        except BaseException:
+            last = _FAILED
+            raise
         finally:
             self._leaving.set()
             self._thread.join()
             with contextlib.suppress(Exception):  # the store may be gone already
-                self._store.set(f"beat/{self._rank}", "left")
+                self._store.set(f"beat/{self._rank}", last)
 
-    def silent(self) -> list[str]:
+    def explain(self, error: RuntimeError) -> None:
+        """Say whose end a collective's error came of; nothing if everybody is alive.
+
+        Raises:
+            LostRank: names the processes that are silent.
+        """
+        if lost := self._silent():
+            raise LostRank(
+                f"lost {', '.join(lost)}: {error}; the same command goes on from the last checkpoint"
+            ) from error
+
+    def _silent(self) -> list[str]:
         """The processes that are not beating, in words; listens for a few intervals before it answers."""
-        time.sleep(1.5 * self.interval)  # by now everybody's last beat is known, or they never had one
+        time.sleep(1.5 * self._interval)  # by now everybody's last beat is known, or they never had one
         before, began = dict(self._heard), time.monotonic()
-        time.sleep(2.0 * self.interval)
-        if self._reachable < began:  # without the store nobody is heard, and rank 0 is where it may have been
-            return [self._name(0)]
-        return [self._name(other) for other in self._others if before.get(other) == self._heard.get(other)]
+        time.sleep(2.0 * self._interval)
+        if self._reachable < began:  # without the store nobody is heard
+            return ["torchrun's agent" if self._rank == 0 else "rank 0, or torchrun's agent"]
+        return [_name(other, beat) for other, (beat, _) in self._heard.items() if before[other][0] == beat]
 
     def _run(self) -> None:
-        count, self._reachable = 0, time.monotonic()
-        while not self._leaving.wait(self.interval if count else 0):
-            if os.getppid() != self._parent:  # torchrun's agent is gone: nobody would end us
-                self._parent = os.getppid()
-                os.kill(os.getpid(), signal.SIGTERM)
+        who = f"{os.getpid()} {socket.gethostname()} {_identity(os.getpid())}"
+        count, turn = 0, time.monotonic()
+        self._reachable = turn
+        self._heard = dict.fromkeys(self._others, (b"", turn))
+        while not self._leaving.wait(self._interval if count else 0):
             count += 1
             try:
-                self._store.set(f"beat/{self._rank}", f"{count} {self._who}")
-                known = [o for o in self._others if o in self._heard or self._store.check([f"beat/{o}"])]
+                self._store.set(f"beat/{self._rank}", f"{count} {who}")
+                known = [o for o, (beat, _) in self._heard.items() if beat or self._store.check([f"beat/{o}"])]
                 beats = dict(zip(known, self._store.multi_get([f"beat/{k}" for k in known]), strict=True))
                 self._reachable = time.monotonic()
             except Exception as error:  # whatever the connection may raise; rank 0 may just be leaving
                 if time.monotonic() - self._reachable > self._patience:
-                    self._leave(f"rank 0's store cannot be reached any more: {error}")
+                    self._leave(f"the store of rank 0, or of torchrun's agent, cannot be reached any more: {error}")
                 continue
+            now = time.monotonic()
+            if now - turn > 4 * self._interval:  # this process itself stood still: the others may have, too
+                self._heard = {other: (beat, now) for other, (beat, _) in self._heard.items()}
+            turn = now
             for other, beat in beats.items():
-                if self._heard.get(other, (b"", 0.0))[0] != beat:
-                    self._heard[other] = (beat, time.monotonic())
+                if self._heard[other][0] != beat:
+                    self._heard[other] = (beat, now)
             for other, (beat, heard) in self._heard.items():
-                silence = time.monotonic() - heard
-                if silence > self._patience and beat != b"left":
-                    self._end(beat)
-                    self._leave(f"{self._name(other)} has been silent for {silence:.0f} s (system.timeout)")
+                if beat == _FAILED.encode() and now - heard > min(_GRACE, self._patience):
+                    self._leave(f"rank {other} has failed, for what it says itself")
+                if beat not in (_LEFT.encode(), _FAILED.encode()) and now - heard > self._patience:
+                    _end(beat)
+                    self._leave(f"{_name(other, beat)} has been silent for {now - heard:.0f} s")
 
-    def _name(self, rank: int) -> str:
-        beat, _ = self._heard.get(rank, (b"", 0.0))
-        return f"rank {rank} ({beat.decode().partition(' ')[2] or 'gone'})"
+    def _leave(self, why: str) -> None:
+        print(
+            f"gpt2lab: [rank {self._rank}] {why}; leaving, the same command goes on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(LostRank.status)
 
-    def _end(self, beat: bytes) -> None:
-        """Kill a silent process of this machine: stopped, it would not even notice torchrun's SIGTERM."""
-        _, _, pid, _, host = beat.decode().split(" ")  # "12 pid 345 on somewhere"
-        if host == socket.gethostname():
+
+def _name(rank: int, beat: bytes) -> str:
+    _, pid, host, _ = beat.decode().split(" ") if beat.count(b" ") == 3 else ("",) * 4
+    return f"rank {rank} (pid {pid} on {host})" if pid else f"rank {rank} (gone)"
+
+
+def _end(beat: bytes) -> None:
+    """Kill a silent process of this machine: stopped, it would not even notice torchrun's SIGTERM."""
+    if beat.count(b" ") == 3:
+        _, pid, _, identity = beat.decode().split(" ")
+        if identity and identity == _identity(int(pid)):
             with contextlib.suppress(OSError):
                 os.kill(int(pid), signal.SIGKILL)
 
-    def _leave(self, why: str) -> None:
-        print(f"gpt2lab: [rank {self._rank}] {why}; leaving, the last checkpoint is kept", file=sys.stderr, flush=True)
-        os._exit(LOST)
+
+def _identity(pid: int) -> str:
+    """What no other process has: the machine's boot, its namespace of pids, and when the process began; "" unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        began = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}/{began}"
+    except (OSError, IndexError):
+        return ""

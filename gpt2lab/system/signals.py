@@ -12,7 +12,7 @@ import threading
 import time
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-# A Ctrl-C reaches every process of the terminal, and torchrun hands it on to its workers as well: that is one request.
+# Schedulers signal every process of a job, and torchrun's agent hands the signal on to its workers: one request.
 _ECHO_SECONDS = 5.0
 
 
@@ -25,12 +25,13 @@ class StopSignals:
     def __init__(self, speak: bool = True):
         self.received = 0
         self._speak = speak
-        self._echo = _ECHO_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
+        self._agent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def __enter__(self) -> "StopSignals":
         self._entered = threading.current_thread() is threading.main_thread()
         if self._entered:
             self._inbox, self._outbox = socket.socketpair()
+            self._inbox.settimeout(None if self._agent is None else 1.0)
             self._outbox.setblocking(False)
             self._wakeup = signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
             self._previous = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
@@ -49,7 +50,7 @@ class StopSignals:
 
     def _listen(self) -> None:
         first_at = 0.0
-        while number := self._inbox.recv(1):
+        while number := self._next():
             if number[0] not in SIGNALS:
                 continue  # another signal that somebody handles in Python
             if not self.received:
@@ -57,5 +58,14 @@ class StopSignals:
                 if self._speak:
                     name = signal.Signals(self.received).name
                     print(f"{name}: stopping after this step; once more to leave at once, unsaved", flush=True)
-            elif time.monotonic() - first_at > self._echo:
+            elif self._agent is None or time.monotonic() - first_at > _ECHO_SECONDS:
                 os._exit(128 + number[0])
+
+    def _next(self) -> bytes:
+        """The next signal's number; SIGTERM if torchrun's agent is gone, since nobody else would end us then."""
+        while True:
+            try:
+                return self._inbox.recv(1)
+            except TimeoutError:
+                if os.getppid() != self._agent and not self.received:
+                    return bytes([signal.SIGTERM])

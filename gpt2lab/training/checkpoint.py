@@ -11,6 +11,7 @@ temporary name, synced, then renamed (files.atomic_directory).
 """
 
 import base64
+import concurrent.futures
 import json
 import random
 import shutil
@@ -29,7 +30,7 @@ from torch import Tensor
 from gpt2lab import files
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import huggingface
+from gpt2lab.model import huggingface, pretrained
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.model.pretrained import steps as steps
 from gpt2lab.system import device as devices
@@ -160,6 +161,10 @@ class Writer:
         """Whether the last write is over and did not succeed."""
         return self._writing is not None and self._writing.done() and self._writing.exception() is not None
 
+    def busy(self, patience: float) -> bool:
+        """Whether a write is still going on, after waiting for its end for up to `patience` seconds."""
+        return self._writing is not None and bool(concurrent.futures.wait([self._writing], patience).not_done)
+
     def submit(self, snapshot: Snapshot) -> None:
         """Begin to write; the one before must have been waited for."""
         assert self._writing is None
@@ -210,17 +215,7 @@ def newest_good(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     Raises:
         GPT2LabError: there are checkpoints, and none of them is good.
     """
-    present = steps(folder)
-    for _, path in reversed(present):
-        try:
-            return read(path)
-        except GPT2LabError as error:
-            warn(f"{error}; trying the checkpoint before it")
-    if present:
-        raise GPT2LabError(
-            f"{folder}: no checkpoint is intact; remove the folder to start over, or use another run.name"
-        )
-    return None
+    return pretrained.newest_good(folder, read, warn)
 
 
 def prune(folder: Path, newest: int, keep_last: int, keep_every: int, keep_best: bool = False) -> None:

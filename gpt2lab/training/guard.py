@@ -14,6 +14,8 @@ from typing import Any
 from gpt2lab.config import GuardConfig
 from gpt2lab.errors import GPT2LabError
 
+_LEAST = 1e-3  # of the mean: what counts as a deviation on a plateau, where there may be next to none
+
 
 class GuardError(GPT2LabError):
     """Too many steps in a row were skipped."""
@@ -29,7 +31,12 @@ class Guard:
         self._in_a_row = 0
         self.skipped = 0  # in the whole run
 
-    def judge(self, step: int, loss: float, norm: float) -> str | None:
+    @property
+    def exhausted(self) -> bool:
+        """Whether so many steps in a row were skipped that the run should stop."""
+        return self._in_a_row >= self._config.stop_after
+
+    def judge(self, loss: float, norm: float) -> str | None:
         """None if the step may be taken, else why it must be skipped.
 
         Values that are not finite stay out of the window. A spike enters it: if that is how high the loss is from now
@@ -38,9 +45,6 @@ class Guard:
         Args:
             loss: mean over the whole step, in nats a token.
             norm: of the whole gradient, before clipping.
-
-        Raises:
-            GuardError: `guard.stop_after` steps in a row were skipped, this one included.
         """
         why = None
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -51,18 +55,14 @@ class Guard:
                 window.append(value)
         self._in_a_row = self._in_a_row + 1 if why else 0
         self.skipped += why is not None
-        if self._in_a_row >= self._config.stop_after:
-            raise GuardError(
-                f"step {step}: {why}; {self._in_a_row} steps in a row were skipped (guard.stop_after), so training "
-                "stops; lower optimizer.max_lr, or look at the data of these steps (events.jsonl)"
-            )
         return why
 
     def _spike(self, name: str, value: float, window: deque[float]) -> str | None:
         """Beyond the mean by more than `deviations` standard deviations, of a window that is at least half full."""
         if not self._config.deviations or len(window) < max(2, self._config.window // 2):
             return None
-        mean, deviation = statistics.fmean(window), statistics.pstdev(window)
+        mean = statistics.fmean(window)
+        deviation = max(statistics.pstdev(window), _LEAST * abs(mean))
         if value <= mean + self._config.deviations * deviation:
             return None
         return f"{name} {value:.4g} is a spike: {mean:.4g} +- {deviation:.2g} over the last {len(window)} steps"

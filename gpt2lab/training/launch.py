@@ -12,7 +12,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,11 @@ from gpt2lab.training.trainer import Evaluator, Measure, Trainer
 Say = Callable[[str], None]
 
 
-def run(config: Config) -> None:
+def run(config: Config, watch: Sequence[Sink] = ()) -> None:
     """Train as the settings say, from the beginning or from where the run stopped.
+
+    Args:
+        watch: further sinks, on rank 0.
 
     Raises:
         GPT2LabError: anything the user can mend.
@@ -89,14 +92,14 @@ def run(config: Config) -> None:
                 )
                 return
         model, adamw = _build(config, dist, start)
-        wrap, plan = _as_it_trains(model, config, plan, policy, dist, say)
+        trained, wrap, plan = _as_it_trains(model, config, plan, policy, dist, say)
         first_step = start.step if start else 0
         _introduce(config, plan, model, train_data, policy.name, dist, first_step, say)
         facts = {"parameters": flops.parameters(config.model), "data": _describe(train_data, val_data)}
         dist.on_main(lambda: directory.prepare(config, start, dist, facts))
 
         events = _Events(directory, loader, dist, say)
-        sinks = _sinks(config, directory, first_step) if dist.is_main else []
+        sinks = [*_sinks(config, directory, first_step), *watch] if dist.is_main else []
         for sink in sinks:
             stack.callback(sink.close)
         if start is not None:
@@ -114,7 +117,9 @@ def run(config: Config) -> None:
         stack.callback(saver.close)
         signals = stack.enter_context(StopSignals(speak=dist.is_main))
         trainer = Trainer(
+            model=trained,
             wrap=wrap,
+            sharded=config.system.shard and dist.world_size > 1,
             plain=lambda: _plain(model, config, dist),
             optimizer=adamw,
             learning_rate=lambda step: learning_rate(step, config.train.max_steps, config.optimizer),
@@ -132,6 +137,7 @@ def run(config: Config) -> None:
             precision=policy,
             guard=Guard(config.guard),
         )
+        del trained  # the trainer's alone: if memory runs out it must be able to let go of it
         if start is not None:
             trainer.load(start.state)
         batches = _batches(loader, dist, first_step, config.train.max_steps, config.train.overfit_batch)
@@ -165,10 +171,10 @@ def _in_plain_words(
         raise GPT2LabError(
             f"out of memory on {dist.device}: lower train.micro_batch_size (now {trainer.micro_batch_size})"
         ) from error
-    except RuntimeError as error:  # torch.distributed has no type of its own for a connection that breaks
-        if dist.heartbeat is None or not (lost := dist.heartbeat.silent()):
-            raise
-        raise GPT2LabError(f"lost {', '.join(lost)}; {directory.what_is_kept()}") from error
+    except RuntimeError as error:
+        if dist.heartbeat is not None:
+            dist.heartbeat.explain(error)  # here, where torchrun's SIGTERM does not yet end this process
+        raise
 
 
 class _Events:
@@ -281,34 +287,32 @@ def _introduce(
 
 def _as_it_trains(
     model: GPT2, config: Config, plan: BatchPlan, policy: precision.Precision, dist: DistContext, say: Say
-) -> tuple[Callable[[], nn.Module], BatchPlan]:
-    """How to wrap it for the ranks, and compile it if asked for or if it pays; a micro batch that fits the card."""
+) -> tuple[nn.Module, Callable[[], nn.Module], BatchPlan]:
+    """The model wrapped and compiled for training, how to make that anew, and a micro batch that fits the card."""
     sharded = config.system.shard and dist.world_size > 1
-    wrap: Callable[[], nn.Module] = (lambda: model) if sharded else (lambda: dist.wrap(model))
+    share, size = plan.sequences // dist.world_size, plan.micro_batch_size
+    # Beside a micro-step: AdamW's two moments, and the buckets in which gradients cross ranks.
+    reserve = (8 + 4 * (dist.world_size > 1)) * flops.parameters(config.model) if dist.device.type == "cuda" else 0
 
-    def try_it(size: int) -> None:
-        rehearsal.micro_step(wrap(), size, config.model.block_size, dist, policy)
+    def micro_step_of(module: nn.Module) -> Callable[[int], None]:
+        return lambda size: rehearsal.micro_step(module, size, config.model.block_size, dist, policy)
 
-    if dist.device.type == "cuda":
-        share = plan.sequences // dist.world_size
-        reserve = 8 * flops.parameters(config.model) // (dist.world_size if sharded else 1)  # AdamW's two moments
-        size = plan.micro_batch_size
+    if dist.device.type == "cuda" and not sharded:  # sharded, a rank cannot try anything alone
         if config.train.micro_batch_size == "auto":
-            size = rehearsal.estimate(try_it, share, reserve, dist)
-        size = rehearsal.fitting(try_it, size, share, reserve, dist, say)
-        plan = plan._replace(micro_batch_size=size, grad_accum_steps=share // size)
+            size = rehearsal.estimate(micro_step_of(model), share, reserve, dist)
+        size = rehearsal.fitting(micro_step_of(model), size, share, reserve, dist, say)
+    wrap: Callable[[], nn.Module] = (lambda: model) if sharded else (lambda: dist.wrap(model))
+    trained = wrap()
     pays = dist.device.type == "cuda" and importlib.util.find_spec("triton") is not None
     if config.system.compile == "on" or (config.system.compile == "auto" and pays):
-        eager, why = wrap, ""
-        wrap = lambda: torch.compile(eager())  # type: ignore[assignment, return-value]  # noqa: E731
+        compiled: Any = torch.compile(trained)
         try:
-            try_it(plan.micro_batch_size)
-        except Exception as error:  # a compiler has many ways to fail
-            why = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
-        if dist.highest(int(bool(why))):
-            say(f"torch.compile does not work here, so training goes on without it ({why or 'on another rank'})")
-            wrap = eager
-    return wrap, plan
+            size = rehearsal.fitting(micro_step_of(compiled), size, share, reserve, dist, say)
+            eager, trained = wrap, compiled
+            wrap = lambda: torch.compile(eager())  # type: ignore[assignment, return-value]  # noqa: E731
+        except rehearsal.Broken as error:
+            say(f"torch.compile does not work here, so training goes on without it ({error})")
+    return trained, wrap, plan._replace(micro_batch_size=size, grad_accum_steps=share // size)
 
 
 @contextlib.contextmanager
@@ -348,7 +352,7 @@ def _val_loss(
             data.gather,
             sequences=sequences,
             block_size=block_size,
-            batch_size=plan.micro_batch_size,
+            batch_size=min(plan.micro_batch_size, max(1, devices.micro_batch_tokens(dist.device) // block_size)),
             dist=dist,
             precision=policy,
         )

@@ -54,6 +54,8 @@ def load_state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tenso
     Raises:
         GPT2LabError: a tensor is missing or of another shape.
     """
+    if not tensors:  # saved before the first step was taken
+        return
     names = _names(model, optimizer)
     parameters = dict(model.named_parameters())
     state = {}

@@ -35,31 +35,41 @@ def micro_step(model: nn.Module, size: int, block_size: int, dist: DistContext, 
         model.zero_grad(set_to_none=True)
 
 
+class Broken(Exception):
+    """The model does not run, for another reason than memory, on one of the ranks."""
+
+
 def fitting(
     try_it: Callable[[int], None], size: int, share: int, reserve: int, dist: DistContext, say: Callable[[str], None]
 ) -> int:
     """The largest micro batch up to `size` that fits on every rank: `size` is halved until it does.
 
     Args:
-        try_it: runs a micro-step of so many sequences.
+        try_it: runs a micro-step of so many sequences, without the other ranks.
         share: sequences of a step a rank; the result divides it.
-        reserve: bytes that the optimizer will want beside it.
+        reserve: bytes that will be wanted beside it.
 
     Raises:
         GPT2LabError: not even one sequence fits.
+        Broken: it does not run at all.
     """
     while True:
+        outcome, why, held = 0, "on another rank", torch.empty(0)
         try:
             held = torch.empty(reserve, dtype=torch.uint8, device=dist.device)
             try_it(size)
-            full = 0
-            del held
         except torch.OutOfMemoryError:
-            full = 1
+            outcome = 1
+        except Exception as error:
+            outcome, why = 2, f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+        del held  # however the attempt went
         gc.collect()
         devices.release_memory(dist.device)
-        if not dist.highest(full):
+        outcome = dist.highest(outcome)
+        if outcome == 0:
             return size
+        if outcome == 2:
+            raise Broken(why)
         size, was = smaller_micro_batch(size, share), size
         say(f"micro_batch_size {was} does not fit into memory; trying {size}")
 

@@ -169,7 +169,7 @@ def environment(dist: DistContext) -> dict[str, Any]:
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "gpt2lab": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions,
@@ -179,7 +179,7 @@ def environment(dist: DistContext) -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the checkout the package runs from, with a mark if files differ from it; None outside one."""
     folder = Path(__file__).resolve().parent.parent
     try:

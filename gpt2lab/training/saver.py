@@ -15,6 +15,7 @@ import torch
 
 from gpt2lab import files
 from gpt2lab.config import CheckpointConfig
+from gpt2lab.errors import GPT2LabError
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.tracking import report
@@ -49,10 +50,11 @@ class Saver:
         self._dist, self._sharded, self._fingerprint, self._say = dist, sharded, fingerprint, say
         self._snapshots, self._writer = checkpoint.Snapshots(), checkpoint.Writer(self._keep)
         self._reported = time.monotonic()
+        self._drawing: subprocess.Popen[bytes] | None = None
 
     @property
     def failed(self) -> bool:
-        """Whether a write has failed on this rank; the next `save` or `finish` raises it on all of them."""
+        """Whether a write has failed on this rank; the next `save` or `wait` raises it on all of them."""
         return self._writer.failed
 
     def save(self, step: int, values: Mapping[str, float], progress: Mapping[str, Any]) -> None:
@@ -78,6 +80,9 @@ class Saver:
         Raises:
             GPT2LabError: it could not be written.
         """
+        # A disk may take longer than a collective waits, so ranks meet again every second.
+        while self._dist.highest(int(self._writer.busy(1.0))):
+            pass
         self._dist.on_main(self._writer.wait)
 
     def close(self) -> None:
@@ -87,6 +92,8 @@ class Saver:
     def report(self) -> None:
         """Draw the report, here and now; for when training is over."""
         if self._dist.is_main:
+            if self._drawing is not None:
+                self._drawing.wait()
             try:
                 report.write(self._directory.path)
             except Exception as error:  # whatever a plot may stumble over, the run is done all the same
@@ -95,9 +102,12 @@ class Saver:
     def _keep(self, snapshot: checkpoint.Snapshot) -> None:
         """On the thread: write the checkpoint, and remove those that need not stay."""
         keep, folder = self._config, self._directory.checkpoints
-        files.sync(self._directory.metrics)  # a step's record is on disk before the checkpoint that goes on from it
-        checkpoint.write(folder, snapshot)
-        checkpoint.prune(folder, snapshot.step, keep.keep_last, keep.keep_every, keep.keep_best)
+        try:
+            files.sync(self._directory.metrics)  # a step's record is on disk before the checkpoint that follows it
+            checkpoint.write(folder, snapshot)
+            checkpoint.prune(folder, snapshot.step, keep.keep_last, keep.keep_every, keep.keep_best)
+        except OSError as error:
+            raise GPT2LabError(f"{folder}: cannot keep a checkpoint: {error}; mend the disk, and run again") from error
         if time.monotonic() - self._reported >= _REPORT_SECONDS:
             self._report_beside()
             self._reported = time.monotonic()
@@ -108,7 +118,13 @@ class Saver:
         Drawing is a second or more of Python's work. On a thread it would take turns with the trainer for Python's
         lock, and hold up every operation that the trainer starts.
         """
+        if self._drawing is not None and (status := self._drawing.poll()) != 0:
+            if status is None:
+                return  # it is still at the last one
+            self._say(f"warning: the last report could not be drawn; try gpt2lab report {self._directory.path}")
         ask = [sys.executable, "-m", "gpt2lab", "report", str(self._directory.path)]
-        done = subprocess.run(ask, capture_output=True, text=True, check=False)
-        if done.returncode:
-            self._say(f"warning: no report this time: {done.stderr.strip()[-300:]}")
+        nowhere = subprocess.DEVNULL
+        try:  # in a session of its own: a Ctrl-C here is not meant for it
+            self._drawing = subprocess.Popen(ask, stdout=nowhere, stderr=nowhere, start_new_session=True)
+        except OSError as error:
+            self._say(f"warning: no report this time: {error}")

@@ -16,7 +16,7 @@ from gpt2lab.system import device as devices
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
 from gpt2lab.tracking.metrics import Sink
-from gpt2lab.training.guard import Guard
+from gpt2lab.training.guard import Guard, GuardError
 from gpt2lab.training.optimizer import clip_gradients
 
 Measure = Callable[[nn.Module, int], dict[str, float]]  # (plain model, step) -> values by metric key
@@ -38,7 +38,8 @@ class _OutOfMemory(Exception):
 class Trainer:
     """One training run, from any step to the last."""
 
-    wrap: Callable[[], nn.Module]  # the model as it trains: compiled, and wrapped for many ranks; made anew each time
+    model: nn.Module  # as it trains: compiled, and wrapped for many ranks
+    wrap: Callable[[], nn.Module]  # makes that anew
     plain: Callable[[], contextlib.AbstractContextManager[nn.Module]]  # the same weights without either, to evaluate
     optimizer: torch.optim.Optimizer
     learning_rate: Callable[[int], float]
@@ -55,12 +56,12 @@ class Trainer:
     dist: DistContext
     precision: Precision
     guard: Guard
-    model: nn.Module = field(init=False)
+    sharded: bool = False  # every rank holds a part of the model, and all compute each layer together
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
-        self.model = self.wrap()
         self.scaler = self.precision.scaler()
+        self._unlogged: dict[str, float] = {}  # of the step that a checkpoint was saved at before it was evaluated
 
     def run(self, batches: Iterator[tuple[Tensor, Tensor]], start: int, stop: int) -> int:
         """Take the optimizer steps start + 1 … stop, or fewer if asked to stop.
@@ -69,22 +70,26 @@ class Trainer:
             batches: one (x, y) a step, int64 (n, T) on the device: this rank's n sequences of the step.
 
         Returns:
-            0 at the end, else what `asked_to_stop` said on one of the ranks; either way the last step is saved.
+            0 at the end, else what `asked_to_stop` said on one of the ranks; either way the last step is saved. Who
+            asks does not wait for evaluations: those of that step are made up for by the run that goes on.
 
         Raises:
             GuardError: too many steps in a row had to be skipped.
         """
         if start == 0:
             self._log(0, self._evaluate(0, stop))
+        elif self._unlogged:
+            self._log(start, self._unlogged | self._evaluate(start, stop))
         for step in range(start + 1, stop + 1):
             values = self._train_step(step, batches)
+            asked = self.dist.highest(self.asked_to_stop())
+            if asked and step < stop:
+                self.save(step, values, self.state() | {"unlogged": values})
+                return asked
             values |= self._evaluate(step, stop)
             self._log(step, values)
-            asked = self.dist.highest(self.asked_to_stop())
-            if asked or step == stop or (self.save_every and step % self.save_every == 0):
+            if step == stop or (self.save_every and step % self.save_every == 0):
                 self.save(step, values, self.state())
-            if asked:
-                return asked
         return 0
 
     def state(self) -> dict[str, Any]:
@@ -98,6 +103,7 @@ class Trainer:
             GPT2LabError: it was changed by hand.
         """
         try:
+            self._unlogged = dict(state.get("unlogged") or {})
             if "guard" in state:
                 self.guard.load(state["guard"])
             if self.scaler.is_enabled() and state.get("scaler"):
@@ -109,15 +115,20 @@ class Trainer:
         began = time.perf_counter()
         x, y = next(batches)
         data_ready = time.perf_counter()
-        loss = float(self.dist.mean(self._gradients(step, x, y)))
+        loss_here = self._gradients(step, x, y)
         self.scaler.unscale_(self.optimizer)
-        norm = float(clip_gradients(self.model, self.grad_clip))
+        norm_here = clip_gradients(self.model, self.grad_clip)
+        # Every rank judges by the same two numbers, also if one of them has miscalculated.
+        loss, norm = self.dist.mean(torch.stack([loss_here, norm_here])).tolist()
         lr = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if self._may_step(step, loss, norm):
+        scale = self.scaler.get_scale()
+        if self.scaler.is_enabled() and scale > 1 and math.isfinite(loss) and not math.isfinite(norm):
+            self.scaler.update(scale / 2)  # fp16 gradients overflowed: no fault of the step's, so not the guard's
+        elif self._may_step(step, loss, norm):
             self.scaler.step(self.optimizer)
-        self.scaler.update()
+            self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         devices.synchronize(self.dist.device)
         seconds = time.perf_counter() - began
@@ -140,12 +151,15 @@ class Trainer:
         return values
 
     def _may_step(self, step: int, loss: float, norm: float) -> bool:
-        """The guard's judgement; an overflow of fp16 gradients is the scaler's business, while it can scale down."""
-        overflow = self.scaler.is_enabled() and math.isfinite(loss) and not math.isfinite(norm)
-        if overflow and self.scaler.get_scale() > 1:
-            return True  # the scaler leaves this step out by itself, and halves its scale
-        if (why := self.guard.judge(step, loss, norm)) is not None:
+        """The guard's judgement."""
+        why = self.guard.judge(loss, norm)
+        if why is not None:
             self.event(step, "skipped", {"why": why})
+        if self.guard.exhausted:
+            raise GuardError(
+                f"step {step}: {why}; too many steps in a row were skipped (guard.stop_after), so training stops; "
+                "lower optimizer.max_lr, or look at the data of these steps (events.jsonl)"
+            )
         return why is None
 
     def _gradients(self, step: int, x: Tensor, y: Tensor) -> Tensor:
@@ -173,6 +187,8 @@ class Trainer:
                     with self.precision.autocast():
                         loss = None if full else self.model(inputs, targets)[1]
                 except torch.OutOfMemoryError:
+                    if self.sharded:
+                        raise  # the others are in the middle of the same layer, and wait
                     loss, full = None, True
                 if last and self.dist.highest(int(full)):  # before gradients cross ranks: all of them turn back
                     raise _OutOfMemory
@@ -181,7 +197,7 @@ class Trainer:
                         self.scaler.scale(loss / len(parts)).backward()
                         loss_sum += loss.detach()
                 except torch.OutOfMemoryError:
-                    if last and self.dist.world_size > 1:
+                    if self.sharded or (last and self.dist.world_size > 1):
                         raise  # the others wait for these gradients; launch says what to do
                     full = True
         if full:

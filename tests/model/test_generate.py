@@ -1,26 +1,32 @@
-"""Sampling: against transformers, and the promises of the docstring."""
-
-import copy
+"""Generation: the cache against the plain model, rows against each other, all of it against transformers."""
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model.generate import generate, sample
+from gpt2lab.model import generate
+from gpt2lab.model.cache import KVCache
+from gpt2lab.model.generate import decode, prefill, stream
 from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.model.sampling import Sampling
 
 PROMPT = torch.tensor([[5, 1, 4], [9, 9, 2]])
+GREEDY = Sampling(temperature=0)
 
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture(scope="module")
-def model() -> GPT2:
-    """Tiny, and opinionated: with large weights the next token depends on the ones before."""
-    config = GPT2Config(n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=60, tie_word_embeddings=False)
+def opinionated(**numbers: int) -> GPT2:
+    """Tiny, and with large weights, so that the next token depends on the ones before and on where they stand."""
+    config = GPT2Config(
+        **({"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "vocab_size": 60} | numbers),
+        tie_word_embeddings=False,
+    )
     model = GPT2(config, generator=seeded(0))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -28,92 +34,206 @@ def model() -> GPT2:
     return model
 
 
-def test_greedy_equals_transformers(model, tmp_path):
+@pytest.fixture(scope="module")
+def model() -> GPT2:
+    return opinionated()
+
+
+def without_cache(model: GPT2, prompt: list[int], count: int) -> list[int]:
+    """Greedy text by the rule of model/generate.py, every window computed as a whole."""
+    text, start = list(prompt), max(0, len(prompt) - model.config.block_size)
+    for _ in range(count):
+        if len(text) - start > model.config.block_size:
+            start = len(text) - max(1, model.config.block_size // 2)
+        logits, _ = model(torch.tensor([text[start:]]))
+        text.append(int(logits[0, -1].argmax()))
+    return text
+
+
+prompts_of_any_length = st.lists(st.lists(st.integers(0, 59), min_size=1, max_size=20), min_size=1, max_size=5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(prompts=prompts_of_any_length, count=st.integers(0, 40))
+def test_greedy_text_is_the_same_cached_uncached_alone_and_in_a_batch(model, prompts, count):
+    together = model.generate(prompts, count, temperature=0)
+    assert together == [without_cache(model, prompt, count) for prompt in prompts]
+    assert together == [model.generate([prompt], count, temperature=0)[0] for prompt in prompts]
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 3, 4])
+def test_the_smallest_windows_slide_too(block_size):
+    model = opinionated(block_size=block_size)
+    assert model.generate([[7], [3, 1]], 12, temperature=0) == [without_cache(model, p, 12) for p in ([7], [3, 1])]
+
+
+@settings(max_examples=25, deadline=None)
+@given(prompts=prompts_of_any_length.filter(lambda rows: max(map(len, rows)) <= 12), seed=st.integers(0, 99))
+def test_cached_logits_are_those_of_the_whole_text(prompts, seed):
+    model = opinionated().double()  # with weights as large as these, float32 differs in the fourth digit
+    cache = KVCache(len(prompts), 16)
+    texts = [list(prompt) for prompt in prompts]
+    logits = torch.cat([prefill(model, text, cache, row) for row, text in enumerate(texts)])
+    for token in torch.randint(60, (4, len(texts)), generator=seeded(seed)).tolist():
+        whole = torch.stack([model(torch.tensor([text]))[0][0, -1] for text in texts]).float()
+        assert torch.allclose(logits, whole, rtol=0, atol=1e-5)
+        for text, one in zip(texts, token, strict=True):
+            text.append(one)
+        logits = decode(model, token, cache)
+    assert cache.lengths == [len(text) for text in texts]
+
+
+# Layers and heads of the four published models; the width of a head is shrunken.
+@pytest.mark.parametrize(("n_layer", "n_head"), [(12, 12), (24, 16), (36, 20), (48, 25)])
+def test_greedy_equals_transformers_at_all_four_architectures(n_layer, n_head, tmp_path):
     transformers = pytest.importorskip("transformers")
+    config = GPT2Config(n_layer=n_layer, n_head=n_head, n_embd=4 * n_head, block_size=80, vocab_size=200)
+    model = GPT2(config, generator=seeded(n_layer))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "wte" not in name:
+                parameter.mul_(4)  # as they are drawn, the last token alone would decide
     model.save_pretrained(tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-    options = {"do_sample": False, "max_new_tokens": 13, "eos_token_id": None, "pad_token_id": 0}
-    expected = theirs.generate(PROMPT, attention_mask=torch.ones_like(PROMPT), **options)
-    assert torch.equal(generate(model, PROMPT, 13, temperature=0), expected)
-    assert len(set(expected[0, 3:].tolist())) > 1  # one token over and over would prove little
+    prompts = torch.randint(200, (50, 8), generator=seeded(1))
+    options = {"do_sample": False, "max_new_tokens": 64, "eos_token_id": None, "pad_token_id": 0}
+    expected = theirs.generate(prompts, attention_mask=torch.ones_like(prompts), **options)
+    ours = model.generate(prompts, max_new_tokens=64, temperature=0)
+    assert torch.equal(ours, expected)
+    assert len(set(map(tuple, ours[:, 8:].tolist()))) == 50
+    assert torch.equal(model.generate(prompts[17:18], max_new_tokens=64, temperature=0), ours[17:18])
+    assert without_cache(model, prompts[17].tolist(), 64) == ours[17].tolist()
 
 
-def test_greedy_is_the_argmax_of_the_cropped_window(model):
-    out = generate(model, PROMPT, 30, temperature=0)
-    assert out.shape == (2, 33)
-    assert torch.equal(out[:, :3], PROMPT)
-    for end in range(3, 33):
-        logits, _ = model(out[:, max(0, end - 16) : end])
-        assert torch.equal(out[:, end], logits[:, -1].argmax(-1))
+@settings(max_examples=25, deadline=None)
+@given(prompts=prompts_of_any_length, seed=st.integers(-5, 2**40), data=st.data())
+def test_a_row_with_its_seed_is_the_same_alone_or_in_a_batch(model, prompts, seed, data):
+    sampling = Sampling(
+        temperature=data.draw(st.sampled_from([0.5, 1.0, 2.0])),
+        top_k=data.draw(st.sampled_from([None, 5])),
+        top_p=data.draw(st.sampled_from([1.0, 0.8])),
+        repetition_penalty=data.draw(st.sampled_from([1.0, 1.3])),
+    )
+    seeds = [seed + 7 * row for row in range(len(prompts))]
+    together = generate.generate(model, prompts, 24, sampling, seeds=seeds)
+    alone = [generate.generate(model, [p], 24, sampling, seeds=[s])[0] for p, s in zip(prompts, seeds, strict=True)]
+    assert together == alone
 
 
-def test_top_k_of_one_and_a_cold_temperature_are_greedy(model):
-    greedy = generate(model, PROMPT, 10, temperature=0)
-    assert torch.equal(generate(model, PROMPT, 10, top_k=1), greedy)
-    for temperature in (1e-5, 1e-6, 1e-30, 1e-300):
-        assert torch.equal(generate(model, PROMPT, 10, temperature=temperature), greedy)
+def test_rows_of_one_prompt_differ_by_their_seeds(model):
+    rows = model.generate([[5, 1, 4]] * 4, 20, seed=3)
+    assert len(set(map(tuple, rows))) == 4
+    assert rows == [model.generate([[5, 1, 4]], 20, seed=3 + row)[0] for row in range(4)]
 
 
-def test_a_seed_gives_the_same_text(model):
-    first = generate(model, PROMPT, 20, generator=seeded(1))
-    assert torch.equal(first, generate(model, PROMPT, 20, generator=seeded(1)))
-    assert not torch.equal(first, generate(model, PROMPT, 20, generator=seeded(2)))
-    assert not torch.equal(generate(model, PROMPT, 20), generate(model, PROMPT, 20))
+def test_without_a_seed_every_text_is_another(model):
+    assert not torch.equal(model.generate(PROMPT, 20), model.generate(PROMPT, 20))
 
 
 def test_global_random_state_is_untouched(model):
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    generate(model, PROMPT, 5, generator=seeded(1))
-    generate(model, PROMPT, 5)
+    model.generate(PROMPT, 5, seed=1)
+    model.generate(PROMPT, 5)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_padding_of_the_vocabulary_is_never_drawn(model):
-    loud = copy.deepcopy(model)
+def test_a_tensor_gives_a_tensor_that_training_takes(model):
+    out = model.generate(PROMPT, 6, seed=0)
+    assert (out.shape, out.dtype) == ((2, 9), torch.int64)
+    assert torch.equal(out[:, :3], PROMPT)
+    model(out[:, :-1], out[:, 1:])[1].backward()  # inference tensors could not
+    model.zero_grad()
+    assert torch.equal(model.generate(PROMPT, 0), PROMPT)
+
+
+def test_padding_of_the_vocabulary_is_never_drawn():
+    model = GPT2(GPT2Config(n_layer=1, n_head=1, n_embd=4, block_size=8, vocab_size=50304), generator=seeded(0))
     with torch.no_grad():
-        loud.lm_head.weight[40:] *= 20  # all the weight on the padding
-    assert generate(loud, PROMPT, 50, generator=seeded(0))[:, 3:].max() >= 40
-    for temperature in (0, 1, 100):
-        new = generate(loud, PROMPT, 50, temperature=temperature, generator=seeded(0), vocab_limit=40)[:, 3:]
-        assert new.max() < 40
-    assert new.max() == 39  # at temperature 100 the last real one comes up
+        model.lm_head.weight[50257:] = 0
+        model.lm_head.weight[:50257] = -1e3 * model.transformer.ln_f.weight  # below the padding, whatever is hidden
+        model.transformer.ln_f.bias[:] = 1
+    logits = model(torch.tensor([[1]]))[0]
+    assert int(logits[0, -1].argmax()) >= 50257
+    for temperature in (0.0, 1.0, 1e4):
+        assert model.generate(PROMPT, 10, temperature=temperature, seed=0).max() < 50257
 
 
-def test_sample_draws_from_the_distribution():
-    logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().repeat(20_000, 1)
-
-    def shares(*arguments):
-        return torch.bincount(sample(logits, *arguments, seeded(0)).flatten(), minlength=4) / 20_000
-
-    assert torch.allclose(shares(1.0, None), torch.tensor([0.1, 0.2, 0.3, 0.4]), atol=0.02)
-    assert torch.allclose(shares(1.0, 2), torch.tensor([0, 0, 3 / 7, 4 / 7]), atol=0.02)
-    assert torch.allclose(shares(0.5, None), torch.tensor([1, 4, 9, 16]) / 30, atol=0.02)
-    assert torch.allclose(shares(1.0, 99), shares(1.0, None))
-
-
-def test_top_k_keeps_k_even_where_logits_are_equal():
-    drawn = sample(torch.zeros(500, 10), 1.0, 3, seeded(0))
-    assert len(set(drawn.flatten().tolist())) == 3
+def test_the_report_is_the_models_own_distribution(model):
+    prompts = PROMPT.tolist()
+    steps = stream(model, prompts, 5, Sampling(top_k=2, temperature=3), seeds=[0, 1], top=4)
+    for tokens in steps:
+        for token in tokens:
+            expected = model(torch.tensor([prompts[token.row]]))[0][0, -1].softmax(-1)
+            best = expected.topk(4)
+            assert token.probability == pytest.approx(expected[token.id].item(), abs=1e-5)
+            assert [one for one, _ in token.top] == best.indices.tolist()
+            assert [p for _, p in token.top] == pytest.approx(best.values.tolist(), abs=1e-5)
+            prompts[token.row].append(token.id)
+    assert all(token.probability is None and token.top == () for token in next(stream(model, prompts, 1)))
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_mode_is_restored_and_nothing_is_recorded(model, training):
-    model.train(training)
-    recorded = []
-    hook = model.lm_head.register_forward_hook(lambda *args: recorded.append((args[2].requires_grad, model.training)))
-    generate(model, PROMPT, 2)
-    hook.remove()
-    assert recorded == [(False, False)] * 2
-    assert torch.is_grad_enabled()
-    assert model.training == training
-    with pytest.raises(IndexError):
-        generate(model, torch.tensor([[60]]), 2)
-    assert model.training == training
+def counted(model: GPT2) -> list[int]:
+    """Grows by the number of rows with every forward pass."""
+    calls: list[int] = []
+    model.transformer.register_forward_hook(lambda module, arguments, output: calls.append(output.shape[0]))
+    return calls
 
 
-def test_no_new_tokens_gives_the_prompt(model):
-    assert torch.equal(generate(model, PROMPT, 0), PROMPT)
+def test_who_stops_iterating_stops_the_computation():
+    model = opinionated()
+    calls = counted(model)
+    steps = stream(model, [[1, 2], [3]], 50)
+    assert calls == []
+    next(steps)
+    next(steps)
+    assert calls == [1, 1, 2]  # each prompt, then a token of both
+    steps.close()
+    assert list(steps) == []
+    assert calls == [1, 1, 2]
+
+
+def test_rows_that_ended_cost_nothing_and_change_nothing():
+    model = opinionated()
+    prompts = [[5, 1, 4], [9], [7, 7]]
+    whole = model.generate(prompts, 30, temperature=0)
+    calls = counted(model)
+    ended: set[int] = set()
+    texts = [list(prompt) for prompt in prompts]
+    for tokens in stream(model, prompts, 30, GREEDY, ended=ended):
+        for token in tokens:
+            texts[token.row].append(token.id)
+        if len(texts[0]) == 6:
+            ended.add(0)
+        if len(texts[2]) == 12:
+            ended.add(2)
+    assert texts == [whole[0][:6], whole[1], whole[2][:12]]
+    decoding = [rows for rows in calls if rows > 1]
+    assert decoding == [3] * 2 + [2] * 7
+
+
+def test_a_prompt_that_comes_several_times_is_read_once():
+    model = opinionated()
+    calls = counted(model)
+    model.generate([[5, 1, 4]] * 4 + [[9]], 2, temperature=0)
+    assert calls == [1, 1, 5]
+
+
+def test_the_models_mode_and_gradients_are_left_alone(model):
+    for training in (True, False):
+        model.train(training)
+        steps = stream(model, [[1]], 3)
+        next(steps)
+        assert torch.is_grad_enabled()
+        assert model.training == training
+        assert not torch.is_inference_mode_enabled()
+        steps.close()
+
+
+def test_autocast_of_the_caller_is_followed(model):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = model.generate(PROMPT, 12, temperature=0)
+    assert torch.equal(ours[:, :3], PROMPT)
 
 
 @pytest.mark.parametrize(
@@ -121,14 +241,22 @@ def test_no_new_tokens_gives_the_prompt(model):
     [
         (PROMPT, -1, {}, "max_new_tokens is -1"),
         (PROMPT[:, :0], 1, {}, "at least one token"),
-        (PROMPT[0], 1, {}, "idx has shape"),
+        (PROMPT[0], 1, {}, "idx is torch.int64 \\(3,\\); it must be int64 \\(B, T\\)"),
+        (PROMPT / 2, 1, {}, "idx is torch.float32"),
+        ([[1], []], 1, {}, "prompt 1 is empty"),
+        ([[1], [2, 60]], 1, {}, "prompt 1 has token 60; the model's are 0 to 59"),
+        (-PROMPT, 1, {}, "prompt 0 has token -5"),
         (PROMPT, 1, {"top_k": 0}, "top_k is 0"),
-        (PROMPT, 1, {"temperature": -0.5}, "temperature is -0.5"),
-        (PROMPT, 1, {"temperature": float("nan")}, "temperature is nan"),
-        (PROMPT, 1, {"temperature": float("inf")}, "temperature is inf"),
-        (PROMPT, 1, {"vocab_limit": 0}, "vocab_limit is 0"),
+        (PROMPT, 1, {"seed": 2**64}, "seed is 18446744073709551616; it must fit into 64 bits"),
     ],
 )
 def test_arguments_out_of_range_are_refused(model, idx, count, options, message):
     with pytest.raises(GPT2LabError, match=message):
-        generate(model, idx, count, **options)
+        model.generate(idx, count, **options)
+
+
+def test_the_stream_refuses_before_it_begins(model):
+    with pytest.raises(GPT2LabError, match="2 seeds for 1 prompts"):
+        stream(model, [[1]], 3, seeds=[1, 2])
+    with pytest.raises(GPT2LabError, match="top is -1"):
+        stream(model, [[1]], 3, top=-1)

@@ -1,11 +1,23 @@
-"""What a name means: folders, runs with damaged checkpoints, models of the Hub without a network."""
+"""What a name means: folders, runs with damaged checkpoints, models of a Hub that runs here or is out of reach."""
+
+import fnmatch
+import hashlib
+import http.server
+import json
+import os
+import re
+import shutil
+import threading
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gpt2lab import GPT2, GPT2Config, files
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import pretrained
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(autouse=True)
@@ -13,8 +25,67 @@ def _no_network(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("GPT2LAB_MIRROR", raising=False)
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The requests that a snapshot takes: what is in a model's repository, a file's head, a file."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self):
+        self.answer()
+
+    def do_GET(self):
+        self.answer()
+
+    def answer(self):
+        hub, path = self.server, self.path.partition("?")[0]
+        if asked := re.fullmatch(rf"/api/models/(.+)/(revision/main|tree/{COMMIT})", path):
+            if not (hub.root / asked[1]).is_dir():
+                return self.send(401, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+            found = sorted((hub.root / asked[1]).iterdir())
+            tree = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40} for f in found]
+            info = {"id": asked[1], "sha": COMMIT, "siblings": [{"rfilename": f.name} for f in found]}
+            return self.send(200, json.dumps(info if asked[2] == "revision/main" else tree).encode())
+        name = path.replace(f"/resolve/{COMMIT}/", "/").strip("/")
+        if not (hub.root / name).is_file():
+            return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
+        body = (hub.root / name).read_bytes()
+        if self.command == "GET":
+            hub.fetched.append(name)
+        return self.send(200, body, {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": COMMIT})
+
+    def send(self, status, body, headers=()):
+        self.send_response(status)
+        for key, value in dict(headers).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub with the models that a test puts into `hub.root`; `hub.fetched` are the files that were asked for."""
+    from huggingface_hub import constants
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.root, server.fetched = tmp_path / "hub", []
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
 def save(folder, seed=0):
@@ -75,3 +146,128 @@ def test_a_model_of_the_hub_without_a_network_names_the_mirror(tmp_path):
     assert pretrained.find("gpt2", mirror=tmp_path).folder == tmp_path / "gpt2" if save(tmp_path / "gpt2") else None
     save(tmp_path / "openai-community" / "gpt2-xl")
     assert pretrained.find("gpt2-xl", mirror=tmp_path).folder == tmp_path / "openai-community" / "gpt2-xl"
+
+
+# --- The Hub.
+
+
+def as_pickle(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def as_shards(folder):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    where = {name: names[n % 2] for n, name in enumerate(tensors)}
+    for part in names:
+        save_file({name: tensor for name, tensor in tensors.items() if where[name] == part}, folder / part)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+def fetched(hub) -> list[str]:
+    names = sorted(os.path.basename(name) for name in hub.fetched)
+    hub.fetched.clear()
+    return names
+
+
+@pytest.mark.parametrize(
+    ("arrange", "expected"),
+    [
+        (lambda folder: None, ["config.json", "model.safetensors"]),
+        (
+            as_shards,
+            [
+                "config.json",
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+                "model.safetensors.index.json",
+            ],
+        ),
+        (as_pickle, ["config.json", "pytorch_model.bin"]),
+    ],
+)
+def test_a_model_of_the_hub_is_fetched_once_and_then_there_offline(hub, monkeypatch, arrange, expected):
+    from huggingface_hub import constants
+
+    folder = save(hub.root / "openai-community" / "gpt2-medium")
+    weights = GPT2.from_pretrained(folder).state_dict()
+    arrange(folder)
+    for name in ("tf_model.h5", "README.md", "tokenizer.json", "training_args.bin"):
+        (folder / name).write_bytes(b"not asked for")
+
+    def same() -> bool:
+        back = GPT2.from_pretrained("gpt2-medium").state_dict()
+        return all(torch.equal(tensor, weights[name]) for name, tensor in back.items())
+
+    assert same()
+    assert fetched(hub) == expected
+    assert same()
+    assert fetched(hub) == []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert same()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub.shutdown()
+    hub.server_close()
+    assert same()
+
+
+def test_a_pickle_is_not_fetched_where_there_are_safetensors(hub):
+    for name, arrange in (("one", lambda folder: None), ("several", as_shards)):
+        folder = save(hub.root / "somebody" / name)
+        torch.save({}, folder / "pytorch_model.bin")
+        arrange(folder)
+        GPT2.from_pretrained(f"somebody/{name}")
+        assert "pytorch_model.bin" not in fetched(hub)
+
+
+def refused(name: str, message: str) -> None:
+    with pytest.raises(GPT2LabError, match=message) as caught:
+        GPT2.from_pretrained(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_the_hub_does_not_have(hub):
+    refused("somebody/nothing", r"somebody/nothing: no such folder, and no such model on the Hub.*--mirror that holds")
+    folder = save(hub.root / "somebody" / "odd")
+    (folder / "model.safetensors").rename(folder / "weights.gguf")
+    refused("somebody/odd", "somebody/odd: the Hub.* has none of model.safetensors, .*pytorch_model.bin of it")
+    as_shards(folder := save(hub.root / "somebody" / "part"))
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    refused("somebody/part", "model-00002-of-00002.safetensors: no such file, but model.safetensors.index.json names")
+    (save(hub.root / "somebody" / "bare") / "config.json").unlink()
+    refused("somebody/bare", "config.json: no such file")
+
+
+def test_a_download_cut_off_is_not_taken_for_a_model(hub, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    as_shards(save(hub.root / "somebody" / "m"))
+    GPT2.from_pretrained("somebody/m")
+    (missing,) = [
+        file for file in (tmp_path / "cache").rglob("*") if fnmatch.fnmatch(file.name, "model-00002-of-*.safetensors")
+    ]
+    missing.unlink()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    refused("somebody/m", "model-00002-of-00002.safetensors")
+
+
+def test_the_hub_is_not_asked_for_what_the_mirror_has(hub, tmp_path):
+    shutil.copytree(save(hub.root / "somebody" / "m"), tmp_path / "mirror" / "somebody" / "m")
+    assert pretrained.find("somebody/m", mirror=tmp_path / "mirror").folder == tmp_path / "mirror" / "somebody" / "m"
+    assert fetched(hub) == []
+
+
+# --- A model card is for writing in.
+
+
+def test_a_changed_card_does_not_make_a_folder_damaged(tmp_path):
+    folder = save(tmp_path / "m")
+    (folder / "README.md").write_text("as exported")
+    files.write_digests(folder)
+    (folder / "README.md").write_text("and more that I know of it")
+    assert pretrained.find(folder) == pretrained.Found(folder)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(GPT2LabError, match="config.json does not match its sha256"):
+        pretrained.find(folder)

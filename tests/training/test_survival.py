@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,9 +17,18 @@ from gpt2lab.config import GuardConfig
 from gpt2lab.errors import GPT2LabError, Stopped
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.training import launch, rehearsal, saver
-from gpt2lab.training.guard import Guard, GuardError
+from gpt2lab.training.guard import Guard
 from gpt2lab.training.trainer import Trainer, smaller_micro_batch
-from tests.training.test_launch import REPOSITORY, STEPS, learned, records, settings, straight, tensors
+from tests.training.test_launch import (
+    REPOSITORY,
+    STEPS,
+    interrupted_at,
+    learned,
+    records,
+    settings,
+    straight,
+    tensors,
+)
 
 __all__ = ["straight"]  # a fixture
 
@@ -25,13 +36,13 @@ __all__ = ["straight"]  # a fixture
 
 
 def judged(guard: Guard, losses: list[float], norm: float = 1.0) -> list[bool]:
-    return [guard.judge(step, loss, norm) is None for step, loss in enumerate(losses, start=1)]
+    return [guard.judge(loss, norm) is None for loss in losses]
 
 
 def test_what_is_not_finite_is_skipped_and_stays_out_of_the_window():
     guard = Guard(GuardConfig(window=8, stop_after=3))
     assert judged(guard, [5.0, float("nan"), 4.0, float("inf")]) == [True, False, True, False]
-    assert guard.judge(5, 4.0, float("nan")) is not None
+    assert guard.judge(4.0, float("nan")) is not None
     assert guard.skipped == 3
     assert guard.state()["losses"] == [5.0, 4.0]
 
@@ -40,8 +51,8 @@ def test_a_spike_is_skipped_and_a_new_level_is_learned():
     guard = Guard(GuardConfig(deviations=4, window=8, stop_after=9))
     level = [3.0, 3.1, 2.9, 3.05, 2.95, 3.0]
     assert all(judged(guard, level))
-    assert "loss 9 is a spike" in (guard.judge(7, 9.0, 1.0) or "")
-    assert "gradient norm 50 is a spike" in (guard.judge(8, 3.0, 50.0) or "")
+    assert "loss 9 is a spike" in (guard.judge(9.0, 1.0) or "")
+    assert "gradient norm 50 is a spike" in (guard.judge(3.0, 50.0) or "")
     assert judged(guard, [9.0] * 8)[-1]
     assert all(judged(Guard(GuardConfig(deviations=0, window=8)), [*level, 9.0]))
 
@@ -52,8 +63,14 @@ def test_too_many_in_a_row_stop_the_run_and_the_memory_survives_a_restart():
     other = Guard(GuardConfig(stop_after=3))
     other.load(json.loads(json.dumps(guard.state())))
     assert other.skipped == 2
-    with pytest.raises(GuardError, match=r"step 7: .*3 steps in a row"):
-        other.judge(7, float("nan"), 1.0)
+    assert not other.exhausted
+    other.judge(float("nan"), 1.0)
+    assert other.exhausted
+
+
+def test_a_plateau_does_not_make_every_ripple_a_spike():
+    guard = Guard(GuardConfig(window=8))
+    assert all(judged(guard, [2.0] * 8 + [2.0000001, 2.001]))
 
 
 def spoil(monkeypatch, at: set[int], value: float) -> None:
@@ -89,15 +106,15 @@ def test_a_bad_step_is_left_out_and_named(token_folder, tmp_path, straight, monk
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_saves_and_the_run_goes_on_from_there(token_folder, tmp_path, straight, monkeypatch, number):
-    def asked(self, step, values):
-        if step == 3:
+    def asked(self, step, batches):
+        if step == 3:  # which has an evaluation: it is made up for
             os.kill(os.getpid(), number)
             time.sleep(0.2)  # the listener is another thread
-        log(self, step, values)
+        return train_step(self, step, batches)
 
-    log = Trainer._log
+    train_step = Trainer._train_step
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_log", asked)
+        patch.setattr(Trainer, "_train_step", asked)
         with pytest.raises(Stopped, match="step_00000003 is kept") as stop:
             launch.run(settings(token_folder, tmp_path))
     assert stop.value.status == 128 + number
@@ -160,28 +177,39 @@ def test_a_micro_batch_that_does_not_fit_is_halved_before_the_first_step(monkeyp
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_sixteen_bits_train_and_resume_exactly(token_folder, tmp_path, straight, precision):
+def test_sixteen_bits_train_and_resume_exactly(token_folder, tmp_path, straight, monkeypatch, precision):
+    """With overflows on the way, so that the loss scale and the guard's window have something to remember."""
+    overflow(monkeypatch, {2, 5})
     launch.run(settings(token_folder, tmp_path / "whole", system__precision=precision))
-    launch.run(settings(token_folder, tmp_path / "parts", system__precision=precision, train__max_steps=4))
-    half = settings(token_folder, tmp_path / "parts", system__precision=precision, train__max_steps=4)
-    assert learned(tmp_path / "whole" / "tiny")[STEPS]["train/loss"] == pytest.approx(
-        learned(straight)[STEPS]["train/loss"], abs=0.05
-    )
-    state = json.loads((tmp_path / "parts" / "tiny/checkpoints/step_00000004/state.json").read_text())
-    assert half.system.precision == precision
-    assert (state["scaler"] != {}) == (precision == "fp16")
+    with interrupted_at(5, monkeypatch):
+        launch.run(settings(token_folder, tmp_path / "parts", system__precision=precision))
+    launch.run(settings(token_folder, tmp_path / "parts", system__precision=precision))
+    whole, parts = tmp_path / "whole" / "tiny", tmp_path / "parts" / "tiny"
+    assert learned(whole) == learned(parts)
+    assert tensors(whole) == tensors(parts)
+    last = "checkpoints/step_00000006/state.json"
+    states = [json.loads((run / last).read_text()) for run in (whole, parts)]
+    assert states[0]["guard"] == states[1]["guard"]
+    assert states[0]["scaler"] == states[1]["scaler"]
+    assert (states[0]["scaler"] != {}) == (precision == "fp16")
+    assert learned(whole)[1]["train/loss"] == pytest.approx(learned(straight)[1]["train/loss"], abs=0.05)
 
 
-def test_an_overflow_of_fp16_is_not_the_guards_business(token_folder, tmp_path, monkeypatch):
+def overflow(monkeypatch, at: set[int]) -> None:
+    """Make a gradient of some steps inf, as fp16 does when the loss scale is too large."""
     gradients = Trainer._gradients
 
     def overflowing(self, step, x, y):
         loss = gradients(self, step, x, y)
-        if step in (2, 3):
+        if step in at:
             next(self.model.parameters()).grad[0, 0] = float("inf")
         return loss
 
     monkeypatch.setattr(Trainer, "_gradients", overflowing)
+
+
+def test_an_overflow_of_fp16_is_not_the_guards_business(token_folder, tmp_path, monkeypatch):
+    overflow(monkeypatch, {2, 3})
     launch.run(settings(token_folder, tmp_path, system__precision="fp16"))
     lines = learned(tmp_path / "tiny")
     assert "guard/skipped" not in lines[STEPS]
@@ -252,11 +280,15 @@ def test_sharded_ranks_train_like_one_and_leave_an_ordinary_checkpoint(token_fol
     assert ours[STEPS]["val/loss"] == pytest.approx(theirs[STEPS]["val/loss"], abs=1e-4)
     for step in range(1, STEPS + 1):
         assert ours[step]["train/loss"] == pytest.approx(theirs[step]["train/loss"], abs=1e-4)
-    launch.run(settings(token_folder, tmp_path, train__max_steps=8))  # one process goes on where the shards stopped
-    process = torchrun("", recipe(token_folder, tmp_path, system__shard=True, train__max_steps=10))
-    out, err = process.communicate(timeout=120)  # and the shards where one process stopped
+    more = {"train__max_steps": 10, "system__activation_checkpointing": True}
+    shutil.copytree(tmp_path, tmp_path / "alone")  # from here on once with shards and once without
+    process = torchrun("", recipe(token_folder, tmp_path, system__shard=True, **more))
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert "resuming after step 8" in out
+    launch.run(settings(token_folder, tmp_path / "alone", **more))
+    ours, theirs = learned(tmp_path / "tiny"), learned(tmp_path / "alone" / "tiny")
+    for step in range(STEPS + 1, 11):
+        assert ours[step]["train/loss"] == pytest.approx(theirs[step]["train/loss"], abs=1e-4)
 
 
 def test_memory_that_one_rank_lacks_halves_the_batch_on_both(token_folder, tmp_path, straight):
@@ -300,10 +332,16 @@ Trainer._train_step = lost
     assert process.returncode != 0
     assert time.monotonic() - began < 60
     pid = (tmp_path / "pid1").read_text()
-    assert f"rank 1 (pid {pid} on " in err
+    assert f"rank 1 (pid {pid} on " in err, err
     assert "[rank 0]" in err or how == signal.SIGKILL
     for rank in (0, 1):
         assert not Path(f"/proc/{(tmp_path / f'pid{rank}').read_text()}").exists()
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 def test_a_rank_that_never_starts_is_named(monkeypatch):
@@ -312,35 +350,54 @@ def test_a_rank_that_never_starts_is_named(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", "29731")
+    monkeypatch.setenv("MASTER_PORT", free_port())
     with (
         pytest.raises(GPT2LabError, match=r"rank 1, 2 of 3 did not start within 0.3 s"),
         distributed.start("cpu", start_timeout=0.3),
     ):
         pass
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("MASTER_PORT", "29732")
+    monkeypatch.setenv("MASTER_PORT", free_port())
     with (
-        pytest.raises(GPT2LabError, match=r"cannot reach the first process at 127.0.0.1:29732"),
+        pytest.raises(GPT2LabError, match=r"cannot reach the first process at 127.0.0.1:"),
         distributed.start("cpu", start_timeout=1),
     ):
         pass
 
 
 def test_the_page_of_a_long_run_is_drawn_beside_it(token_folder, tmp_path, monkeypatch, capsys):
-    pages = []
-    run = subprocess.run
+    drawn = []
 
-    def recorded(command, **options):
-        if "report" in command:
-            done = run(command, **options)
-            pages.append((tmp_path / "tiny" / "report.html").exists())
-            done.returncode = len(pages) - 1  # the second is taken to have failed
-            return done
-        return run(command, **options)
+    class Drawing(subprocess.Popen):
+        def __init__(self, command, **options):
+            super().__init__(command, **options)
+            if command[-2:] == ["report", str(tmp_path / "tiny")]:
+                drawn.append(self.wait())
 
-    monkeypatch.setattr(subprocess, "run", recorded)
+    monkeypatch.setattr(subprocess, "Popen", Drawing)
     monkeypatch.setattr(saver, "_REPORT_SECONDS", 0.0)
+    launch.run(settings(token_folder, tmp_path, train__max_steps=2))
+    assert drawn == [0]
+    assert "warning" not in capsys.readouterr().out
+
+    class Refused(Drawing):
+        def __init__(self, command, **options):
+            if "report" in command:
+                raise OSError("cannot allocate memory")
+            super().__init__(command, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", Refused)
     launch.run(settings(token_folder, tmp_path, train__max_steps=4))
-    assert pages == [True, True]
-    assert capsys.readouterr().out.count("warning: no report this time") == 1
+    assert "warning: no report this time: cannot allocate memory" in capsys.readouterr().out
+
+
+def test_a_first_step_that_is_skipped_can_be_resumed_from(token_folder, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        spoil(patch, {1, 2}, float("nan"))
+        launch.run(settings(token_folder, tmp_path, train__max_steps=2))
+    launch.run(settings(token_folder, tmp_path))
+    assert [event["step"] for event in records(tmp_path / "tiny", "events.jsonl") if event["event"] == "skipped"] == [
+        1,
+        2,
+    ]
+    assert learned(tmp_path / "tiny")[STEPS]["train/loss"] < 6

@@ -1,0 +1,147 @@
+"""The `sample` verb: where the prompt comes from, what is printed when, and mistakes in one line."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gpt2lab import GPT2, GPT2Config, cli, sample
+from gpt2lab.model.generate import Token
+from gpt2lab.model.text import Piece
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    """A tiny model with GPT-2's vocabulary, on disk."""
+    folder = tmp_path_factory.mktemp("model")
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=16, block_size=32)
+    GPT2(config, generator=torch.Generator().manual_seed(0)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def ask(folder, capsys, monkeypatch):
+    """Run the verb in this process: (exit status, standard output, standard error)."""
+
+    def ask(*options: str, stdin: bytes | None = None) -> tuple[int, str, str]:
+        monkeypatch.setattr(sample, "_is_piped", lambda: stdin is not None)
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(stdin or b"")))
+        command = ["sample", "--model-checkpoint", folder, "--max-new-tokens", "6", "--device", "cpu"]
+        status = cli.main([*command, *options])
+        return status, *capsys.readouterr()
+
+    return ask
+
+
+def test_samples_start_with_the_prompt_and_seeds_decide_them(ask):
+    status, first, _ = ask("--prompt", "Once upon", "--num-samples", "3", "--seed", "7")
+    samples = first.removesuffix("\n").split(sample.SEPARATOR)
+    assert status == 0
+    assert len(set(samples)) == 3
+    assert all(text.startswith("Once upon") for text in samples)
+    for number, text in enumerate(samples):
+        assert ask("--prompt", "Once upon", "--num-samples", "1", "--seed", str(7 + number))[1] == text + "\n"
+
+
+def test_json_is_one_object_with_the_same_texts(ask):
+    options = ("--prompt", "Once upon", "--num-samples", "2", "--top-k", "0", "--top-p", "0.9")
+    answer = json.loads(ask(*options, "--json")[1])
+    assert answer["prompt"] == "Once upon"
+    assert answer["settings"]["top_k"] is None
+    assert answer["settings"]["top_p"] == 0.9
+    assert [one["seed"] for one in answer["samples"]] == [42, 43]
+    assert [(one["tokens"], one["end"]) for one in answer["samples"]] == [(6, "length")] * 2
+    texts = ask(*options)[1].removesuffix("\n").split(sample.SEPARATOR)
+    assert ["Once upon" + one["completion"] for one in answer["samples"]] == texts
+
+
+def test_temperature_0_is_greedy(ask):
+    texts = ask("--temperature", "0", "--num-samples", "2")[1].removesuffix("\n").split(sample.SEPARATOR)
+    assert texts[0] == texts[1] == ask("--top-k", "1", "--num-samples", "1")[1].removesuffix("\n")
+    assert texts[0].startswith(sample.DEFAULT_PROMPT)
+
+
+def test_a_stop_string_ends_a_sample(ask):
+    (one,) = json.loads(ask("--json", "--num-samples", "1")[1])["samples"]
+    stop = one["completion"][4:7]
+    (cut,) = json.loads(ask("--json", "--num-samples", "1", "--stop", "never", "--stop", stop)[1])["samples"]
+    assert cut["completion"] == one["completion"][: one["completion"].index(stop)]
+    assert cut["end"] == "stop"
+
+
+def test_more_samples_than_are_drawn_at_once(ask, monkeypatch):
+    whole = ask("--num-samples", "5")[1]
+    monkeypatch.setattr(sample, "ROWS", 2)
+    assert ask("--num-samples", "5")[1] == whole
+
+
+def test_the_prompt_comes_from_a_file_or_a_pipe(ask, tmp_path):
+    (tmp_path / "prompt.txt").write_bytes("Zwölf Boxkämpfer\r\n".encode("utf-8-sig"))
+    _, expected, _ = ask("--prompt", "Zwölf Boxkämpfer")
+    assert ask("--prompt-file", str(tmp_path / "prompt.txt"))[1] == expected
+    assert ask(stdin="Zwölf Boxkämpfer\n".encode())[1] == expected
+    assert ask("--prompt", "-", stdin="Zwölf Boxkämpfer".encode())[1] == expected
+    assert ask("--prompt-file", "-", stdin="Zwölf Boxkämpfer".encode())[1] == expected
+    assert ask("--prompt", "Zwölf Boxkämpfer", stdin=b"not read")[1] == expected
+
+
+def test_a_real_pipe_and_no_pipe_at_all(folder):
+    command = [sys.executable, "-m", "gpt2lab", "sample", "--model-checkpoint", folder, "--max-new-tokens", "3"]
+    options = {"capture_output": True, "check": False, "env": os.environ | {"PYTHONPATH": str(REPOSITORY)}}
+    piped = subprocess.run(command, input="Zwölf".encode(), **options)
+    assert (piped.returncode, piped.stdout.startswith("Zwölf".encode()), piped.stderr) == (0, True, b"")
+    nothing = subprocess.run(command, stdin=subprocess.DEVNULL, **options)
+    assert nothing.stdout.startswith(sample.DEFAULT_PROMPT.encode())
+    broken = subprocess.run([*command, "--prompt", b"a\xffb"], stdin=subprocess.DEVNULL, **options)
+    assert (broken.returncode, broken.stdout) == (2, b"")
+    assert broken.stderr == b"gpt2lab: the prompt is not valid UTF-8 (character 2); save it as UTF-8\n"
+
+
+def test_the_first_sample_is_shown_as_it_grows_and_the_others_follow_in_order():
+    def piece(row, text, end=None):
+        return Piece(row, text, Token(row, 0), end)
+
+    pieces = [piece(0, "a"), piece(1, "b"), piece(2, "c"), piece(0, "d"), piece(1, "e"), piece(2, "f", "stop")]
+    pieces += [piece(0, "", "stop"), piece(1, "g"), piece(1, "h", "length")]
+    gap = sample.SEPARATOR
+    assert list(sample.in_order("P", 3, pieces)) == ["Pa", "d", gap, "Pbe", "g", "h", gap, "Pcf"]
+
+
+MISTAKES = {
+    "empty": (["--prompt", ""], None, "the prompt is empty; give the model something to continue"),
+    "empty pipe": ([], b"\n", "the prompt is empty"),
+    "too long": (["--prompt", "word " * 33], None, "34 tokens, but the model's window (block_size) is 32; shorten it"),
+    "NUL": ([], b"a\0b", "the prompt has a NUL (character 2); take it out"),
+    "not UTF-8": ([], b"ab\xff", "standard input: not valid UTF-8 at byte 2"),
+    "endless": ([], b"a" * (2**20 + 1), "longer than any window"),
+    "no such file": (["--prompt-file", "nowhere.txt"], None, "--prompt-file nowhere.txt: No such file or directory"),
+    "two prompts": (["--prompt", "a", "--prompt-file", "b"], None, "give one of them"),
+    "negative count": (["--num-samples", "-1"], None, "--num-samples: '-1' must be a whole number, at least 1"),
+    "no new tokens": (["--max-new-tokens", "0"], None, "--max-new-tokens: '0' must be a whole number, at least 1"),
+    "negative top-k": (["--top-k", "-3"], None, "--top-k: '-3' is not a whole number of 0 or more"),
+    "cold": (["--temperature", "-1"], None, "temperature is -1.0; it must be 0 (take the likeliest token) or more"),
+    "top-p": (["--top-p", "1.5"], None, "top_p is 1.5; it must be above 0 and at most 1"),
+    "min-p": (["--min-p", "nan"], None, "min_p is nan; it must be from 0 (all tokens) to 1"),
+    "seed": (["--seed", str(2**64)], None, "it must fit into 64 bits"),
+    "stop": (["--stop", ""], None, "a stop string is empty"),
+    "no such model": (["--model-checkpoint", "runs/nowhere"], None, "runs/nowhere: no such folder"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_mistake_is_one_line_and_exit_code_2(case, form, ask, tmp_path, monkeypatch):
+    options, stdin, expected = MISTAKES[case]
+    monkeypatch.chdir(tmp_path)
+    status, out, error = ask(*options, *form, stdin=stdin)
+    assert (status, out) == (2, "")
+    assert expected in error
+    assert error.count("\n") == 1
