@@ -9,6 +9,7 @@ Without torchrun every method does the obvious thing for a world of one.
 import contextlib
 import hashlib
 import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -141,6 +142,8 @@ def start(device_name: str, *, start_timeout: float = START_TIMEOUT, timeout: fl
         GPT2LabError: the environment is incomplete, or processes are missing (which).
     """
     rank, world_size, local_rank = (_number(name, one) for name, one in _PLACES)
+    if rank >= world_size:
+        raise GPT2LabError(f"RANK is {rank}, but WORLD_SIZE is {world_size}: ranks count from 0; start with torchrun")
     device = devices.choose(device_name, local_rank)
     if world_size == 1:
         yield DistContext(rank=0, world_size=1, device=device)
@@ -151,7 +154,8 @@ def start(device_name: str, *, start_timeout: float = START_TIMEOUT, timeout: fl
     join = PrefixStore(f"{corner}/group", _connect(start_timeout))
     dist.init_process_group(backend, store=join, rank=rank, world_size=world_size, timeout=patience)
     host_group = dist.new_group(backend="gloo", timeout=patience) if backend == "nccl" else None
-    pulse = Heartbeat(PrefixStore(corner, _connect(start_timeout)), rank, world_size, min(timeout, SILENCE))
+    own_connection, keeper = PrefixStore(corner, _connect(start_timeout)), None if _agent_hosts() else 0
+    pulse = Heartbeat(own_connection, rank, world_size, min(timeout, SILENCE), keeper)
     try:
         with pulse.running():
             yield DistContext(rank, world_size, device, host_group, pulse)
@@ -172,19 +176,43 @@ def _number(name: str, default: int) -> int:
     return int(text)
 
 
+def _agent_hosts() -> bool:
+    """Whether torchrun's agent keeps the store, and not rank 0."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def _connect(timeout: float, *, host_it: bool = False) -> Store:
     """A connection to the store at MASTER_ADDR:MASTER_PORT."""
     address, port = os.environ.get("MASTER_ADDR"), _number("MASTER_PORT", 0)
-    if not address or not port:
-        raise GPT2LabError("WORLD_SIZE is set, but not MASTER_ADDR and MASTER_PORT; start with torchrun")
+    if not address or not 0 < port < 2**16:
+        raise GPT2LabError("WORLD_SIZE is set, but not MASTER_ADDR and a MASTER_PORT below 65536; start with torchrun")
     try:
+        if not host_it:
+            _wait_for(address, port, timeout)
         store = TCPStore(address, port, is_master=host_it, timeout=timedelta(seconds=timeout), wait_for_workers=False)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise GPT2LabError(
             f"cannot reach the first process at {address}:{port} within {timeout:g} s (system.start_timeout): "
             f"{str(error).partition(chr(10))[0]}"
         ) from error
     return PrefixStore("gpt2lab", store)
+
+
+def _wait_for(address: str, port: int, timeout: float) -> None:
+    """Return when somebody listens there. The store would wait as well, but prints a page about every failure.
+
+    Raises:
+        OSError: nobody does within `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=timeout).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _meet(rank: int, world_size: int, timeout: float) -> str:
@@ -197,9 +225,8 @@ def _meet(rank: int, world_size: int, timeout: float) -> str:
     Raises:
         GPT2LabError: processes are missing (which).
     """
-    agent_hosts = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     global _hosted
-    store = _connect(timeout, host_it=rank == 0 and not agent_hosts)
+    store = _connect(timeout, host_it=rank == 0 and not _agent_hosts())
     _hosted = store  # a store that rank 0 hosts lives as long as this object
     mine, ranks = uuid.uuid4().hex, range(world_size)
     store.set(f"joined/{rank}", mine)

@@ -31,16 +31,18 @@ class Heartbeat:
     Args:
         store: a connection that nothing else uses: a call that waits would hold up the pulse.
         patience: seconds of silence after which a process counts as lost.
+        keeper: the rank that keeps the store; None: torchrun's agent does.
     """
 
-    def __init__(self, store: Store, rank: int, world_size: int, patience: float):
-        self._store, self._rank, self._patience = store, rank, patience
+    def __init__(self, store: Store, rank: int, world_size: int, patience: float, keeper: int | None):
+        self._store, self._rank, self._patience, self._keeper = store, rank, patience, keeper
         self._others = [other for other in range(world_size) if other != rank]
         self._interval = min(1.0, patience / 4)
         self._heard: dict[int, tuple[bytes, float]] = {}  # rank -> its last beat, and when that was new here
         self._reachable = 0.0  # when the store last answered
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._watch = threading.Thread(target=self._watch_store, name="heartbeat's watch", daemon=True)
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Heartbeat"]:
@@ -50,7 +52,9 @@ class Heartbeat:
             LostRank: in place of a RuntimeError, if that came of another process's end.
         """
         last = _LEFT
+        self._reachable = time.monotonic()
         self._thread.start()
+        self._watch.start()
         try:
             yield self
         except Stopped:
@@ -64,9 +68,11 @@ class Heartbeat:
             raise
         finally:
             self._leaving.set()
-            self._thread.join()
+            self._watch.join()
+            self._thread.join(2 * self._interval)
             with contextlib.suppress(Exception):  # the store may be gone already
-                self._store.set(f"beat/{self._rank}", last)
+                if not self._thread.is_alive():  # else it waits for the store, and so would this
+                    self._store.set(f"beat/{self._rank}", last)
 
     def explain(self, error: RuntimeError) -> None:
         """Say whose end a collective's error came of; nothing if everybody is alive.
@@ -75,9 +81,7 @@ class Heartbeat:
             LostRank: names the processes that are silent.
         """
         if lost := self._silent():
-            raise LostRank(
-                f"lost {', '.join(lost)}: {error}; the same command goes on from the last checkpoint"
-            ) from error
+            raise LostRank(f"lost {', '.join(lost)}; the same command goes on from the last checkpoint") from error
 
     def _silent(self) -> list[str]:
         """The processes that are not beating, in words; listens for a few intervals before it answers."""
@@ -85,13 +89,12 @@ class Heartbeat:
         before, began = dict(self._heard), time.monotonic()
         time.sleep(2.0 * self._interval)
         if self._reachable < began:  # without the store nobody is heard
-            return ["torchrun's agent" if self._rank == 0 else "rank 0, or torchrun's agent"]
+            return [self._keeper_name()]
         return [_name(other, beat) for other, (beat, _) in self._heard.items() if before[other][0] == beat]
 
     def _run(self) -> None:
         who = f"{os.getpid()} {socket.gethostname()} {_identity(os.getpid())}"
         count, turn = 0, time.monotonic()
-        self._reachable = turn
         self._heard = dict.fromkeys(self._others, (b"", turn))
         while not self._leaving.wait(self._interval if count else 0):
             count += 1
@@ -100,9 +103,7 @@ class Heartbeat:
                 known = [o for o, (beat, _) in self._heard.items() if beat or self._store.check([f"beat/{o}"])]
                 beats = dict(zip(known, self._store.multi_get([f"beat/{k}" for k in known]), strict=True))
                 self._reachable = time.monotonic()
-            except Exception as error:  # whatever the connection may raise; rank 0 may just be leaving
-                if time.monotonic() - self._reachable > self._patience:
-                    self._leave(f"the store of rank 0, or of torchrun's agent, cannot be reached any more: {error}")
+            except Exception:  # whatever the connection may raise; the store's keeper may just be leaving
                 continue
             now = time.monotonic()
             if now - turn > 4 * self._interval:  # this process itself stood still: the others may have, too
@@ -117,6 +118,23 @@ class Heartbeat:
                 if beat not in (_LEFT.encode(), _FAILED.encode()) and now - heard > self._patience:
                     _end(beat)
                     self._leave(f"{_name(other, beat)} has been silent for {now - heard:.0f} s")
+
+    def _watch_store(self) -> None:
+        """Leave when the store is silent: a call to a keeper that is stopped does not come back, nor time out."""
+        turn = since = time.monotonic()
+        while not self._leaving.wait(self._interval):
+            now = time.monotonic()
+            if now - turn > 4 * self._interval:  # this process itself stood still
+                since = now
+            turn = now
+            silence = now - max(self._reachable, since)
+            if silence > self._patience:
+                if self._keeper is not None:
+                    _end(self._heard[self._keeper][0])
+                self._leave(f"{self._keeper_name()}, which keeps the store, has been silent for {silence:.0f} s")
+
+    def _keeper_name(self) -> str:
+        return "torchrun's agent" if self._keeper is None else _name(self._keeper, self._heard[self._keeper][0])
 
     def _leave(self, why: str) -> None:
         print(

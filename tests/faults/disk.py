@@ -1,14 +1,19 @@
 """A disk that is full: a clear error, the checkpoint before it good, nothing half-written left."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
+from gpt2lab.model.pretrained import steps as checkpoints_in
 from gpt2lab.training import checkpoint
 from tests.faults import harm, runs
 from tests.faults.kills import straight
 from tests.faults.outcome import Outcome
-from tests.faults.processes import Forked
+from tests.faults.processes import REPOSITORY, Forked
 from tests.faults.runs import EVERY, STEPS
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS", "metrics.jsonl")
@@ -42,4 +47,49 @@ def full_disk(folder: Path, data: Path, ranks: int = 1) -> Outcome:
             assert again.wait() == 0, again.text()
         wrong += runs.differences(run, reference, STEPS)
         outcome.trial(file, wrong)
+    return outcome
+
+
+SIZES = (40, 200, 400, 520, 640)  # KiB; a checkpoint of this run takes about 170
+
+
+def full_tmpfs(folder: Path, data: Path) -> Outcome | None:
+    """The real command on a disk that is really full: a small tmpfs, in a mount namespace of its own, of five sizes.
+
+    None where nothing may be mounted (it takes root).
+    """
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        return None
+    reference = straight(folder / "straight", data)
+    outcome, kept = Outcome(), []
+    for size in SIZES:
+        place = folder / str(size)
+        run = runs.make(place, data)
+        script = (
+            f"mount -t tmpfs -o size={size}k tmpfs {place / 'runs'} && "
+            f"{sys.executable} -m gpt2lab train --config {run.recipe}; "
+            f"status=$?; cp -a {place / 'runs'} {place / 'left'}; exit $status"
+        )
+        (place / "runs").mkdir()
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", script],
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        shutil.rmtree(place / "runs")
+        (place / "left").rename(place / "runs")
+        wrong = [] if done.returncode == 2 else [f"exit status {done.returncode}"]
+        if not re.fullmatch(r"gpt2lab: [^\n]*(No space left on device|the disk has)[^\n]*\n", done.stderr):
+            wrong.append(f"it says {done.stderr[-500:]}")
+        wrong += [f"left {name}" for name in runs.leftovers(run)]
+        for _, path in checkpoints_in(run.checkpoints):
+            checkpoint.read(path)
+        kept.append(runs.newest_step(run))
+        with Forked(run, place / "output") as again:
+            assert again.wait() == 0, again.text()
+        wrong += runs.differences(run, reference, STEPS)
+        outcome.trial(f"{size} KiB", wrong)
+    outcome.figures = f"tmpfs of {', '.join(map(str, SIZES))} KiB; newest checkpoint {', '.join(map(str, kept))}"
     return outcome

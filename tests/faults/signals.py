@@ -19,14 +19,21 @@ SIGNALS_A_RUN = 10
 HANDED_ON = f"--signals-to-handle={','.join(one.name for one in SIGNALS)}"  # torchrun's own list lacks USR1 and USR2
 
 
-def interruptions(folder: Path, data: Path, each: int, ranks: int = 1, real: bool = False) -> Outcome:
-    """Send every signal `each` times, at steps drawn by lot, and go on with the same command.
+def interruptions(
+    folder: Path,
+    data: Path,
+    each: int,
+    ranks: int = 1,
+    real: bool = False,
+    signals: tuple[signal.Signals, ...] = SIGNALS,
+) -> Outcome:
+    """Send every one of `signals` `each` times, at steps drawn by lot, and go on with the same command.
 
     Of several ranks one gets it, drawn by lot; under torchrun (`real`) torchrun does, and hands it on. torchrun has an
     exit status of its own, so there it only must not be 0.
     """
     chance = random.Random(f"{ranks} {real}")
-    plan = [number for number in SIGNALS for _ in range(each)]
+    plan = [number for number in signals for _ in range(each)]
     chance.shuffle(plan)
     steps = 20 * min(len(plan), SIGNALS_A_RUN) + 20
     reference = straight(folder / "straight", data, ranks, train__max_steps=steps)
@@ -42,7 +49,7 @@ def interruptions(folder: Path, data: Path, each: int, ranks: int = 1, real: boo
         wrong += [*runs.differences(run, reference, steps), *(f"left {name}" for name in runs.leftovers(run))]
         for number, complaints in zip(here, found, strict=True):
             outcome.trial(f"{name}, {number.name}", [*complaints, *wrong])
-    outcome.figures = ", ".join(f"{each} x {number.name}" for number in SIGNALS)
+    outcome.figures = f"{each} x {', '.join(number.name for number in signals)}"
     return outcome
 
 
