@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from gpt2lab import __version__
 from gpt2lab.errors import GPT2LabError, Stopped
+from gpt2lab.system import startup
 
 EPILOG = """\
 gpt2lab train                                  the quickstart: a small GPT-2 on your CPU, in minutes
@@ -77,6 +78,8 @@ def _dispatch(arguments: list[str]) -> int:
     verbs.add_parser("export", help="write a model as a folder that transformers and others open", add_help=False)
     verbs.add_parser("settings", help="print every setting, as text or as a JSON schema", add_help=False)
     parsed, rest = parser.parse_known_args(arguments)
+    if parsed.verb != "bench":  # there everybody has what torch does by itself
+        startup.prepare()
     doors = {"train": _train, "bench": _bench, "prepare": _prepare, "data": _data, "evaluate": _evaluate}
     doors |= {"sample": _sample, "app": _app, "report": _report, "export": _export, "settings": _settings}
     return doors[parsed.verb](rest)
