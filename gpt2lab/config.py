@@ -176,6 +176,14 @@ class TrackingConfig(Section):
     """Steps a line on the screen or in the log; metrics.jsonl has every step."""
     price_per_hour: NonNegative = 0.0
     """What all machines of the run cost an hour, for the report's cost; 0: not shown."""
+    tensorboard: bool = False
+    """Event files in runs/NAME/tensorboard as well; look at them with `tensorboard --logdir runs`."""
+    wandb: Literal["off", "online", "offline"] = "off"
+    """Weights & Biases as well, off, online or offline (in runs/NAME/wandb, for `wandb sync`)."""
+    trackio: bool = False
+    """trackio as well; look at it with `trackio show`."""
+    project: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "gpt2lab"
+    """The project's name at Weights & Biases and trackio."""
 
 
 class SystemConfig(Section):
@@ -202,6 +210,8 @@ _OTHERS_WORDS = {
     "lr": "optimizer.max_lr",
     "max_iters": "train.max_steps",
     "seq_len": "model.block_size",
+    "wandb_log": "tracking.wandb",
+    "wandb_project": "tracking.project",
     "warmup_iters": "optimizer.warmup_steps",
 }
 

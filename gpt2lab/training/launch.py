@@ -32,8 +32,9 @@ from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.system import device as devices
 from gpt2lab.system import distributed, precision
 from gpt2lab.system.distributed import DistContext
-from gpt2lab.tracking import report
+from gpt2lab.tracking import report, trackers
 from gpt2lab.tracking.metrics import Console, JsonLines, Sink
+from gpt2lab.tracking.trackers import Trackers
 from gpt2lab.training import checkpoint, optimizer, run_directory
 from gpt2lab.training.run_directory import RunDirectory
 from gpt2lab.training.schedule import learning_rate
@@ -66,6 +67,8 @@ def run(config: Config) -> None:
         )
         policy = precision.choose(config.system.precision, dist.device)
         directory = RunDirectory(config)
+        if not dist.on_main(directory.metrics.exists):  # a run that is under way is not ended by a missing tracker
+            dist.on_main(lambda: trackers.check_installed(config.tracking))
         possible: list[tuple[str, int, Callable[[], Measure]]] = [
             ("val", config.train.eval_every, lambda: _val_loss(config, val_data, plan, policy, dist)),
             ("hellaswag", config.train.hellaswag_every, lambda: _hellaswag(config, policy, dist, say)),
@@ -92,7 +95,7 @@ def run(config: Config) -> None:
         facts = {"parameters": model.num_parameters(), "data": _describe(train_data, val_data)}
         dist.on_main(lambda: directory.prepare(config, start, dist, facts))
 
-        sinks = _sinks(config, directory, first_step) if dist.is_main else []
+        sinks = _sinks(config, directory, first_step, say) if dist.is_main else []
         for sink in sinks:
             stack.callback(sink.close)
 
@@ -221,9 +224,9 @@ def _as_it_trains(model: GPT2, config: Config, dist: DistContext) -> nn.Module:
     return trained
 
 
-def _sinks(config: Config, directory: RunDirectory, first_step: int) -> list[Sink]:
+def _sinks(config: Config, directory: RunDirectory, first_step: int, say: Say) -> list[Sink]:
     console = Console(config.train.max_steps, first_step, config.tracking.log_every, terminal=sys.stdout.isatty())
-    return [JsonLines(directory.metrics), console]
+    return [JsonLines(directory.metrics), console, Trackers(config.tracking, directory.path, first_step, say)]
 
 
 def _val_loss(
