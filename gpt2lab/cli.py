@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from gpt2lab import __version__
-from gpt2lab.errors import GPT2LabError
+from gpt2lab.errors import GPT2LabError, Stopped
 
 EPILOG = """\
 gpt2lab train                                  the quickstart: a small GPT-2 on your CPU, in minutes
@@ -31,7 +31,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, 2 for an error the user can mend, 130 for Ctrl-C."""
+    """Run the command line and return its exit status.
+
+    0: done. 2: an error the user can mend. 3: another process of a distributed run was lost. 128 + a signal's number:
+    stopped by it, and saved (130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1, 140 SIGUSR2). 1: a bug, with its traceback.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without a sample's letters must not end a run
@@ -45,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = " ".join(str(error).split())
         print(f"gpt2lab: {'' if rank == '0' else f'[rank {rank}] '}{text}", file=sys.stderr)
         return 2
+    except Stopped as stop:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"gpt2lab: {stop}", file=sys.stderr)
+        return stop.status
     except KeyboardInterrupt as interruption:
         print(f"gpt2lab: interrupted{f'; {interruption}' if str(interruption) else ''}", file=sys.stderr)
         return 130

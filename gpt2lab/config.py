@@ -169,6 +169,17 @@ class CheckpointConfig(Section):
     """Newest checkpoints that stay."""
     keep_every: NonNegativeInt = 0
     """Checkpoints at multiples of this step stay as well; 0: none."""
+    keep_best: bool = True
+    """The checkpoint with the lowest validation loss stays as well."""
+
+
+class GuardConfig(Section):
+    deviations: NonNegative = 6.0
+    """Skip a step whose loss or gradient norm is so many standard deviations above the recent mean; 0: never."""
+    window: Annotated[int, Field(ge=4)] = 128
+    """How many steps are recent; there is no judgement until half as many were seen."""
+    stop_after: PositiveInt = 10
+    """Skipped steps in a row that end the run."""
 
 
 class TrackingConfig(Section):
@@ -189,10 +200,18 @@ class TrackingConfig(Section):
 class SystemConfig(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute, auto, cpu, cuda or mps; auto: cuda, else mps, else cpu."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Matrix products in auto, fp32 or bf16; weights stay fp32. auto: bf16 where the hardware has it, else fp32."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """Matrix products in auto, fp32, tf32, bf16 or fp16; weights stay fp32. auto: bf16 where the hardware has it."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile for the training step, auto, on or off; auto: on CUDA."""
+    """torch.compile for the training step, auto, on or off; auto: on CUDA. If it fails, training goes on without."""
+    shard: bool = False
+    """Deal weights, gradients and optimizer state out to the ranks (FSDP2), for a model too big for one card."""
+    activation_checkpointing: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them: less memory, more time."""
+    start_timeout: Positive = 300.0
+    """Seconds within which all processes must have started."""
+    timeout: Positive = 600.0
+    """Seconds after which a process that waits for another gives up and names it."""
 
 
 # What other projects call our settings, for "did you mean".
@@ -233,6 +252,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
     tracking: TrackingConfig = TrackingConfig()
     system: SystemConfig = SystemConfig()
 

@@ -1,4 +1,4 @@
-"""The one error type that users see."""
+"""The one error type that users see, and the one way in which a run stops without being finished."""
 
 
 class GPT2LabError(ValueError):
@@ -10,3 +10,11 @@ class GPT2LabError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))  # one line, whatever a library put into its own message
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop, and it was saved. The command line exits with `status`, 128 + the signal."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.status = 128 + number

@@ -23,16 +23,12 @@ ALLOWED = {
         "tracking.report",
     },
     "training.launch": {"training", "data", "model", "evaluation", "tracking", "system", "files"},
-    "training.run_directory": {"files", "system", "tracking.metrics", "training.checkpoint"},
-    "training.trainer": {
-        "system",
-        "tracking.metrics",
-        "training.schedule",
-        "training.checkpoint",
-        "training.optimizer",
-    },
-    "training.checkpoint": {"files", "model", "training.optimizer"},
-    "training": set(),  # schedule, optimizer
+    "training.run_directory": {"files", "system", "tracking.metrics", "training.checkpoint", "training.guard"},
+    "training.trainer": {"system", "tracking.metrics", "training.guard", "training.optimizer"},
+    "training.rehearsal": {"system", "training.trainer"},
+    "training.checkpoint": {"files", "model", "system", "training.optimizer"},
+    "training.optimizer": {"system"},
+    "training": set(),  # schedule, guard
     "evaluation.launch": {"evaluation", "model", "data", "system", "files"},
     "evaluation.baselines": set(),
     "evaluation.jsonl": set(),

@@ -27,12 +27,13 @@ from torch import Tensor
 
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.model.linear import linear
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
 
 # Tokens of a batch: on a CPU enough to keep matrix products efficient, on a card enough to fill it.
-BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
-HEAD_ROWS = {"cpu": 512, "mps": 2048, "cuda": 4096}  # positions of the head at a time; each has 200 KB of logits
+BATCH_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 65536}
+HEAD_ROWS = {"cpu": 1024, "mps": 2048, "cuda": 4096}  # positions of the head at a time; each has 200 KB of logits
 
 _CONTEXT, _PADDING = 0, -1  # segments of a row; its continuations are 1, 2, …
 
@@ -239,7 +240,7 @@ def _predict(model: GPT2, weight: Tensor, batch: _Batch, head_rows: int, greedy:
     hidden = model.transformer(batch.tokens, batch.positions, mask).flatten(0, 1)[batch.sources]  # (S, C)
     normalisers, picked, misses = [], [], []
     for start, first, last in batch.pieces:
-        logits = torch.nn.functional.linear(hidden[start : start + head_rows], weight).float()  # (rows, V)
+        logits = linear(hidden[start : start + head_rows], weight).float()  # (rows, V)
         here = batch.inverse[first:last] - start
         normalisers.append(logits.logsumexp(dim=-1))
         picked.append(logits[here, batch.targets[first:last]])

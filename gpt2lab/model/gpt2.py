@@ -15,10 +15,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import huggingface, pretrained
+from gpt2lab.model.linear import linear
 
 INIT_STD = 0.02
 LAYER_NORM_EPS = 1e-5
@@ -29,6 +31,10 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) to (..., out_features)."""
+        return linear(x, self.weight, self.bias)
 
 
 class Embedding(nn.Embedding):
@@ -89,6 +95,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Everything below the output head: from tokens to normalised hidden states."""
 
+    activation_checkpointing = False  # in training: compute a block again for its gradient instead of keeping it all
+
     def __init__(self, config: GPT2Config):
         super().__init__()
         self.wte = Embedding(config.vocab_size, config.n_embd)
@@ -115,7 +123,10 @@ class Transformer(nn.Module):
         else:
             x = self.wte(idx) + self.wpe.weight[:length]  # (B, T, C) + (T, C)
         for block in self.h:
-            x = block(x, mask)
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, mask, use_reentrant=False)
+            else:
+                x = block(x, mask)
         return self.ln_f(x)  # type: ignore[no-any-return]
 
 

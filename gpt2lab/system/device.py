@@ -61,6 +61,14 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def release_memory(device: torch.device) -> None:
+    """Give back what torch keeps for later allocations, so that blocks of another size fit."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
 def peak_memory_gib(device: torch.device) -> float:
     """The most memory used so far, in GiB: allocated on the card, or resident in this process on a CPU."""
     if device.type == "cuda":

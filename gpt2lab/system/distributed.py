@@ -1,25 +1,36 @@
 """One process or many: a DistContext is made once, handed around, and hides which it is.
 
     torchrun sets RANK, WORLD_SIZE, LOCAL_RANK ─▶ start() ─▶ DistContext ─▶ loader slice, gradient and loss means
+                                                    └─▶ Heartbeat: a process that is lost is named, and all leave
 
 Without torchrun every method does the obvious thing for a world of one.
 """
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # exported, but not by name
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.system import device as devices
+from gpt2lab.system.heartbeat import Heartbeat
 
 T = TypeVar("T")
+
+START_TIMEOUT, TIMEOUT = 300.0, 600.0  # seconds, unless the caller has settings of its own
+SILENCE = 60.0  # seconds without a sign of life that count as lost, if the timeout is not shorter
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,8 @@ class DistContext:
     rank: int
     world_size: int
     device: torch.device
+    host_group: dist.ProcessGroup | None = None  # for small numbers that never were on a card; None: the default one
+    heartbeat: Heartbeat | None = None
 
     @property
     def is_main(self) -> bool:
@@ -42,8 +55,22 @@ class DistContext:
         cards = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=cards, gradient_as_bucket_view=True)
 
+    def shard(self, model: nn.Module, blocks: Iterable[nn.Module]) -> None:
+        """Deal the parameters out to the ranks (FSDP2), in place: a rank holds 1 / world_size of each.
+
+        Parameters come together for the time that their block, or for the rest the model, computes. Gradients are
+        averaged over ranks as they are made. Parameters become DTensors on the device and keep their names.
+        """
+        mesh = init_device_mesh(self.device.type, (self.world_size,))
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+
     def gradient_sync(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
-        """Around forward and backward of a micro-step: only the `last` one sends gradients across ranks."""
+        """Around forward and backward of a micro-step: only the `last` one sends gradients across ranks.
+
+        Sharded parameters send them every time: whole gradients, kept until the last, might not fit a card.
+        """
         plain = getattr(model, "_orig_mod", model)  # torch.compile keeps what it wraps under this name
         if isinstance(plain, DistributedDataParallel) and not last:
             return plain.no_sync()
@@ -59,6 +86,14 @@ class DistContext:
     def mean(self, value: Tensor) -> Tensor:
         """Mean of a tensor over ranks; the same on every rank."""
         return self.sum(value) / self.world_size
+
+    def highest(self, value: int) -> int:
+        """The largest of the ranks' numbers, on every rank; does not wait for a card's queue."""
+        if self.world_size == 1:
+            return value
+        tensor = torch.tensor(value)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.host_group)
+        return int(tensor)
 
     def on_main(self, work: Callable[[], T]) -> T:
         """Run `work` on rank 0 and give its result, or its error as a GPT2LabError, to every rank."""
@@ -76,27 +111,89 @@ class DistContext:
         return outcome[0]  # type: ignore[no-any-return]
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor itself, or all of a sharded one: then every rank must ask at the same time."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """`tensor`, which is whole on every rank, placed as `parameter` is: this rank's shard if that is sharded."""
+    if not isinstance(parameter, DTensor):
+        return tensor
+    here = tensor.to(parameter.device)
+    return distribute_tensor(here, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
 @contextlib.contextmanager
-def start(device_name: str) -> Iterator[DistContext]:
+def start(device_name: str, *, start_timeout: float = START_TIMEOUT, timeout: float = TIMEOUT) -> Iterator[DistContext]:
     """Join the world that torchrun's environment variables describe, or be alone; leave it on the way out.
 
     NCCL between CUDA devices, gloo otherwise.
+
+    Args:
+        start_timeout: seconds within which all processes must be there.
+        timeout: seconds after which a collective gives up. A process that shows no sign of life for as long, or for
+            `SILENCE` if that is shorter, is named, and this one exits with status `heartbeat.LOST`.
+
+    Raises:
+        GPT2LabError: the environment is incomplete, or processes are missing (which).
     """
-    try:
-        world_size, local_rank = (
-            int(os.environ.get(name, one)) for name, one in (("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-        )
-    except ValueError as error:
-        raise GPT2LabError(f"WORLD_SIZE and LOCAL_RANK must be numbers, as torchrun sets them: {error}") from error
+    rank, world_size, local_rank = (_number(name, one) for name, one in _PLACES)
     device = devices.choose(device_name, local_rank)
     if world_size == 1:
         yield DistContext(rank=0, world_size=1, device=device)
         return
+    store = _meet(rank, world_size, start_timeout)
+    patience = timedelta(seconds=timeout)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    join = PrefixStore("group", store)
+    dist.init_process_group(backend, store=join, rank=rank, world_size=world_size, timeout=patience)
+    host_group = dist.new_group(backend="gloo", timeout=patience) if backend == "nccl" else None
+    pulse = Heartbeat(_connect(start_timeout), rank, world_size, min(timeout, SILENCE))
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    except ValueError as error:
-        raise GPT2LabError(f"cannot join the other processes: {error}; start with torchrun") from error
-    try:
-        yield DistContext(rank=dist.get_rank(), world_size=world_size, device=device)
+        with pulse.running():
+            yield DistContext(rank, world_size, device, host_group, pulse)
     finally:
         dist.destroy_process_group()
+
+
+_PLACES = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise GPT2LabError(f"{name} is {text!r}; it must be a number, as torchrun sets it")
+    return int(text)
+
+
+def _connect(timeout: float, *, host_it: bool = False) -> Store:
+    """A connection to the store at MASTER_ADDR:MASTER_PORT, in a corner of its own for each restart of torchrun."""
+    address, port = os.environ.get("MASTER_ADDR"), _number("MASTER_PORT", 0)
+    if not address or not port:
+        raise GPT2LabError("WORLD_SIZE is set, but not MASTER_ADDR and MASTER_PORT; start with torchrun")
+    try:
+        store = TCPStore(address, port, is_master=host_it, timeout=timedelta(seconds=timeout), wait_for_workers=False)
+    except RuntimeError as error:
+        raise GPT2LabError(
+            f"cannot reach the first process at {address}:{port} within {timeout:g} s (system.start_timeout): "
+            f"{str(error).partition(chr(10))[0]}"
+        ) from error
+    return PrefixStore(f"gpt2lab/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _meet(rank: int, world_size: int, timeout: float) -> Store:
+    """Wait until every process has announced itself; the ones that have not are named."""
+    agent_hosts = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = _connect(timeout, host_it=rank == 0 and not agent_hosts)
+    store.set(f"joined/{rank}", str(os.getpid()))
+    deadline = time.monotonic() + timeout
+    while missing := [other for other in range(world_size) if not store.check([f"joined/{other}"])]:
+        if time.monotonic() > deadline:
+            names = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
+            raise GPT2LabError(
+                f"rank {names} of {world_size} did not start within {timeout:g} s (system.start_timeout); "
+                "look at their machines, then start all of them again"
+            )
+        time.sleep(0.05)
+    return store

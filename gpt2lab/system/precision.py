@@ -6,32 +6,48 @@ from typing import Literal
 
 import torch
 
+from gpt2lab.errors import GPT2LabError
 from gpt2lab.system import device as devices
+
+Name = Literal["fp32", "tf32", "bf16", "fp16"]
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Precision:
-    """A resolved policy: use `autocast()` around a forward pass."""
+    """A resolved policy: use `autocast()` around a forward pass, and `scaler()` around backward passes."""
 
-    name: Literal["fp32", "bf16"]
+    name: Name
     device_type: str
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """bf16 matrix products (reductions such as the loss stay fp32), or nothing for fp32."""
-        if self.name == "bf16":
-            return torch.autocast(self.device_type, dtype=torch.bfloat16)
+        """bf16 or fp16 matrix products (reductions such as the loss stay fp32), or nothing for fp32 and tf32."""
+        if self.name in _AUTOCAST:
+            return torch.autocast(self.device_type, dtype=_AUTOCAST[self.name])
         return contextlib.nullcontext()
 
+    def scaler(self) -> torch.amp.GradScaler:
+        """Scales the loss up so that small fp16 gradients do not vanish; does nothing for the other types."""
+        return torch.amp.GradScaler(self.device_type, enabled=self.name == "fp16")
 
-def choose(name: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
+
+def choose(name: Literal["auto"] | Name, device: torch.device) -> Precision:
     """Resolve `system.precision`: auto is bf16 where the hardware multiplies it natively, else fp32.
 
-    Without native instructions bf16 is emulated and slower than fp32, so auto does not take it there.
+    Without native instructions bf16 is emulated and slower than fp32, so auto does not take it there. On CUDA this
+    also sets whether fp32 products may run as tf32: always but under fp32.
+
+    Raises:
+        GPT2LabError: the hardware has no such type.
     """
+    ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if name == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere and later
-        else:
-            native = device.type == "cpu" and bool(devices.cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
-        name = "bf16" if native else "fp32"
+        native = device.type == "cpu" and bool(devices.cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+        name = "bf16" if native or ampere else "fp32"
+    if name == "tf32" and not ampere:
+        raise GPT2LabError("system.precision tf32 needs a CUDA device of the Ampere generation or later; use auto")
+    if name == "fp16" and device.type == "mps":
+        raise GPT2LabError("system.precision fp16 is for CUDA devices (and, slowly, CPUs); use auto or fp32")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("highest" if name == "fp32" else "high")
     return Precision(name, device.type)

@@ -5,6 +5,7 @@ people: a line in the words that users of such projects know, and on a terminal 
 """
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,8 +48,8 @@ class JsonLines:
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # open as long as the run
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one line with `step` and the values."""
-        self.write({"step": step, **values})
+        """Write one line with `step` and the values; null for one that is not finite, which JSON cannot say."""
+        self.write({"step": step, **{key: value if math.isfinite(value) else None for key, value in values.items()}})
 
     def write(self, record: Mapping[str, object]) -> None:
         """Write any record as one line."""

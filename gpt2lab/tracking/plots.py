@@ -30,8 +30,8 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 
 def series(metrics: Metrics, key: str) -> tuple[list[float], list[float]]:
-    """(steps, values) of the lines that have `key`."""
-    pairs = [(line["step"], line[key]) for line in metrics if key in line]
+    """(steps, values) of the lines that have `key`, and not null, which stands for nan."""
+    pairs = [(line["step"], line[key]) for line in metrics if line.get(key) is not None]
     return [step for step, _ in pairs], [value for _, value in pairs]
 
 

@@ -10,6 +10,7 @@ fails is left out with a warning; the run does not depend on it.
 import contextlib
 import importlib.util
 import json
+import math
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -129,9 +130,9 @@ def _record(folder: Path) -> Iterator[tuple[int, Mapping[str, float], Samples]]:
     drawn: dict[int, list[Mapping[str, Any]]] = {}
     for sample in _lines(folder / "samples.jsonl"):
         drawn.setdefault(sample["step"], []).append(sample)
-    for values in _lines(folder / "metrics.jsonl"):
-        step = values.pop("step")
-        yield step, values, drawn.get(step, [])
+    for line in _lines(folder / "metrics.jsonl"):
+        step = line.pop("step")
+        yield step, {key: math.nan if value is None else value for key, value in line.items()}, drawn.get(step, [])
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

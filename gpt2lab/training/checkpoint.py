@@ -3,30 +3,37 @@
     runs/NAME/checkpoints/step_00001000/
         config.json, model.safetensors     a Hugging Face model directory as it lies
         optimizer.safetensors              AdamW's state by parameter name
-        state.json                         step, RNG, fingerprint of data and settings
+        state.json                         step, RNG, guard, loss scale, fingerprint of data and settings
         SHA256SUMS                         written last, over all of them
 
-No pickle anywhere. The folder is written under a temporary name, synced and renamed (files.atomic_directory).
+No pickle anywhere. A snapshot is taken between two steps and written by a thread while training goes on: under a
+temporary name, synced, then renamed (files.atomic_directory).
 """
 
 import base64
 import json
+import random
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from gpt2lab import files
+from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import huggingface
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.model.pretrained import steps as steps
+from gpt2lab.system import device as devices
+from gpt2lab.system import distributed
 from gpt2lab.training import optimizer as optimizers
 
 FORMAT = 1
@@ -44,8 +51,8 @@ class Checkpoint:
         """Optimizer steps taken."""
         return int(self.state["step"])
 
-    def restore(self, model: GPT2, optimizer: torch.optim.Optimizer) -> None:
-        """Fill a model and its optimizer, and set the random number generators.
+    def restore_weights(self, model: GPT2) -> None:
+        """Fill a model, before it is sharded.
 
         Raises:
             GPT2LabError: tensors are missing or of another shape than the model's.
@@ -56,6 +63,13 @@ class Checkpoint:
             if name not in weights or name not in ours or weights[name].shape != ours[name].shape:
                 raise GPT2LabError(f"{self.path}: tensor {name} is missing or does not fit this run's model")
         model.load_state_dict(weights)
+
+    def restore_optimizer(self, model: GPT2, optimizer: torch.optim.Optimizer) -> None:
+        """Fill an optimizer, and set the random number generators.
+
+        Raises:
+            GPT2LabError: tensors are missing or of another shape than the model's.
+        """
         try:
             tensors = load_file(self.path / "optimizer.safetensors")
         except (SafetensorError, OSError) as error:
@@ -67,26 +81,102 @@ class Checkpoint:
             raise GPT2LabError(f"{self.path / 'state.json'}: its random state cannot be read: {error}") from error
 
 
-def write(folder: Path, step: int, model: GPT2, optimizer: torch.optim.Optimizer, fingerprint: dict[str, Any]) -> Path:
+class Snapshot(NamedTuple):
+    """A moment of training on the CPU, which training on does not change."""
+
+    step: int
+    config: GPT2Config
+    weights: dict[str, Tensor]  # as in a state dict
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]  # of state.json
+
+
+class Snapshots:
+    """Takes snapshots into one set of buffers, made at the first: so only one can be in use at a time."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(
+        self, step: int, model: GPT2, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: bool = True
+    ) -> Snapshot | None:
+        """Copy weights and optimizer state; of a sharded model on every rank, since each has but its part.
+
+        Args:
+            state: more for state.json, as JSON.
+            keep: false where only the parts of a sharded model are asked for; the result is then None.
+        """
+        device = next(model.parameters()).device
+        live: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in model.named_parameters()}
+        live |= {f"optimizer.{name}": t for name, t in optimizers.state_tensors(model, optimizer).items()}
+        for name, tensor in live.items():
+            all_of_it = distributed.whole(tensor.detach())
+            if keep:
+                if name not in self._buffers:
+                    pinned = device.type == "cuda"  # a card writes into such memory at full speed, and by itself
+                    self._buffers[name] = torch.empty_like(all_of_it, device="cpu", pin_memory=pinned)
+                self._buffers[name].copy_(all_of_it, non_blocking=True)
+        devices.synchronize(device)
+        if not keep:
+            return None
+        weights = {name[6:]: t for name, t in self._buffers.items() if name.startswith("model.")}
+        if model.config.tie_word_embeddings:
+            weights["lm_head.weight"] = weights["transformer.wte.weight"]
+        moments = {name[10:]: t for name, t in self._buffers.items() if name.startswith("optimizer.")}
+        state = {"format": FORMAT, "step": step, "rng": _get_rng(device), **state}
+        return Snapshot(step, model.config, weights, moments, state)
+
+
+def write(folder: Path, snapshot: Snapshot) -> Path:
     """Write `folder/step_NNNNNNNN` and return its path.
 
     Raises:
         GPT2LabError: no space, or another refusal of the file system; nothing half-written is left behind.
     """
-    path = folder / f"step_{step:08d}"
-    tensors = optimizers.state_tensors(model, optimizer)
-    _check_space(folder, sum(t.nbytes for t in tensors.values()) + sum(p.nbytes for p in model.parameters()))
-    state = {
-        "format": FORMAT,
-        "step": step,
-        "rng": _get_rng(next(model.parameters()).device),
-        "fingerprint": fingerprint,
-    }
+    path = folder / f"step_{snapshot.step:08d}"
+    _check_space(folder, sum(t.nbytes for t in (*snapshot.weights.values(), *snapshot.optimizer.values())))
     with files.atomic_directory(path) as temporary:
-        model.save_pretrained(temporary)
-        huggingface.save_tensors(temporary / "optimizer.safetensors", tensors)
-        (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        huggingface.write(temporary, snapshot.config, snapshot.weights)
+        huggingface.save_tensors(temporary / "optimizer.safetensors", snapshot.optimizer)
+        (temporary / "state.json").write_text(json.dumps(snapshot.state), encoding="utf-8")
     return path
+
+
+class Writer:
+    """Writes snapshots on a thread, so that training goes on meanwhile; one at a time.
+
+    Args:
+        work: writes one. What it raises is raised by the next `submit` or `wait`.
+    """
+
+    def __init__(self, work: Callable[[Snapshot], None]):
+        self._work = work
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last write is over and did not succeed."""
+        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
+
+    def submit(self, snapshot: Snapshot) -> None:
+        """Begin to write; the one before must have been waited for."""
+        assert self._writing is None
+        self._writing = self._thread.submit(self._work, snapshot)
+
+    def wait(self) -> None:
+        """Return when nothing is being written, so that the buffers of the snapshot are free.
+
+        Raises:
+            GPT2LabError: the last write failed.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """Let a write that has begun come to its end."""
+        self._thread.shutdown()
 
 
 def read(path: Path) -> Checkpoint:
@@ -131,16 +221,28 @@ def newest_good(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
-def prune(folder: Path, newest: int, keep_last: int, keep_every: int) -> None:
-    """Remove all but the last `keep_last` checkpoints up to step `newest` and those at multiples of `keep_every`.
+def prune(folder: Path, newest: int, keep_last: int, keep_every: int, keep_best: bool = False) -> None:
+    """Remove all checkpoints up to step `newest` but the last `keep_last`, multiples of `keep_every`, and the best.
 
-    Later ones do not count: they are damaged ones that the run went back behind, and will be written again.
+    Later ones do not count: they are damaged ones that the run went back behind, and will be written again. The best
+    has the lowest validation loss of those that were measured at their very step.
     """
-    for step, path in [(step, path) for step, path in steps(folder) if step <= newest][:-keep_last]:
-        if not (keep_every and step % keep_every == 0):
+    present = [(step, path) for step, path in steps(folder) if step <= newest]
+    losses = [(loss, step) for step, path in present if (loss := _val_loss(path)) is not None]
+    best = min(losses)[1] if keep_best and losses else None
+    for step, path in present[:-keep_last]:
+        if not (keep_every and step % keep_every == 0) and step != best:
             doomed = files.temporary_name(path)  # renamed first: a kill half-way leaves no damaged checkpoint
             path.rename(doomed)
             shutil.rmtree(doomed)
+
+
+def _val_loss(path: Path) -> float | None:
+    try:
+        value = json.loads((path / "state.json").read_text(encoding="utf-8")).get("val_loss")
+    except (OSError, ValueError, AttributeError):
+        return None  # damaged: it cannot be the best
+    return value if isinstance(value, float) else None
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -152,17 +254,32 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _get_rng(device: torch.device) -> dict[str, str]:
-    rng = {"cpu": torch.get_rng_state()}
+def _get_rng(device: torch.device) -> dict[str, Any]:
+    """Every generator's state. This project draws from torch's alone; Python's and numpy's are for who builds on it."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    rng: dict[str, Any] = {
+        "cpu": _encode(torch.get_rng_state()),
+        "python": random.getstate(),
+        "numpy": [kind, np.asarray(keys).tolist(), *rest],
+    }
     if device.type == "cuda":
-        rng["cuda"] = torch.cuda.get_rng_state(device)
-    return {name: base64.b64encode(state.numpy().tobytes()).decode() for name, state in rng.items()}
+        rng["cuda"] = _encode(torch.cuda.get_rng_state(device))
+    return rng
 
 
-def _set_rng(rng: dict[str, str], device: torch.device) -> None:
-    def decode(text: str) -> Tensor:
-        return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
-
-    torch.set_rng_state(decode(rng["cpu"]))
+def _set_rng(rng: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(_decode(rng["cpu"]))
     if device.type == "cuda" and "cuda" in rng:
-        torch.cuda.set_rng_state(decode(rng["cuda"]), device)
+        torch.cuda.set_rng_state(_decode(rng["cuda"]), device)
+    if "python" in rng:
+        version, numbers, gauss = rng["python"]
+        random.setstate((version, tuple(numbers), gauss))
+        np.random.set_state(tuple(rng["numpy"]))
+
+
+def _encode(state: Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode()
+
+
+def _decode(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

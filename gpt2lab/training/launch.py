@@ -8,6 +8,8 @@ Everything that can be refused is refused before the first step.
 
 import contextlib
 import importlib.util
+import random
+import signal
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -25,17 +27,19 @@ from gpt2lab.data import prepare
 from gpt2lab.data.loader import Loader, fixed_sequences, prefetch
 from gpt2lab.data.shards import TokenStream, is_ready, open_split, read_manifest
 from gpt2lab.data.tokenizer import Tokenizer
-from gpt2lab.errors import GPT2LabError
+from gpt2lab.errors import GPT2LabError, Stopped
 from gpt2lab.evaluation import hellaswag, loss, samples, scoring
 from gpt2lab.model import flops
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.system import device as devices
 from gpt2lab.system import distributed, precision
 from gpt2lab.system.distributed import DistContext
+from gpt2lab.system.signals import StopSignals
 from gpt2lab.tracking import report, trackers
 from gpt2lab.tracking.metrics import Console, JsonLines, Sink
 from gpt2lab.tracking.trackers import Trackers
-from gpt2lab.training import checkpoint, optimizer, run_directory
+from gpt2lab.training import checkpoint, optimizer, rehearsal, run_directory
+from gpt2lab.training.guard import Guard, GuardError
 from gpt2lab.training.run_directory import RunDirectory
 from gpt2lab.training.schedule import learning_rate
 from gpt2lab.training.trainer import Evaluator, Measure, Trainer
@@ -50,7 +54,8 @@ def run(config: Config) -> None:
         GPT2LabError: anything the user can mend.
     """
     began = time.perf_counter()
-    with distributed.start(config.system.device) as dist, contextlib.ExitStack() as stack:
+    timeouts = {"start_timeout": config.system.start_timeout, "timeout": config.system.timeout}
+    with distributed.start(config.system.device, **timeouts) as dist, contextlib.ExitStack() as stack:
         say: Say = (lambda text: print(text, flush=True)) if dist.is_main else (lambda text: None)
         if dist.device.type == "cpu":
             devices.keep_freed_memory()
@@ -87,57 +92,116 @@ def run(config: Config) -> None:
                     "To train on, raise --train.max_steps; to train anew, give another --run.name."
                 )
                 return
-        model, adamw = _build(config, dist)
-        if start is not None:
-            start.restore(model, adamw)
+        model, adamw = _build(config, dist, start)
+        trained, plan = _as_it_trains(model, config, plan, policy, dist, say)
         first_step = start.step if start else 0
         _introduce(config, plan, model, train_data, policy.name, dist, first_step, say)
-        facts = {"parameters": model.num_parameters(), "data": _describe(train_data, val_data)}
+        facts = {"parameters": flops.parameters(config.model), "data": _describe(train_data, val_data)}
         dist.on_main(lambda: directory.prepare(config, start, dist, facts))
 
+        events = _Events(directory, loader, dist, say)
         sinks = _sinks(config, directory, first_step, say) if dist.is_main else []
         for sink in sinks:
             stack.callback(sink.close)
-
-        def save(step: int) -> None:
-            files.sync(directory.metrics)  # a step's record is on disk before the checkpoint that goes on from it
-            fingerprint = run_directory.fingerprint(config, data_digest)
-            checkpoint.write(directory.checkpoints, step, model, adamw, fingerprint)
-            checkpoint.prune(directory.checkpoints, step, config.checkpoint.keep_last, config.checkpoint.keep_every)
-            try:
-                report.write(directory.path)
-            except Exception as error:  # whatever a plot may stumble over, training is not ended by it
-                say(f"warning: no report this time: {error}")
-
+        if start is not None:
+            events.note(first_step, "resumed", {"checkpoint": str(start.path), "world_size": dist.world_size})
+        writer = checkpoint.Writer(lambda snapshot: _keep(snapshot, config, directory, say))
+        stack.callback(writer.close)
+        signals = stack.enter_context(StopSignals(speak=dist.is_main))
         trainer = Trainer(
-            model=_as_it_trains(model, config, dist),
-            plain_model=model,
+            model=trained,
+            plain=lambda: _plain(model, config, dist),
             optimizer=adamw,
             learning_rate=lambda step: learning_rate(step, config.train.max_steps, config.optimizer),
             grad_clip=config.optimizer.grad_clip,
             tokens_per_step=config.train.total_batch_size,
             flops_per_token=flops.flops_per_token(config.model),
+            micro_batch_size=plan.micro_batch_size,
             evaluators=evaluators,
-            save=lambda step: dist.on_main(lambda: save(step)),
+            save=lambda step, values: save(step, values),
             save_every=config.checkpoint.every,
+            asked_to_stop=lambda: _WRITE_FAILED if writer.failed else signals.received,
+            event=events.note,
             sinks=sinks,
             dist=dist,
             precision=policy,
+            guard=Guard(config.guard),
         )
-        batches = _batches(loader, plan, dist, first_step, config.train.max_steps, config.train.overfit_batch)
+        if start is not None:
+            run_directory.restore_progress(start, trainer.guard, trainer.scaler)
+        snapshots = checkpoint.Snapshots()
+
+        def save(step: int, values: dict[str, float]) -> None:
+            dist.on_main(writer.wait)
+            state = {
+                "fingerprint": run_directory.fingerprint(config, data_digest),
+                "val_loss": values.get("val/loss"),
+                **run_directory.progress(trainer.guard, trainer.scaler),
+            }
+            if dist.is_main or config.system.shard:
+                snapshot = snapshots.take(step, model, adamw, state, keep=dist.is_main)
+                if snapshot is not None:
+                    writer.submit(snapshot)
+
+        batches = _batches(loader, dist, first_step, config.train.max_steps, config.train.overfit_batch)
         stack.callback(batches.close)
         try:
-            trainer.run(batches, first_step, config.train.max_steps)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(directory.what_is_kept()) from None
+            stopped_by = trainer.run(batches, first_step, config.train.max_steps)
+            dist.on_main(writer.wait)
+        except GuardError as error:
+            dist.on_main(writer.wait)
+            raise GPT2LabError(f"{error}; {directory.what_is_kept()}") from error
         except torch.OutOfMemoryError as error:
             raise GPT2LabError(
-                f"out of memory on {dist.device}: lower train.micro_batch_size (now {plan.micro_batch_size})"
+                f"out of memory on {dist.device}: lower train.micro_batch_size (now {trainer.micro_batch_size})"
             ) from error
+        except RuntimeError as error:  # torch.distributed has no type of its own for a connection that breaks
+            if dist.heartbeat is None or not (lost := dist.heartbeat.silent()):
+                raise
+            raise GPT2LabError(f"lost {', '.join(lost)}: {error}; {directory.what_is_kept()}") from error
+        if stopped_by:
+            raise Stopped(stopped_by, f"stopped by {signal.Signals(stopped_by).name}: {directory.what_is_kept()}")
         say(
             f"done in {time.perf_counter() - began:.0f} s. Open {directory.path}/report.html in a browser; "
             f"gpt2lab sample --model-checkpoint {directory.path} continues a prompt."
         )
+
+
+_WRITE_FAILED = 255  # beyond every signal's number
+
+
+def _keep(snapshot: checkpoint.Snapshot, config: Config, directory: RunDirectory, say: Say) -> None:
+    """Write a checkpoint, remove those that need not stay, and draw the report; on the writer's thread."""
+    files.sync(directory.metrics)  # a step's record is on disk before the checkpoint that goes on from it
+    checkpoint.write(directory.checkpoints, snapshot)
+    keep = config.checkpoint
+    checkpoint.prune(directory.checkpoints, snapshot.step, keep.keep_last, keep.keep_every, keep.keep_best)
+    try:
+        report.write(directory.path)
+    except Exception as error:  # whatever a plot may stumble over, training is not ended by it
+        say(f"warning: no report this time: {error}")
+
+
+class _Events:
+    """What happened to a run beside its steps, in `events.jsonl` and on the screen. Every rank may call it."""
+
+    def __init__(self, directory: RunDirectory, loader: Loader, dist: DistContext, say: Say):
+        self._path = directory.events if dist.is_main else None
+        self._loader, self._say = loader, say
+
+    def note(self, step: int, event: str, details: dict[str, Any]) -> None:
+        """One line; with the sequences of the step, where it was skipped."""
+        if self._path is None:
+            return
+        if event == "skipped":
+            details = details | {"sequences": self._loader.sequence_ids(step - 1).tolist()}
+        if event != "resumed":
+            shown = ", ".join(f"{key} {value}" for key, value in details.items() if key != "sequences")
+            self._say(f"step {step:5d} | {event}: {shown}")
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        file = JsonLines(self._path)  # opened each time: most runs have no events, and need no file
+        file.write({"step": step, "time": now, "event": event, **details})
+        file.close()
 
 
 def _describe(train_data: TokenStream, val_data: TokenStream) -> dict[str, Any]:
@@ -155,17 +219,28 @@ def _enter(stack: contextlib.ExitStack, directory: RunDirectory) -> None:
     stack.enter_context(directory.lock)
 
 
-def _build(config: Config, dist: DistContext) -> tuple[GPT2, torch.optim.AdamW]:
-    """The model with its first weights, which `run.seed` fixes, and its optimizer."""
+def _build(config: Config, dist: DistContext, start: checkpoint.Checkpoint | None) -> tuple[GPT2, torch.optim.AdamW]:
+    """The model with its first weights, which `run.seed` fixes, or those of a checkpoint; and its optimizer."""
     torch.manual_seed(config.run.seed)
+    random.seed(config.run.seed)
+    np.random.seed(config.run.seed % 2**32)
     try:
-        model = GPT2(config.model).to(dist.device)
+        model = GPT2(config.model)
+        model.transformer.activation_checkpointing = config.system.activation_checkpointing
+        if start is not None:
+            start.restore_weights(model)
+        if config.system.shard and dist.world_size > 1:
+            dist.shard(model, model.transformer.h)  # a block at a time goes to the card, all of it might not fit
+        model.to(dist.device)
     except RuntimeError as error:  # also torch's OutOfMemoryError; torch has no type of its own for the CPU's
         gib = 4 * flops.parameters(config.model) / 2**30
         raise GPT2LabError(
             f"cannot make the model: its weights alone take {gib:,.1f} GiB ({error}); lower model.size or model.n_embd"
         ) from error
-    return model, optimizer.build(model, config.optimizer)
+    adamw = optimizer.build(model, config.optimizer)
+    if start is not None:
+        start.restore_optimizer(model, adamw)
+    return model, adamw
 
 
 def _open_data(config: Config, dist: DistContext, say: Say) -> tuple[TokenStream, TokenStream]:
@@ -215,13 +290,52 @@ def _introduce(
         say(f"resuming after step {first_step}")
 
 
-def _as_it_trains(model: GPT2, config: Config, dist: DistContext) -> nn.Module:
-    """Wrapped for the ranks, and compiled where that was asked for or pays."""
-    trained = dist.wrap(model)
+def _as_it_trains(
+    model: GPT2, config: Config, plan: BatchPlan, policy: precision.Precision, dist: DistContext, say: Say
+) -> tuple[nn.Module, BatchPlan]:
+    """Wrapped for the ranks, compiled where that was asked for or pays, with a micro batch that fits the card."""
+    sharded = config.system.shard and dist.world_size > 1
+    trained: nn.Module = model if sharded else dist.wrap(model)
+
+    def try_it(size: int) -> None:
+        rehearsal.micro_step(trained, size, config.model.block_size, dist, policy)
+
+    if dist.device.type == "cuda":
+        share = plan.sequences // dist.world_size
+        reserve = 8 * flops.parameters(config.model) // (dist.world_size if sharded else 1)  # AdamW's two moments
+        size = plan.micro_batch_size
+        if config.train.micro_batch_size == "auto":
+            size = rehearsal.estimate(try_it, share, reserve, dist)
+        size = rehearsal.fitting(try_it, size, share, reserve, dist, say)
+        plan = plan._replace(micro_batch_size=size, grad_accum_steps=share // size)
     pays = dist.device.type == "cuda" and importlib.util.find_spec("triton") is not None
     if config.system.compile == "on" or (config.system.compile == "auto" and pays):
-        trained = torch.compile(trained)  # type: ignore[assignment]
-    return trained
+        eager, trained, why = trained, torch.compile(trained), ""  # type: ignore[assignment]
+        try:
+            try_it(plan.micro_batch_size)
+        except Exception as error:  # a compiler has many ways to fail
+            why = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+        if dist.highest(int(bool(why))):
+            say(f"torch.compile does not work here, so training goes on without it ({why or 'on another rank'})")
+            trained = eager
+    return trained, plan
+
+
+@contextlib.contextmanager
+def _plain(model: GPT2, config: Config, dist: DistContext) -> Generator[nn.Module, None, None]:
+    """The weights as an ordinary model, whatever wraps them in training; a sharded one is put together for the while.
+
+    Evaluations deal out their work unevenly, and so could not run on a model whose every layer all ranks must enter.
+    """
+    if not (config.system.shard and dist.world_size > 1):
+        yield model
+        return
+    with torch.device("meta"):
+        copy = GPT2(config.model)
+    weights = {name: distributed.whole(tensor.detach()) for name, tensor in model.state_dict().items()}
+    copy.load_state_dict(weights, assign=True)
+    copy._tie()
+    yield copy
 
 
 def _sinks(config: Config, directory: RunDirectory, first_step: int, say: Say) -> list[Sink]:
@@ -264,7 +378,11 @@ def _hellaswag(config: Config, policy: precision.Precision, dist: DistContext, s
     def measure(plain: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(plain, GPT2)
         began = time.perf_counter()
-        scores = scoring.score(plain, task.requests, dist=dist, precision=policy)
+        try:
+            scores = scoring.score(plain, task.requests, dist=dist, precision=policy)
+        except GPT2LabError as error:
+            say(f"warning: no HellaSwag at step {step}: {error}")
+            return {}
         figures = task.as_json(scores)
         seconds = time.perf_counter() - began
         lost = f", {lost} texts beyond the window cut on the left" if (lost := int(scores.truncated.sum())) else ""
@@ -287,15 +405,19 @@ def _sampler(config: Config, directory: RunDirectory, dist: DistContext) -> Meas
         assert isinstance(plain, GPT2)
         if not dist.is_main:
             return {}
-        drawn = samples.draw(
-            plain,
-            tokenizer,
-            settings.sample_prompt,
-            count=settings.sample_count,
-            max_new_tokens=settings.sample_tokens,
-            top_k=settings.sample_top_k,
-            seed=config.run.seed,
-        )
+        try:
+            drawn = samples.draw(
+                plain,
+                tokenizer,
+                settings.sample_prompt,
+                count=settings.sample_count,
+                max_new_tokens=settings.sample_tokens,
+                top_k=settings.sample_top_k,
+                seed=config.run.seed,
+            )
+        except (GPT2LabError, RuntimeError) as error:  # weights that are not finite: the guard decides about the run
+            print(f"warning: no samples at step {step}: {error}", flush=True)
+            return {}
         file = JsonLines(directory.samples)
         for one in drawn:
             print(f"sample {one.seed - config.run.seed + 1} at step {step}: {one.text!r}", flush=True)
@@ -307,12 +429,12 @@ def _sampler(config: Config, directory: RunDirectory, dist: DistContext) -> Meas
 
 
 def _batches(
-    loader: Loader, plan: BatchPlan, dist: DistContext, first_step: int, stop: int, overfit: bool
+    loader: Loader, dist: DistContext, first_step: int, stop: int, overfit: bool
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """(x, y) a step, int64 (grad_accum_steps, micro_batch_size, T) on the device, read while the last step computes."""
+    """(x, y) a step, int64 (this rank's sequences, T) on the device, read while the last step computes."""
 
     def on_host(tokens: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(tokens).view(plan.grad_accum_steps, plan.micro_batch_size, -1)
+        tensor = torch.from_numpy(tokens)
         return tensor.pin_memory() if dist.device.type == "cuda" else tensor
 
     def batch(step: int) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from gpt2lab.config import OptimizerConfig
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.system.distributed import like, whole
 
 _STATE = ("exp_avg", "exp_avg_sq", "step")
 
@@ -31,7 +32,7 @@ def build(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
     """Scale all gradients together down to `max_norm` (0: leave them) and return the norm before, a float32 scalar."""
-    return nn.utils.clip_grad_norm_(model.parameters(), max_norm if max_norm > 0 else float("inf"))
+    return whole(nn.utils.clip_grad_norm_(model.parameters(), max_norm if max_norm > 0 else float("inf")))
 
 
 def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
@@ -61,5 +62,8 @@ def load_state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tenso
             found = tensors.get(f"{name}.{key}")
             if found is None or (key != "step" and found.shape != parameters[name].shape):
                 raise GPT2LabError(f"optimizer.safetensors: {name}.{key} is missing or does not fit the model")
-        state[i] = {key: tensors[f"{name}.{key}"] for key in _STATE}
+        state[i] = {
+            key: tensors[f"{name}.{key}"] if key == "step" else like(parameters[name], tensors[f"{name}.{key}"])
+            for key in _STATE
+        }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gpt2lab import __version__, files
 from gpt2lab.config import Config, load
 from gpt2lab.errors import GPT2LabError
@@ -20,6 +22,7 @@ from gpt2lab.system.device import describe
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.tracking.metrics import truncate_jsonl
 from gpt2lab.training import checkpoint
+from gpt2lab.training.guard import Guard
 
 _MAY_GROW = "train.max_steps"
 # What a run writes down as fingerprint: with any of these changed, going on would train something else.
@@ -41,6 +44,10 @@ _NO_MATTER = (
     "checkpoint.",
     "tracking.",
     "system.compile",
+    "system.shard",
+    "system.activation",
+    "system.start_timeout",
+    "system.timeout",
     "train.eval",
     "train.hellaswag",
     "train.sample",
@@ -57,6 +64,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
+        self.events = self.path / "events.jsonl"
         self.lock = files.DirectoryLock(self.path)
 
     def starting_point(self, resume: str, say: Callable[[str], None]) -> checkpoint.Checkpoint | None:
@@ -98,9 +106,9 @@ class RunDirectory:
             return ""
 
     def what_is_kept(self) -> str:
-        """What an interruption leaves, for the person who interrupted."""
+        """What an interruption leaves, in words: the last checkpoint, by name."""
         if present := checkpoint.steps(self.checkpoints):
-            return f"step {present[-1][0]} is kept, and the same command goes on from there"
+            return f"{present[-1][1]} is kept, and the same command goes on from there"
         return "nothing is kept yet: the first checkpoint had not been written (checkpoint.every)"
 
     def prepare(
@@ -109,7 +117,7 @@ class RunDirectory:
         """Write config.yaml and environment.json (with `facts`), and cut the records back to the step of the start."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         files.remove_temporaries(self.checkpoints)
-        for record in (self.metrics, self.samples):
+        for record in (self.metrics, self.samples, self.events):
             if start is not None and start.path.parent.resolve() != self.checkpoints.resolve():
                 self._adopt(record, start.path.parent.parent / record.name)
             truncate_jsonl(record, start.step if start else -1)
@@ -151,6 +159,26 @@ def check_match(start: checkpoint.Checkpoint, config: Config, data: str, say: Ca
         if was.get(name) != value and not name.startswith(_NO_MATTER):
             more = "; the learning rate follows the new cosine from here" if name == _MAY_GROW else ""
             say(f"note: {name} was {was.get(name)}, is {value} from step {start.step} on{more}")
+
+
+def progress(guard: Guard, scaler: torch.amp.GradScaler) -> dict[str, Any]:
+    """What the trainer remembers beside weights and optimizer, for state.json."""
+    return {"guard": guard.state(), "scaler": scaler.state_dict()}
+
+
+def restore_progress(start: checkpoint.Checkpoint, guard: Guard, scaler: torch.amp.GradScaler) -> None:
+    """Put back what `progress` gave; a checkpoint of an earlier version, or of another precision, has less.
+
+    Raises:
+        GPT2LabError: it was changed by hand.
+    """
+    try:
+        if "guard" in start.state:
+            guard.load(start.state["guard"])
+        if scaler.is_enabled() and start.state.get("scaler"):
+            scaler.load_state_dict(start.state["scaler"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise GPT2LabError(f"{start.path / 'state.json'}: its guard or loss scale cannot be read: {error}") from error
 
 
 def environment(dist: DistContext) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """The loop. It is handed everything it uses, and makes nothing itself (launch.py does)."""
 
+import contextlib
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from gpt2lab.system import device as devices
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
 from gpt2lab.tracking.metrics import Sink
+from gpt2lab.training.guard import Guard
 from gpt2lab.training.optimizer import clip_gradients
 
 Measure = Callable[[nn.Module, int], dict[str, float]]  # (plain model, step) -> values by metric key
@@ -27,69 +30,79 @@ class Evaluator(NamedTuple):
     measure: Measure
 
 
-@dataclass(frozen=True)
+class _OutOfMemory(Exception):
+    """A rank ran out of memory in this step, and all of them know."""
+
+
+@dataclass
 class Trainer:
     """One training run, from any step to the last."""
 
     model: nn.Module  # as it trains: compiled, and wrapped for many ranks
-    plain_model: nn.Module  # the same weights without either: evaluated, sampled and saved
+    plain: Callable[[], contextlib.AbstractContextManager[nn.Module]]  # the same weights without either, to evaluate
     optimizer: torch.optim.Optimizer
     learning_rate: Callable[[int], float]
     grad_clip: float
     tokens_per_step: int
     flops_per_token: int
+    micro_batch_size: int
     evaluators: Sequence[Evaluator]
-    save: Callable[[int], None]
+    save: Callable[[int, dict[str, float]], None]  # (step, its values)
     save_every: int
+    asked_to_stop: Callable[[], int]  # 0, or a number other than 0: save, and return it
+    event: Callable[[int, str, dict[str, Any]], None]  # (step, what happened, details)
     sinks: Sequence[Sink]
     dist: DistContext
     precision: Precision
+    guard: Guard
+    scaler: torch.amp.GradScaler = field(init=False)
 
-    def run(self, batches: Iterator[tuple[Tensor, Tensor]], start: int, stop: int) -> None:
-        """Take the optimizer steps start + 1 … stop.
+    def __post_init__(self) -> None:
+        self.scaler = self.precision.scaler()
+
+    def run(self, batches: Iterator[tuple[Tensor, Tensor]], start: int, stop: int) -> int:
+        """Take the optimizer steps start + 1 … stop, or fewer if asked to stop.
 
         Args:
-            batches: one (x, y) a step, int64 (grad_accum_steps, B, T) on the device.
+            batches: one (x, y) a step, int64 (n, T) on the device: this rank's n sequences of the step.
+
+        Returns:
+            0 at the end, else what `asked_to_stop` said on one of the ranks; either way the last step is saved.
 
         Raises:
-            GPT2LabError: the loss or the gradient is not finite; the weights are still those of the step before.
+            GuardError: too many steps in a row had to be skipped.
         """
         if start == 0:
             self._log(0, self._evaluate(0, stop))
         for step in range(start + 1, stop + 1):
             values = self._train_step(step, batches)
-            self._log(step, values | self._evaluate(step, stop))
-            if step == stop or (self.save_every and step % self.save_every == 0):
-                self.save(step)
+            values |= self._evaluate(step, stop)
+            self._log(step, values)
+            asked = self.dist.highest(self.asked_to_stop())
+            if asked or step == stop or (self.save_every and step % self.save_every == 0):
+                self.save(step, values)
+            if asked:
+                return asked
+        return 0
 
     def _train_step(self, step: int, batches: Iterator[tuple[Tensor, Tensor]]) -> dict[str, float]:
         began = time.perf_counter()
         x, y = next(batches)
         data_ready = time.perf_counter()
-        micro_steps = len(x)
-        loss_sum = torch.zeros((), device=self.dist.device)
-        for micro_step in range(micro_steps):
-            with self.dist.gradient_sync(self.model, last=micro_step == micro_steps - 1):
-                with self.precision.autocast():
-                    _, loss = self.model(x[micro_step], y[micro_step])
-                (loss / micro_steps).backward()
-            loss_sum += loss.detach()
-        norm = float(clip_gradients(self.plain_model, self.grad_clip))
-        loss_mean = float(self.dist.mean(loss_sum / micro_steps))
-        if not (math.isfinite(loss_mean) and math.isfinite(norm)):
-            raise GPT2LabError(
-                f"step {step}: loss {loss_mean}, gradient norm {norm}: not finite, so training stops here; "
-                "lower optimizer.max_lr and run again to go on from the last checkpoint"
-            )
+        loss = float(self.dist.mean(self._gradients(step, x, y)))
+        self.scaler.unscale_(self.optimizer)
+        norm = float(clip_gradients(self.model, self.grad_clip))
         lr = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.step()
+        if self._may_step(step, loss, norm):
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         devices.synchronize(self.dist.device)
         seconds = time.perf_counter() - began
         values = {
-            "train/loss": loss_mean,
+            "train/loss": loss,
             "train/lr": lr,
             "train/grad_norm": norm,
             "perf/tokens_per_second": self.tokens_per_step / seconds,
@@ -100,18 +113,70 @@ class Trainer:
         if (peak := devices.peak_flops(self.dist.device)) is not None:
             achieved = self.flops_per_token * self.tokens_per_step / seconds
             values["perf/mfu"] = achieved / (peak * self.dist.world_size)
+        if self.guard.skipped:
+            values["guard/skipped"] = self.guard.skipped
+        if self.scaler.is_enabled():
+            values["train/loss_scale"] = self.scaler.get_scale()
         return values
+
+    def _may_step(self, step: int, loss: float, norm: float) -> bool:
+        """The guard's judgement; an overflow of fp16 gradients is the scaler's business, while it can scale down."""
+        overflow = self.scaler.is_enabled() and math.isfinite(loss) and not math.isfinite(norm)
+        if overflow and self.scaler.get_scale() > 1:
+            return True  # the scaler leaves this step out by itself, and halves its scale
+        if (why := self.guard.judge(step, loss, norm)) is not None:
+            self.event(step, "skipped", {"why": why})
+        return why is None
+
+    def _gradients(self, step: int, x: Tensor, y: Tensor) -> Tensor:
+        """Accumulate the step's gradients, in smaller micro batches if memory runs out; the mean loss, 0-d float32."""
+        while True:
+            try:
+                return self._micro_steps(x, y)
+            except _OutOfMemory:
+                pass  # outside the except clause nothing holds on to the failed step's tensors any more
+            self.optimizer.zero_grad(set_to_none=True)
+            gc.collect()
+            devices.release_memory(self.dist.device)
+            was, self.micro_batch_size = self.micro_batch_size, smaller_micro_batch(self.micro_batch_size, len(x))
+            self.event(step, "out of memory", {"micro_batch_size": self.micro_batch_size, "was": was})
+
+    def _micro_steps(self, x: Tensor, y: Tensor) -> Tensor:
+        parts = list(zip(torch.split(x, self.micro_batch_size), torch.split(y, self.micro_batch_size), strict=True))
+        loss_sum, full = torch.zeros((), device=self.dist.device), False
+        for number, (inputs, targets) in enumerate(parts, start=1):
+            last = number == len(parts)
+            with self.dist.gradient_sync(self.model, last=last):
+                try:
+                    with self.precision.autocast():
+                        loss = None if full else self.model(inputs, targets)[1]
+                except torch.OutOfMemoryError:
+                    loss, full = None, True
+                if last and self.dist.highest(int(full)):  # before gradients cross ranks: all of them turn back
+                    raise _OutOfMemory
+                try:
+                    if loss is not None:
+                        self.scaler.scale(loss / len(parts)).backward()
+                        loss_sum += loss.detach()
+                except torch.OutOfMemoryError:
+                    if last and self.dist.world_size > 1:
+                        raise  # the others wait for these gradients; launch says what to do
+                    full = True
+        if full:
+            raise _OutOfMemory
+        return loss_sum / len(parts)
 
     def _evaluate(self, step: int, stop: int) -> dict[str, float]:
         """Whatever is due: before the first step, at multiples of its `every`, and after the last."""
+        due = [one.measure for one in self.evaluators if one.every and (step % one.every == 0 or step == stop)]
         values: dict[str, float] = {}
         began = time.perf_counter()
-        for _, every, measure in self.evaluators:
-            if every and (step % every == 0 or step == stop):
-                self.plain_model.eval()
-                with torch.no_grad():
-                    values |= measure(self.plain_model, step)
-                self.plain_model.train()
+        if due:
+            with self.plain() as model, torch.no_grad():
+                model.eval()
+                for measure in due:
+                    values |= measure(model, step)
+                model.train()
         if values:
             values["perf/eval_seconds"] = time.perf_counter() - began
         return values
@@ -119,3 +184,17 @@ class Trainer:
     def _log(self, step: int, values: dict[str, float]) -> None:
         for sink in self.sinks:
             sink.log(step, values)
+
+
+def smaller_micro_batch(size: int, share: int) -> int:
+    """The largest divisor of a rank's `share` of a step, in sequences, that is at most half of `size`.
+
+    Raises:
+        GPT2LabError: one sequence is already too much.
+    """
+    if size == 1:
+        raise GPT2LabError(
+            "out of memory with one sequence at a time; set system.activation_checkpointing, more processes with "
+            "system.shard, a smaller model.block_size, or a smaller model"
+        )
+    return next(n for n in range(size // 2, 0, -1) if share % n == 0)

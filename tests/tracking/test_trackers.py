@@ -1,6 +1,7 @@
 """Trackers show what metrics.jsonl holds, every step once, whatever happened to the run; and no run depends on them."""
 
 import json
+import math
 import os
 import signal
 import sqlite3
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gpt2lab.config import TrackingConfig
+from gpt2lab.config import Config, TrackingConfig
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.tracking import trackers
 from gpt2lab.training import launch
@@ -108,6 +109,20 @@ def test_what_came_before_is_shown_too(token_folder, tmp_path, straight):
         assert same(scalars, recorded(tmp_path / name))
         drawn = {one["step"] for one in records(tmp_path / name, "samples.jsonl")}
         assert {step for tag, step in texts if tag == "samples"} == drawn
+
+
+def test_steps_that_were_not_finite_are_shown_too(tmp_path):
+    """null in metrics.jsonl, NaN as it happens."""
+    config = Config.model_validate({"run": {"name": "tiny"}, "tracking": {"tensorboard": True}})
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    (tmp_path / "environment.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": null}\n')
+    shown = trackers.Trackers(config.tracking, tmp_path, 1, pytest.fail)
+    shown.log(2, {"train/loss": math.inf})
+    shown.log(3, {"train/loss": 3.0})
+    shown.close()
+    scalars, _ = in_tensorboard(tmp_path)
+    assert [one[:2] for one in scalars] == [("train/loss", step) for step in (1, 2, 3)]
 
 
 def test_killed_and_resumed_all_have_every_step_once(token_folder, tmp_path):

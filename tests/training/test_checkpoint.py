@@ -1,11 +1,13 @@
 """Checkpoints: exact, complete, checked, and kept by rule."""
 
 import json
+import random
+import threading
 
+import numpy as np
 import pytest
 import torch
 
-from gpt2lab.config import OptimizerConfig
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.training import checkpoint
@@ -17,17 +19,27 @@ from tests.training.test_optimizer import TINY, stepped
 def folder(tmp_path):
     model, adamw = stepped()
     for step in (1, 2, 3):
-        checkpoint.write(tmp_path, step, model, adamw, {"data": "d", "settings": {}})
+        checkpoint.write(tmp_path, taken(step, model, adamw))
     return tmp_path
+
+
+def taken(step, model, adamw, **state) -> checkpoint.Snapshot:
+    snapshot = checkpoint.Snapshots().take(step, model, adamw, {"fingerprint": {"data": "d", "settings": {}}} | state)
+    assert snapshot is not None
+    return snapshot
 
 
 def test_round_trip_is_exact(tmp_path):
     model, adamw = stepped()
-    path = checkpoint.write(tmp_path, 3, model, adamw, {"data": "d", "settings": {}})
+    random.seed(5)
+    path = checkpoint.write(tmp_path, taken(3, model, adamw))
     expected_random = torch.rand(4)
+    expected_others = random.random(), np.random.rand()
     other, fresh = stepped(steps=1)
     found = checkpoint.read(path)
-    found.restore(other, fresh)
+    found.restore_weights(other)
+    found.restore_optimizer(other, fresh)
+    assert (random.random(), np.random.rand()) == expected_others
     assert torch.equal(torch.rand(4), expected_random)  # the random generator goes on from where it was saved
     assert found.step == 3
     for name, tensor in model.state_dict().items():
@@ -77,11 +89,58 @@ def test_too_little_space_is_refused_before_anything_is_written(tmp_path, monkey
     model, adamw = stepped()
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(GPT2LabError, match=r"a checkpoint needs .* MiB and the disk has"):
-        checkpoint.write(tmp_path, 3, model, adamw, {})
+        checkpoint.write(tmp_path, taken(3, model, adamw))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_architecture_that_does_not_fit_is_named(folder):
     other = GPT2(TINY.model_copy(update={"n_embd": 32}))
     with pytest.raises(GPT2LabError, match=r"transformer.wte.weight is missing or does not fit"):
-        checkpoint.read(folder / "step_00000003").restore(other, optimizers.build(other, OptimizerConfig()))
+        checkpoint.read(folder / "step_00000003").restore_weights(other)
+
+
+def test_the_best_stays_and_a_damaged_one_is_not_the_best(tmp_path):
+    model, adamw = stepped()
+    for step, loss in enumerate([3.0, 2.0, 1.0, 4.0, None, 5.0], start=1):
+        checkpoint.write(tmp_path, taken(step, model, adamw, val_loss=loss))
+    (tmp_path / "step_00000003" / "state.json").write_text("{")
+    checkpoint.prune(tmp_path, newest=6, keep_last=1, keep_every=0, keep_best=True)
+    assert [step for step, _ in checkpoint.steps(tmp_path)] == [2, 6]
+    checkpoint.prune(tmp_path, newest=6, keep_last=1, keep_every=0)
+    assert [step for step, _ in checkpoint.steps(tmp_path)] == [6]
+
+
+def test_a_snapshot_is_of_its_moment_while_training_goes_on(tmp_path):
+    model, adamw = stepped()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    snapshot, go = taken(1, model, adamw), threading.Event()
+
+    def work(snapshot):
+        go.wait()
+        checkpoint.write(tmp_path, snapshot)
+
+    writer = checkpoint.Writer(work)
+    writer.submit(snapshot)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)  # training goes on
+    go.set()
+    writer.wait()
+    writer.close()
+    other, _ = stepped()
+    checkpoint.read(tmp_path / "step_00000001").restore_weights(other)
+    assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+
+
+def test_a_failed_write_is_seen_and_raised_once():
+    def work(snapshot):
+        raise GPT2LabError("disk full")
+
+    writer = checkpoint.Writer(work)
+    writer.submit(taken(1, *stepped()))
+    with pytest.raises(GPT2LabError, match="disk full"):
+        writer.wait()
+    assert not writer.failed
+    writer.submit(taken(2, *stepped()))
+    writer.close()
+    assert writer.failed

@@ -434,7 +434,7 @@ def test_a_prompt_outside_the_vocabulary_is_found_before_the_first_step(token_fo
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_weights_kept(token_folder, tmp_path):
-    with pytest.raises(GPT2LabError, match=r"step \d+: loss .* not finite"):
+    with pytest.raises(GPT2LabError, match=r"step \d+: loss .* not finite; 10 steps in a row .* is kept"):
         launch.run(
             settings(token_folder, tmp_path, optimizer__max_lr=1e30, optimizer__grad_clip=0, train__max_steps=30)
         )
