@@ -307,6 +307,7 @@ class Config(Section):
         yaml = YAML(typ="safe", pure=True)
         yaml.default_flow_style = False
         yaml.representer.add_representer(float, _represent_float)
+        yaml.representer.add_representer(str, _represent_text)
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # keep the order of the sections
         yaml.dump(self.model_dump(), stream)
         return stream.getvalue()
@@ -316,6 +317,12 @@ def _represent_float(representer: Any, value: float) -> Any:
     """1e-08 as 1.0e-08: readers of YAML 1.1 take the former for text."""
     text = repr(value)
     return representer.represent_scalar("tag:yaml.org,2002:float", text if "." in text else text.replace("e", ".0e"))
+
+
+def _represent_text(representer: Any, value: str) -> Any:
+    """off as "off": readers of YAML 1.1 take it for false."""
+    switch = value.lower() in ("on", "off", "yes", "no", "y", "n")
+    return representer.represent_scalar("tag:yaml.org,2002:str", value, style='"' if switch else None)
 
 
 def leaves() -> Iterator[tuple[str, Any]]:

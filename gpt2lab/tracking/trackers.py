@@ -228,6 +228,7 @@ class _Trackio:
     """A run in trackio's own database, which knows how far it came."""
 
     def __init__(self, run: _Run):
+        import matplotlib.figure  # noqa: F401  # which it looks for among the values, and must not meet half-imported
         import trackio
 
         self._markdown = trackio.Markdown

@@ -131,7 +131,7 @@ def test_killed_and_resumed_all_have_every_step_once(token_folder, tmp_path):
     words = command(settings(token_folder, tmp_path, **changes), tmp_path / "run.yaml")
     run, environment = tmp_path / "tiny", os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio")}
     process = subprocess.Popen(words, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
-    while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_bytes().count(b"\n") > 20):
+    while not ((run / "checkpoints" / "step_00000016").exists() and records(run)[-1]["step"] > 20):
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
