@@ -67,7 +67,7 @@ def _dispatch(arguments: list[str]) -> int:
     verbs.add_parser("data", help="look at a folder of token shards, or verify it", add_help=False)
     verbs.add_parser("evaluate", help="score a model: HellaSwag, other tasks, validation loss", add_help=False)
     verbs.add_parser("sample", help="continue a prompt with a trained model", add_help=False)
-    verbs.add_parser("report", help="draw a run's curves and write its report.html", add_help=False)
+    verbs.add_parser("report", help="write the page of a run, or of several beside each other", add_help=False)
     verbs.add_parser("settings", help="print every setting, as text or as a JSON schema", add_help=False)
     parsed, rest = parser.parse_known_args(arguments)
     doors = {"train": _train, "prepare": _prepare, "data": _data, "evaluate": _evaluate}
@@ -260,7 +260,8 @@ def _evaluate(arguments: list[str]) -> int:
         help="tokens of the validation loss; 0: none (default: the run's)",
     )
     add("--json", action="store_true", help="print one JSON object, and nothing else, to standard output")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the matrix products (default: auto)")
+    precisions = ("auto", "fp32", "tf32", "bf16", "fp16")
+    add("--precision", choices=precisions, default="auto", help="of the matrix products (default: auto)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)")
     add("--batch-tokens", type=_count, metavar="N", help="tokens of a forward pass (default: by device)")
     add("--include", metavar="DIR", help="folder of further task files for lm_eval:NAME")
@@ -329,18 +330,35 @@ def _sample(arguments: list[str]) -> int:
 
 def _report(arguments: list[str]) -> int:
     parser = _Parser(
-        prog="gpt2lab report", description="Draw loss_curve.png and write report.html into a run directory."
+        prog="gpt2lab report",
+        description="Write the page of a run, or of several beside each other, and draw their curves as PNGs.",
+        epilog="gpt2lab report runs/x                 writes runs/x/report.html\n"
+        "gpt2lab report runs/x runs/y          writes runs/compare_x_y.html",
     )
-    parser.add_argument("run", metavar="RUN", help="a run directory, such as runs/quickstart")
-    parser.add_argument("--price-per-hour", type=float, metavar="PRICE", help="of all the run's machines together")
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="a run directory, such as runs/quickstart")
+    add("--out", metavar="FILE", help="the page (default: report.html in the run, for several compare_… beside them)")
+    add("--price-per-hour", type=_price, metavar="PRICE", help="of all the machines of a run together")
     parsed = parser.parse_args(arguments)
 
     from pathlib import Path
 
     from gpt2lab.tracking import report
 
-    print(f"wrote {report.write(Path(parsed.run), parsed.price_per_hour)}")
+    out = Path(parsed.out) if parsed.out else None
+    written = report.write(*map(Path, parsed.runs), out=out, price_per_hour=parsed.price_per_hour)
+    print(f"wrote {', '.join(map(str, written))}")
     return 0
+
+
+def _price(text: str) -> float:
+    try:
+        price = float(text)
+    except ValueError:
+        price = -1
+    if not 0 <= price < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a price such as 2.50")
+    return price
 
 
 def _settings(arguments: list[str]) -> int:

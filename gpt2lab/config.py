@@ -9,6 +9,7 @@ The docstring below a field is its help text. Nothing here imports torch, so a t
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
@@ -48,9 +49,9 @@ class Section(BaseModel):
     @classmethod
     def _plain(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, str) and "\0" in value:
-            raise ValueError(f"{info.field_name} holds a NUL character")
+            raise ValueError("holds a NUL character")
         if isinstance(value, bool) and info.field_name and cls.model_fields[info.field_name].annotation is not bool:
-            raise ValueError(f"{info.field_name} takes a number or text, not {str(value).lower()}")
+            raise ValueError(f"takes a number or text, not {str(value).lower()}")
         return value
 
 
@@ -418,7 +419,7 @@ def load(files: Iterable[str | Path] = (), overrides: Mapping[str, Any] | None =
             if values is None:
                 continue  # a section whose keys are all commented out
             if not isinstance(values, Mapping):
-                raise GPT2LabError(f"{file}: {section} must hold settings, not {values!r}")
+                raise GPT2LabError(f"{file}: {section} must hold settings, not {_shown(values)}")
             if section == "model" and values.get("size") is not None:
                 _forget_shape(merged)
             for key, value in values.items():
@@ -459,7 +460,7 @@ def _read_yaml(file: Path) -> Mapping[str, Any]:
         raise GPT2LabError(f"{file}: line {_line(error)}: not valid YAML: {error.problem}") from None
     except RecursionError:
         raise GPT2LabError(f"{file}: nested too deep for a recipe; sections hold plain values") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, ValueError) as error:  # not UTF-8, an impossible date, a number of thousands of digits
         raise GPT2LabError(f"{file}: not valid YAML: {error}") from None
     except OSError as error:
         raise GPT2LabError(f"{file}: cannot read it: {error.strerror}") from None
@@ -493,8 +494,32 @@ def _first_line(error: ValidationError, origin: Mapping[str, str]) -> str:
     place = origin.get(name, "")
     if first["type"] == "extra_forbidden":
         return f"{'' if place == '--' else place}{unknown_setting(name)}"
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if first["type"] == "value_error":
-        return f"{message} ({name})" if name and "." not in name else message
-    same = [e["msg"].removeprefix("Input ") for e in error.errors() if e["loc"][:2] == first["loc"][:2]]
-    return f"{place}{name}: {' or '.join(dict.fromkeys(same))}, not {first['input']!r}"
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{place}{name}: {message}" if "." in name else f"{message} ({name})" if name else message
+    wanted = [_wanted(e) for e in error.errors() if e["loc"][:2] == first["loc"][:2]]
+    return f"{place}{name}: should be {' or '.join(dict.fromkeys(wanted))}, not {_shown(first['input'])}"
+
+
+def _wanted(error: Any) -> str:
+    """What pydantic would have taken, in our words where its own are a programmer's."""
+    kind, _, problem = error["type"].partition("_")
+    if kind in _KINDS and problem in ("type", "parsing", "parsing_size", "from_float"):
+        return _KINDS[kind]
+    return _FORMS.get(error["type"]) or str(error["msg"]).removeprefix("Input should be ")
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "string": "text", "bool": "true or false"}
+_FORMS = {
+    "string_pattern_mismatch": "letters, digits, '.', '_' and '-', beginning with a letter or digit",
+    "string_too_short": "text that is not empty",
+}
+
+
+def _shown(value: Any) -> str:
+    """A value as the user wrote it, more or less; a short one, however much a recipe's aliases make of it."""
+    if value is None or isinstance(value, bool):
+        return _plain(value)
+    brief = reprlib.Repr()
+    brief.maxlevel, brief.maxstring, brief.maxlong, brief.maxother = 1, 60, 60, 60
+    return brief.repr(value)

@@ -12,14 +12,16 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gpt2lab.errors import GPT2LabError
 
 DIGESTS = "SHA256SUMS"
 _TEMPORARY = ".tmp-"
+_DIGEST_LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>[^/]+)")  # a file of this folder, none elsewhere
 
 
 def sync(path: Path) -> None:
@@ -145,27 +147,26 @@ def write_digests(folder: Path) -> None:
     sync(digests)
 
 
-def verify_digests(folder: Path) -> None:
+def verify_digests(folder: Path, required: Iterable[str] = ()) -> None:
     """Check every file that `SHA256SUMS` lists. Files beside them (a tokenizer that somebody added) do not matter.
 
     Raises:
-        GPT2LabError: `SHA256SUMS` is missing or malformed; a file is missing, was changed or cannot be read.
+        GPT2LabError: `SHA256SUMS` is missing, malformed or does not list a `required` file; a file is missing, was
+            changed or cannot be read.
     """
     try:
-        lines = (folder / DIGESTS).read_text(encoding="utf-8").splitlines()
+        text = (folder / DIGESTS).read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise GPT2LabError(f"{folder} has no readable {DIGESTS}, so it is incomplete") from error
-    listed = {}
-    for line in lines:
-        digest, separator, name = line.partition("  ")
-        if not separator or len(digest) != 64:
-            raise GPT2LabError(f"{folder / DIGESTS} is damaged")
-        listed[name] = digest
+    *lines, rest = text.split("\n")  # not splitlines, which takes some damaged line ends for whole ones
+    listed = {match["name"]: match["digest"] for line in lines if (match := _DIGEST_LINE.fullmatch(line))}
+    if rest or not listed or len(listed) != len(lines) or not listed.keys() >= set(required):
+        raise GPT2LabError(f"{folder / DIGESTS} is damaged")
     for name, digest in listed.items():
         try:
             found = sha256(folder / name)
-        except OSError as error:
-            raise GPT2LabError(f"{folder / name} cannot be read: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            raise GPT2LabError(f"{folder / name} cannot be read: {error}") from error
         if found != digest:
             raise GPT2LabError(f"{folder / name} does not match its sha256 in {DIGESTS}: the file is damaged")
 

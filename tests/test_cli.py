@@ -47,7 +47,7 @@ MISTAKES = {
     "abbreviation": (["--train.max_s", "3"], "unknown setting train.max_s; did you mean train.max_steps?"),
     "misspelt": (["--train.max_stps", "3"], "did you mean train.max_steps?"),
     "equals sign": (["--optimiser.max_lr=3"], "did you mean optimizer.max_lr?"),
-    "wrong type": (["--train.max_steps", "many"], "--train.max_steps: should be a valid integer"),
+    "wrong type": (["--train.max_steps", "many"], "--train.max_steps: should be a whole number"),
     "out of range": (["--train.max_steps", "-1"], "--train.max_steps: should be greater than 0"),
     "value missing": (["--train.max_steps"], "--train.max_steps: expected one argument"),
     "stray word": (["quickstart"], "unexpected argument quickstart"),

@@ -75,6 +75,12 @@ def damage(folder, kind):
     elif kind == "digests cut short":
         text = (folder / "SHA256SUMS").read_text()
         (folder / "SHA256SUMS").write_text(text[: len(text) - 3])
+    elif kind == "digests empty":
+        (folder / "SHA256SUMS").write_text("")
+    elif kind == "another line end":  # one bit from a newline, and a line end to str.splitlines
+        (folder / "SHA256SUMS").write_text((folder / "SHA256SUMS").read_text().replace("\n", "\v", 1))
+    elif kind == "a file elsewhere":
+        (folder / "SHA256SUMS").write_text((folder / "SHA256SUMS").read_text().replace("  a", "  /a"))
     elif kind == "digests not text":
         (folder / "SHA256SUMS").write_bytes(b"\xff" * 100)
 
@@ -87,6 +93,9 @@ def damage(folder, kind):
         "file missing",
         "digests missing",
         "digests cut short",
+        "digests empty",
+        "another line end",
+        "a file elsewhere",
         "digests not text",
     ],
 )
@@ -94,6 +103,12 @@ def test_damage_is_noticed(folder, kind):
     damage(folder, kind)
     with pytest.raises(GPT2LabError, match=str(folder)):
         files.verify_digests(folder)
+
+
+def test_a_list_that_lacks_what_is_needed_is_damaged(folder):
+    files.verify_digests(folder, required=("a", "b"))
+    with pytest.raises(GPT2LabError, match="SHA256SUMS is damaged"):
+        files.verify_digests(folder, required=("a", "c"))
 
 
 def test_one_owner_a_folder_and_a_dead_one_is_no_owner(tmp_path):

@@ -47,7 +47,7 @@ class Options:
     val_tokens: int | None = None
     as_json: bool = False
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     batch_tokens: int | None = None
     include: str | None = None
 

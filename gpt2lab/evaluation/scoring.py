@@ -225,13 +225,13 @@ def _mask(segments: Tensor) -> Tensor:
 
 
 def _head_weight(model: GPT2, precision: Precision) -> Tensor:
-    """(V, C), in bf16 less its mean row.
+    """(V, C), in 16 bits less its mean row.
 
     That takes one number from all logits of a position, which no softmax sees. GPT-2's logits lie around -50, where
     bf16 goes in steps of a quarter; around 0 the steps are small.
     """
     weight = model.lm_head.weight
-    return weight if precision.name == "fp32" else (weight - weight.mean(dim=0)).to(torch.bfloat16)
+    return weight if precision.dtype == torch.float32 else (weight - weight.mean(dim=0)).to(precision.dtype)
 
 
 def _predict(model: GPT2, weight: Tensor, batch: _Batch, head_rows: int, greedy: bool) -> tuple[Tensor, Tensor]:

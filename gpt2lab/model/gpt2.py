@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import huggingface, pretrained
+from gpt2lab.model import cpu_attention, head, huggingface, pretrained
 from gpt2lab.model.linear import linear
 
 INIT_STD = 0.02
@@ -58,9 +58,15 @@ class Attention(nn.Module):
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        # softmax(q k^T / sqrt(D)) v, fused
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        y = _attend(q, k, v, mask)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # type: ignore[no-any-return]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v, each (B, H, T, D)."""
+    if cpu_attention.pays(q):
+        return cpu_attention.attention(q, k, v) if mask is None else cpu_attention.masked(q, k, v, mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
 
 
 class MLP(nn.Module):
@@ -171,10 +177,11 @@ class GPT2(nn.Module):
         return None, self._loss(hidden, targets)
 
     def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy of (B, T, C) against (B, T). The place for a loss that never holds all the logits."""
-        logits = self.lm_head(hidden).view(-1, self.config.vocab_size)  # (B*T, V)
-        # Softmax over 50,257 classes needs float32; where the logits have it already, float() copies nothing.
-        return F.cross_entropy(logits.float(), targets.reshape(-1), ignore_index=-100)
+        """Mean cross-entropy of (B, T, C) against (B, T)."""
+        flat, targets = hidden.view(-1, self.config.n_embd), targets.reshape(-1)  # (B*T, C), (B*T,)
+        if torch.compiler.is_compiling():  # the compiler fuses the conversion to float32 into softmax and loss
+            return F.cross_entropy(self.lm_head(flat).float(), targets, ignore_index=head.IGNORED)
+        return head.mean_cross_entropy(flat, self.lm_head.weight, targets)
 
     def num_parameters(self) -> int:
         """Parameters, the tied matrix counted once."""

@@ -68,7 +68,7 @@ def _newest_good(run: Path, folder: Path, warn: Callable[[str], None]) -> Found:
     present = steps(folder)
     for step, path in reversed(present):
         try:
-            files.verify_digests(path)
+            files.verify_digests(path, required=(huggingface.CONFIG, huggingface.WEIGHTS))
             return Found(path, run, step)
         except GPT2LabError as error:
             warn(f"{error}; trying the checkpoint before it")

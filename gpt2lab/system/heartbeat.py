@@ -32,10 +32,11 @@ class Heartbeat:
     def __init__(self, store: Store, rank: int, world_size: int, patience: float):
         self._store, self._rank, self._patience = store, rank, patience
         self._others = [other for other in range(world_size) if other != rank]
-        self.interval = min(2.0, patience / 4)
+        self.interval = min(1.0, patience / 4)
         self._who = f"pid {os.getpid()} on {socket.gethostname()}"
         self._parent = os.getppid()
         self._heard: dict[int, tuple[bytes, float]] = {}  # rank -> its last beat, and when that was new here
+        self._reachable = 0.0  # when the store last answered
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -52,13 +53,16 @@ class Heartbeat:
                 self._store.set(f"beat/{self._rank}", "left")
 
     def silent(self) -> list[str]:
-        """The processes that are not beating, in words; looks for a few intervals before it answers."""
-        since = time.monotonic()
-        time.sleep(2.5 * self.interval)
-        return [self._name(other) for other, (_, heard) in sorted(self._heard.items()) if heard < since]
+        """The processes that are not beating, in words; listens for a few intervals before it answers."""
+        time.sleep(1.5 * self.interval)  # by now everybody's last beat is known, or they never had one
+        before, began = dict(self._heard), time.monotonic()
+        time.sleep(2.0 * self.interval)
+        if self._reachable < began:  # without the store nobody is heard, and rank 0 is where it may have been
+            return [self._name(0)]
+        return [self._name(other) for other in self._others if before.get(other) == self._heard.get(other)]
 
     def _run(self) -> None:
-        count, reachable = 0, time.monotonic()
+        count, self._reachable = 0, time.monotonic()
         while not self._leaving.wait(self.interval if count else 0):
             if os.getppid() != self._parent:  # torchrun's agent is gone: nobody would end us
                 self._parent = os.getppid()
@@ -66,11 +70,11 @@ class Heartbeat:
             count += 1
             try:
                 self._store.set(f"beat/{self._rank}", f"{count} {self._who}")
-                known = [other for other in self._others if self._store.check([f"beat/{other}"])]
+                known = [o for o in self._others if o in self._heard or self._store.check([f"beat/{o}"])]
                 beats = dict(zip(known, self._store.multi_get([f"beat/{k}" for k in known]), strict=True))
-                reachable = time.monotonic()
+                self._reachable = time.monotonic()
             except Exception as error:  # whatever the connection may raise; rank 0 may just be leaving
-                if time.monotonic() - reachable > self._patience:
+                if time.monotonic() - self._reachable > self._patience:
                     self._leave(f"rank 0's store cannot be reached any more: {error}")
                 continue
             for other, beat in beats.items():
@@ -83,7 +87,8 @@ class Heartbeat:
                     self._leave(f"{self._name(other)} has been silent for {silence:.0f} s (system.timeout)")
 
     def _name(self, rank: int) -> str:
-        return f"rank {rank} ({self._heard[rank][0].decode().partition(' ')[2] or 'gone'})"
+        beat, _ = self._heard.get(rank, (b"", 0.0))
+        return f"rank {rank} ({beat.decode().partition(' ')[2] or 'gone'})"
 
     def _end(self, beat: bytes) -> None:
         """Kill a silent process of this machine: stopped, it would not even notice torchrun's SIGTERM."""

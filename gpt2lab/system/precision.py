@@ -20,6 +20,11 @@ class Precision:
     name: Name
     device_type: str
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that matrix products take their operands in; tf32 is a way of multiplying float32."""
+        return _AUTOCAST.get(self.name, torch.float32)
+
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """bf16 or fp16 matrix products (reductions such as the loss stay fp32), or nothing for fp32 and tf32."""
         if self.name in _AUTOCAST:

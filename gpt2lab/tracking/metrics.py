@@ -45,7 +45,8 @@ class JsonLines:
     """Appends to a `.jsonl` file; what it has written survives the death of the process at once."""
 
     def __init__(self, path: Path):
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # open as long as the run
+        # Open as long as the run; unbuffered, for a buffer that could not be written would be tried again on closing.
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write one line with `step` and the values; null for one that is not finite, which JSON cannot say."""
@@ -53,9 +54,10 @@ class JsonLines:
 
     def write(self, record: Mapping[str, object]) -> None:
         """Write any record as one line."""
+        line = (json.dumps(record) + "\n").encode()
         try:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+            while line:
+                line = line[self._file.write(line) :]
         except OSError as error:
             raise GPT2LabError(f"cannot write {self._file.name}: {error.strerror}; free space and run again") from error
 

@@ -37,6 +37,7 @@ from gpt2lab.system import distributed
 from gpt2lab.training import optimizer as optimizers
 
 FORMAT = 1
+FILES = (huggingface.CONFIG, huggingface.WEIGHTS, "optimizer.safetensors", "state.json")
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def read(path: Path) -> Checkpoint:
     """
     if not path.is_dir():
         raise GPT2LabError(f"{path}: there is no such checkpoint folder")
-    files.verify_digests(path)
+    files.verify_digests(path, required=FILES)
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gpt2lab import files
 from gpt2lab.config import BatchPlan, Config
 from gpt2lab.data import prepare
 from gpt2lab.data.loader import Loader, fixed_sequences, prefetch
@@ -35,12 +34,13 @@ from gpt2lab.system import device as devices
 from gpt2lab.system import distributed, precision
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.signals import StopSignals
-from gpt2lab.tracking import report, trackers
+from gpt2lab.tracking import trackers
 from gpt2lab.tracking.metrics import Console, JsonLines, Sink
 from gpt2lab.tracking.trackers import Trackers
 from gpt2lab.training import checkpoint, optimizer, rehearsal, run_directory
 from gpt2lab.training.guard import Guard, GuardError
 from gpt2lab.training.run_directory import RunDirectory
+from gpt2lab.training.saver import Saver
 from gpt2lab.training.schedule import learning_rate
 from gpt2lab.training.trainer import Evaluator, Measure, Trainer
 
@@ -93,7 +93,7 @@ def run(config: Config) -> None:
                 )
                 return
         model, adamw = _build(config, dist, start)
-        trained, plan = _as_it_trains(model, config, plan, policy, dist, say)
+        wrap, plan = _as_it_trains(model, config, plan, policy, dist, say)
         first_step = start.step if start else 0
         _introduce(config, plan, model, train_data, policy.name, dist, first_step, say)
         facts = {"parameters": flops.parameters(config.model), "data": _describe(train_data, val_data)}
@@ -105,11 +105,20 @@ def run(config: Config) -> None:
             stack.callback(sink.close)
         if start is not None:
             events.note(first_step, "resumed", {"checkpoint": str(start.path), "world_size": dist.world_size})
-        writer = checkpoint.Writer(lambda snapshot: _keep(snapshot, config, directory, say))
-        stack.callback(writer.close)
+        saver = Saver(
+            directory,
+            config.checkpoint,
+            model,
+            adamw,
+            dist,
+            sharded=config.system.shard,
+            fingerprint=run_directory.fingerprint(config, data_digest),
+            say=say,
+        )
+        stack.callback(saver.close)
         signals = stack.enter_context(StopSignals(speak=dist.is_main))
         trainer = Trainer(
-            model=trained,
+            wrap=wrap,
             plain=lambda: _plain(model, config, dist),
             optimizer=adamw,
             learning_rate=lambda step: learning_rate(step, config.train.max_steps, config.optimizer),
@@ -118,9 +127,9 @@ def run(config: Config) -> None:
             flops_per_token=flops.flops_per_token(config.model),
             micro_batch_size=plan.micro_batch_size,
             evaluators=evaluators,
-            save=lambda step, values: save(step, values),
+            save=saver.save,
             save_every=config.checkpoint.every,
-            asked_to_stop=lambda: _WRITE_FAILED if writer.failed else signals.received,
+            asked_to_stop=lambda: _WRITE_FAILED if saver.failed else signals.received,
             event=events.note,
             sinks=sinks,
             dist=dist,
@@ -128,37 +137,13 @@ def run(config: Config) -> None:
             guard=Guard(config.guard),
         )
         if start is not None:
-            run_directory.restore_progress(start, trainer.guard, trainer.scaler)
-        snapshots = checkpoint.Snapshots()
-
-        def save(step: int, values: dict[str, float]) -> None:
-            dist.on_main(writer.wait)
-            state = {
-                "fingerprint": run_directory.fingerprint(config, data_digest),
-                "val_loss": values.get("val/loss"),
-                **run_directory.progress(trainer.guard, trainer.scaler),
-            }
-            if dist.is_main or config.system.shard:
-                snapshot = snapshots.take(step, model, adamw, state, keep=dist.is_main)
-                if snapshot is not None:
-                    writer.submit(snapshot)
-
+            trainer.load(start.state)
         batches = _batches(loader, dist, first_step, config.train.max_steps, config.train.overfit_batch)
         stack.callback(batches.close)
-        try:
+        with _in_plain_words(trainer, saver, directory, dist):
             stopped_by = trainer.run(batches, first_step, config.train.max_steps)
-            dist.on_main(writer.wait)
-        except GuardError as error:
-            dist.on_main(writer.wait)
-            raise GPT2LabError(f"{error}; {directory.what_is_kept()}") from error
-        except torch.OutOfMemoryError as error:
-            raise GPT2LabError(
-                f"out of memory on {dist.device}: lower train.micro_batch_size (now {trainer.micro_batch_size})"
-            ) from error
-        except RuntimeError as error:  # torch.distributed has no type of its own for a connection that breaks
-            if dist.heartbeat is None or not (lost := dist.heartbeat.silent()):
-                raise
-            raise GPT2LabError(f"lost {', '.join(lost)}: {error}; {directory.what_is_kept()}") from error
+            saver.wait()
+        saver.report()
         if stopped_by:
             raise Stopped(stopped_by, f"stopped by {signal.Signals(stopped_by).name}: {directory.what_is_kept()}")
         say(
@@ -170,16 +155,24 @@ def run(config: Config) -> None:
 _WRITE_FAILED = 255  # beyond every signal's number
 
 
-def _keep(snapshot: checkpoint.Snapshot, config: Config, directory: RunDirectory, say: Say) -> None:
-    """Write a checkpoint, remove those that need not stay, and draw the report; on the writer's thread."""
-    files.sync(directory.metrics)  # a step's record is on disk before the checkpoint that goes on from it
-    checkpoint.write(directory.checkpoints, snapshot)
-    keep = config.checkpoint
-    checkpoint.prune(directory.checkpoints, snapshot.step, keep.keep_last, keep.keep_every, keep.keep_best)
+@contextlib.contextmanager
+def _in_plain_words(
+    trainer: Trainer, saver: Saver, directory: RunDirectory, dist: DistContext
+) -> Generator[None, None, None]:
+    """Whatever ends a run before its time, said in one line that names what is kept."""
     try:
-        report.write(directory.path)
-    except Exception as error:  # whatever a plot may stumble over, training is not ended by it
-        say(f"warning: no report this time: {error}")
+        yield
+    except GuardError as error:
+        saver.wait()
+        raise GPT2LabError(f"{error}; {directory.what_is_kept()}") from error
+    except torch.OutOfMemoryError as error:
+        raise GPT2LabError(
+            f"out of memory on {dist.device}: lower train.micro_batch_size (now {trainer.micro_batch_size})"
+        ) from error
+    except RuntimeError as error:  # torch.distributed has no type of its own for a connection that breaks
+        if dist.heartbeat is None or not (lost := dist.heartbeat.silent()):
+            raise
+        raise GPT2LabError(f"lost {', '.join(lost)}; {directory.what_is_kept()}") from error
 
 
 class _Events:
@@ -292,13 +285,13 @@ def _introduce(
 
 def _as_it_trains(
     model: GPT2, config: Config, plan: BatchPlan, policy: precision.Precision, dist: DistContext, say: Say
-) -> tuple[nn.Module, BatchPlan]:
-    """Wrapped for the ranks, compiled where that was asked for or pays, with a micro batch that fits the card."""
+) -> tuple[Callable[[], nn.Module], BatchPlan]:
+    """How to wrap it for the ranks, and compile it if asked for or if it pays; a micro batch that fits the card."""
     sharded = config.system.shard and dist.world_size > 1
-    trained: nn.Module = model if sharded else dist.wrap(model)
+    wrap: Callable[[], nn.Module] = (lambda: model) if sharded else (lambda: dist.wrap(model))
 
     def try_it(size: int) -> None:
-        rehearsal.micro_step(trained, size, config.model.block_size, dist, policy)
+        rehearsal.micro_step(wrap(), size, config.model.block_size, dist, policy)
 
     if dist.device.type == "cuda":
         share = plan.sequences // dist.world_size
@@ -310,15 +303,16 @@ def _as_it_trains(
         plan = plan._replace(micro_batch_size=size, grad_accum_steps=share // size)
     pays = dist.device.type == "cuda" and importlib.util.find_spec("triton") is not None
     if config.system.compile == "on" or (config.system.compile == "auto" and pays):
-        eager, trained, why = trained, torch.compile(trained), ""  # type: ignore[assignment]
+        eager, why = wrap, ""
+        wrap = lambda: torch.compile(eager())  # type: ignore[assignment, return-value]  # noqa: E731
         try:
             try_it(plan.micro_batch_size)
         except Exception as error:  # a compiler has many ways to fail
             why = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
         if dist.highest(int(bool(why))):
             say(f"torch.compile does not work here, so training goes on without it ({why or 'on another rank'})")
-            trained = eager
-    return trained, plan
+            wrap = eager
+    return wrap, plan
 
 
 @contextlib.contextmanager

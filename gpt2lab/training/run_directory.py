@@ -13,8 +13,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gpt2lab import __version__, files
 from gpt2lab.config import Config, load
 from gpt2lab.errors import GPT2LabError
@@ -22,7 +20,6 @@ from gpt2lab.system.device import describe
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.tracking.metrics import truncate_jsonl
 from gpt2lab.training import checkpoint
-from gpt2lab.training.guard import Guard
 
 _MAY_GROW = "train.max_steps"
 # What a run writes down as fingerprint: with any of these changed, going on would train something else.
@@ -159,26 +156,6 @@ def check_match(start: checkpoint.Checkpoint, config: Config, data: str, say: Ca
         if was.get(name) != value and not name.startswith(_NO_MATTER):
             more = "; the learning rate follows the new cosine from here" if name == _MAY_GROW else ""
             say(f"note: {name} was {was.get(name)}, is {value} from step {start.step} on{more}")
-
-
-def progress(guard: Guard, scaler: torch.amp.GradScaler) -> dict[str, Any]:
-    """What the trainer remembers beside weights and optimizer, for state.json."""
-    return {"guard": guard.state(), "scaler": scaler.state_dict()}
-
-
-def restore_progress(start: checkpoint.Checkpoint, guard: Guard, scaler: torch.amp.GradScaler) -> None:
-    """Put back what `progress` gave; a checkpoint of an earlier version, or of another precision, has less.
-
-    Raises:
-        GPT2LabError: it was changed by hand.
-    """
-    try:
-        if "guard" in start.state:
-            guard.load(start.state["guard"])
-        if scaler.is_enabled() and start.state.get("scaler"):
-            scaler.load_state_dict(start.state["scaler"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise GPT2LabError(f"{start.path / 'state.json'}: its guard or loss scale cannot be read: {error}") from error
 
 
 def environment(dist: DistContext) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class _OutOfMemory(Exception):
 class Trainer:
     """One training run, from any step to the last."""
 
-    model: nn.Module  # as it trains: compiled, and wrapped for many ranks
+    wrap: Callable[[], nn.Module]  # the model as it trains: compiled, and wrapped for many ranks; made anew each time
     plain: Callable[[], contextlib.AbstractContextManager[nn.Module]]  # the same weights without either, to evaluate
     optimizer: torch.optim.Optimizer
     learning_rate: Callable[[int], float]
@@ -47,7 +47,7 @@ class Trainer:
     flops_per_token: int
     micro_batch_size: int
     evaluators: Sequence[Evaluator]
-    save: Callable[[int, dict[str, float]], None]  # (step, its values)
+    save: Callable[[int, dict[str, float], dict[str, Any]], None]  # (step, its values, state())
     save_every: int
     asked_to_stop: Callable[[], int]  # 0, or a number other than 0: save, and return it
     event: Callable[[int, str, dict[str, Any]], None]  # (step, what happened, details)
@@ -55,9 +55,11 @@ class Trainer:
     dist: DistContext
     precision: Precision
     guard: Guard
+    model: nn.Module = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
+        self.model = self.wrap()
         self.scaler = self.precision.scaler()
 
     def run(self, batches: Iterator[tuple[Tensor, Tensor]], start: int, stop: int) -> int:
@@ -80,10 +82,28 @@ class Trainer:
             self._log(step, values)
             asked = self.dist.highest(self.asked_to_stop())
             if asked or step == stop or (self.save_every and step % self.save_every == 0):
-                self.save(step, values)
+                self.save(step, values, self.state())
             if asked:
                 return asked
         return 0
+
+    def state(self) -> dict[str, Any]:
+        """What the trainer remembers beside weights and optimizer, as JSON."""
+        return {"guard": self.guard.state(), "scaler": self.scaler.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Put back what `state` gave; a checkpoint of an earlier version, or of another precision, has less.
+
+        Raises:
+            GPT2LabError: it was changed by hand.
+        """
+        try:
+            if "guard" in state:
+                self.guard.load(state["guard"])
+            if self.scaler.is_enabled() and state.get("scaler"):
+                self.scaler.load_state_dict(state["scaler"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise GPT2LabError(f"state.json: its guard or loss scale cannot be read: {error}") from error
 
     def _train_step(self, step: int, batches: Iterator[tuple[Tensor, Tensor]]) -> dict[str, float]:
         began = time.perf_counter()
@@ -136,8 +156,10 @@ class Trainer:
             except _OutOfMemory:
                 pass  # outside the except clause nothing holds on to the failed step's tensors any more
             self.optimizer.zero_grad(set_to_none=True)
+            self.model = nn.Identity()  # a wrapper that was left between forward and backward waits for gradients
             gc.collect()
             devices.release_memory(self.dist.device)
+            self.model = self.wrap()
             was, self.micro_batch_size = self.micro_batch_size, smaller_micro_batch(self.micro_batch_size, len(x))
             self.event(step, "out of memory", {"micro_batch_size": self.micro_batch_size, "was": was})
 

@@ -97,10 +97,11 @@ def test_text_beyond_the_window_loses_its_beginning_and_is_counted(model, alone,
     np.testing.assert_allclose(scores.loss, one_at_a_time(model, kept)[0], atol=1e-4)
 
 
-def test_bf16_is_near(model, alone, fp32):
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_sixteen_bits_are_near(model, alone, fp32, kind):
     requests = some_requests()
     full = score(model, requests, dist=alone, precision=fp32)
-    half = score(model, requests, dist=alone, precision=precision.choose("bf16", CPU))
+    half = score(model, requests, dist=alone, precision=precision.choose(kind, CPU))
     assert np.abs(half.loss - full.loss).max() / full.tokens.max() < 0.15
 
 
