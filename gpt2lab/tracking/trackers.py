@@ -176,20 +176,20 @@ class _TensorBoard:
 
         events = run.folder / "tensorboard"
         self.begin = run.first_step + 1 if run.first_step and any(events.glob("events.*")) else 0
-        self._writer = SummaryWriter(str(events), purge_step=self.begin)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(events), purge_step=self.begin)
         for name in ("config.yaml", "environment.json"):
             text = _verbatim((run.folder / name).read_text(encoding="utf-8"))
-            self._writer.add_text(name, text, run.first_step)  # type: ignore[no-untyped-call]
+            self._writer.add_text(name, text, run.first_step)
 
     def log(self, step: int, values: Mapping[str, float], samples: Samples) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, step)
         if samples:
-            self._writer.add_text("samples", _as_markdown(samples), step)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]  # a kill may come at any time
+            self._writer.add_text("samples", _as_markdown(samples), step)
+        self._writer.flush()  # a kill may come at any time
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class _WeightsAndBiases:
@@ -228,7 +228,6 @@ class _Trackio:
     """A run in trackio's own database, which knows how far it came."""
 
     def __init__(self, run: _Run):
-        import matplotlib.figure  # noqa: F401  # which it looks for among the values, and must not meet half-imported
         import trackio
 
         self._markdown = trackio.Markdown

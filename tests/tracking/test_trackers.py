@@ -126,7 +126,7 @@ def test_steps_that_were_not_finite_are_shown_too(tmp_path):
 
 
 def test_killed_and_resumed_all_have_every_step_once(token_folder, tmp_path):
-    changes = {"train__max_steps": 40, "checkpoint__every": 16, "train__sample_every": 10, "train__eval_every": 20}
+    changes = {"train__max_steps": 120, "checkpoint__every": 16, "train__sample_every": 10, "train__eval_every": 20}
     changes |= {"tracking__tensorboard": True, "tracking__wandb": "offline", "tracking__trackio": True}
     words = command(settings(token_folder, tmp_path, **changes), tmp_path / "run.yaml")
     run, environment = tmp_path / "tiny", os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio")}
@@ -137,7 +137,7 @@ def test_killed_and_resumed_all_have_every_step_once(token_folder, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     subprocess.run(words, cwd=REPOSITORY, env=environment, check=True, stdout=subprocess.DEVNULL)
-    assert sorted(learned(run)) == list(range(41))
+    assert sorted(learned(run)) == list(range(121))
     assert same(in_tensorboard(run)[0], recorded(run))
     assert same(in_wandb(run), recorded(run))
     assert [one[:2] for one in in_trackio(tmp_path / "trackio")] == [one[:2] for one in recorded(run)]
