@@ -35,7 +35,9 @@ from gpt2lab.system import attention, distributed, precision
 from gpt2lab.system import device as devices
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.signals import StopSignals
+from gpt2lab.tracking import trackers
 from gpt2lab.tracking.metrics import Console, JsonLines, Sink
+from gpt2lab.tracking.trackers import Trackers
 from gpt2lab.training import checkpoint, optimizer, rehearsal, run_directory
 from gpt2lab.training.guard import Guard, GuardError
 from gpt2lab.training.run_directory import RunDirectory
@@ -74,6 +76,8 @@ def run(config: Config, watch: Sequence[Sink] = ()) -> None:
         )
         policy = precision.choose(config.system.precision, dist.device)
         directory = RunDirectory(config)
+        if not dist.on_main(directory.metrics.exists):  # a run that is under way is not ended by a missing tracker
+            dist.on_main(lambda: trackers.check_installed(config.tracking))
         possible: list[tuple[str, int, Callable[[], Measure]]] = [
             ("val", config.train.eval_every, lambda: _val_loss(config, val_data, plan, policy, dist)),
             ("hellaswag", config.train.hellaswag_every, lambda: _hellaswag(config, policy, dist, say)),
@@ -104,7 +108,7 @@ def run(config: Config, watch: Sequence[Sink] = ()) -> None:
         dist.on_main(lambda: directory.prepare(config, start, dist, facts))
 
         events = _Events(directory, loader, dist, say)
-        sinks = [*_sinks(config, directory, first_step), *watch] if dist.is_main else []
+        sinks = [*_sinks(config, directory, first_step, say), *watch] if dist.is_main else []
         for sink in sinks:
             stack.callback(sink.close)
         if start is not None:
@@ -353,9 +357,9 @@ def _plain(model: GPT2, config: Config, dist: DistContext) -> Generator[nn.Modul
     yield copy
 
 
-def _sinks(config: Config, directory: RunDirectory, first_step: int) -> list[Sink]:
+def _sinks(config: Config, directory: RunDirectory, first_step: int, say: Say) -> list[Sink]:
     console = Console(config.train.max_steps, first_step, config.tracking.log_every, terminal=sys.stdout.isatty())
-    return [JsonLines(directory.metrics), console]
+    return [JsonLines(directory.metrics), console, Trackers(config.tracking, directory.path, first_step, say)]
 
 
 def _val_loss(

@@ -67,8 +67,8 @@ def load_state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tenso
     state = {}
     for i, name in enumerate(names):
         for key in _STATE:
-            found = tensors.get(f"{name}.{key}")
-            if found is None or (key != "step" and found.shape != parameters[name].shape):
+            found, shape = tensors.get(f"{name}.{key}"), () if key == "step" else parameters[name].shape
+            if found is None or found.shape != shape:
                 raise GPT2LabError(f"optimizer.safetensors: {name}.{key} is missing or does not fit the model")
         state[i] = {
             key: tensors[f"{name}.{key}"] if key == "step" else like(parameters[name], tensors[f"{name}.{key}"])

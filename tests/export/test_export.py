@@ -13,7 +13,6 @@ from gpt2lab import GPT2, GPT2Config, Tokenizer, cli
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.export import launch
 from gpt2lab.export.launch import export
-from gpt2lab.model.generate import generate
 from tests.model.test_huggingface import random_model
 
 PROMPTS = ("Hello this is AI model,", "  two spaces", "naïve 東京 🙂", "\n\ndef f(x):", "7")
@@ -50,7 +49,7 @@ def test_transformers_continues_a_text_as_we_do(tmp_path, dtype, tied):
     assert theirs.config.vocab_size == len(tokenizer) == 50257
     for prompt in PROMPTS:
         ids = torch.tensor([Tokenizer().encode(prompt)])
-        expected = Tokenizer().decode(generate(ours, ids, 64, temperature=0)[0].tolist())
+        expected = Tokenizer().decode(ours.generate(ids, 64, temperature=0)[0].tolist())
         given = tokenizer(prompt, return_tensors="pt")
         made = theirs.generate(**given, max_new_tokens=64, do_sample=False, pad_token_id=50256)
         assert tokenizer.decode(made[0]) == expected

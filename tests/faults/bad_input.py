@@ -1,40 +1,33 @@
-"""Bad input of every kind, as a table: each is answered by one line that names file or key, and nothing is lost.
+"""Bad input of every kind, as tables: the answer is one line that names the file or the key, and nothing is lost.
 
-A case changes a copy of something good (recipe, shards, a run with checkpoints), or gives bad arguments or environment
-variables, and says what the line must contain. Most are run in this process, through the command line's `main`; those
-in REAL are real commands.
+A case changes a copy of something good (a recipe, shards, a run with checkpoints), or gives bad arguments or variables,
+and says what the line must contain. All are run in this process, through the command line's `main`; those in REAL are
+run as real commands too.
 """
 
-from collections.abc import Callable
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
-from tests.faults.runs import STEPS, Run
+import numpy as np
 
-MORE = str(2 * STEPS)  # steps, so that a finished run has something left to do
-
-
-class Place(NamedTuple):
-    """What a case may damage: its own copies."""
-
-    folder: Path
-    data: Path
-    run: Run
-
-    def checkpoint(self, step: int = STEPS) -> Path:
-        return self.run.checkpoints / f"step_{step:08d}"
-
-
-class Case(NamedTuple):
-    """What is bad, and what the line must say."""
-
-    expected: str
-    arguments: tuple[str, ...] = ()
-    recipe: str | bytes | None = None  # put over the run's own
-    damage: Callable[[Place], None] = lambda place: None
-    variables: dict[str, str] = {}  # noqa: RUF012  # never changed
-    command: tuple[str, ...] | None = None  # instead of train
-
+from gpt2lab import cli, files
+from tests.faults import runs
+from tests.faults.kills import straight
+from tests.faults.outcome import Outcome
+from tests.faults.processes import REPOSITORY
+from tests.faults.runs import EVERY
 
 # -- recipes
 
@@ -99,6 +92,8 @@ LINES = {
     "no such recipe": (("train", "--config", "nowhere.yaml"), "nowhere.yaml"),
     "recipe is a folder": (("train", "--config", "."), "--config ."),
     "unknown precision": (("train", "--system.precision", "fp7"), "--system.precision"),
+    "resume from nowhere": (("train", "--run.resume", "nowhere"), "nowhere"),
+    "seed without end": (("train", "--run.seed", "9" * 30), "--run.seed"),
     "no such device": (("train", "--system.device", "cuda"), "system.device cuda"),
     "sample of nothing": (("sample", "--model-checkpoint", "nowhere/at/all"), "nowhere/at/all"),
     "sample none": (("sample", "--model-checkpoint", "x", "--num-samples", "0"), "--num-samples"),
@@ -108,3 +103,325 @@ LINES = {
     "verify nothing": (("data", "verify", "nowhere"), "nowhere"),
     "prepare nothing": (("prepare", "files", "--input", "*.nothing"), "*.nothing"),
 }
+
+# -- shards
+
+Damage = Callable[[Path], object]
+
+
+def resaved(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Damage:
+    """Save the tokens of a shard again, changed."""
+    return lambda folder: np.save(folder / name, change(np.load(folder / name)))
+
+
+def rewritten(name: str, change: Callable[[bytes], bytes]) -> Damage:
+    """Change the bytes of a file."""
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+
+def manifest(**changes: object) -> Damage:
+    """Write a manifest that fits the shards, but for the changes."""
+
+    def write(folder: Path) -> None:
+        shards = [
+            {"file": file.name, "split": file.name.split("_")[0], "tokens": len(np.load(file)), "sha256": "0" * 64}
+            for file in sorted(folder.glob("*.npy"))
+        ]
+        sums = {split: sum(s["tokens"] for s in shards if s["split"] == split) for split in ("train", "val")}
+        splits = {split: {"tokens": tokens, "documents": 1} for split, tokens in sums.items()}
+        content = {"version": 1, "tokenizer": "gpt2", "source": "here", "splits": splits, "shards": shards} | changes
+        (folder / "manifest.json").write_text(json.dumps(content))
+
+    return write
+
+
+def header(text: str) -> Damage:
+    """A .npy file with this header and no data."""
+    magic = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode("latin1")
+    return rewritten("train_001.npy", lambda content: magic)
+
+
+LISTED = [{"file": "train_000.npy", "split": "train", "tokens": 12_000, "sha256": "0"}]
+
+SHARDS: dict[str, tuple[Damage, str]] = {
+    "cut short": (rewritten("train_001.npy", lambda content: content[:-101]), "train_001.npy is truncated"),
+    "too long": (rewritten("train_001.npy", lambda content: content + b"ab"), "train_001.npy is too long"),
+    "empty file": (rewritten("train_001.npy", lambda content: b""), "train_001.npy is empty"),
+    "no tokens": (resaved("train_001.npy", lambda tokens: tokens[:0]), "train_001.npy holds no tokens"),
+    "not a shard": (rewritten("train_001.npy", lambda content: b"PK" + content), "train_001.npy"),
+    "int32": (resaved("train_001.npy", lambda tokens: tokens.astype(np.int32)), "train_001.npy holds int32"),
+    "other byte order": (resaved("train_001.npy", lambda tokens: tokens.astype(">u2")), "train_001.npy holds >u2"),
+    "two dimensions": (resaved("train_001.npy", lambda tokens: tokens.reshape(2, -1)), "train_001.npy"),
+    "header promises too much": (
+        header("{'descr': '<u2', 'fortran_order': False, 'shape': (10**30,), }"),
+        "train_001.npy",
+    ),
+    "header is negative": (header("{'descr': '<u2', 'fortran_order': False, 'shape': (-5,), }"), "train_001.npy"),
+    "header is not Python": (header("{'descr': "), "train_001.npy"),
+    "ids beyond the vocabulary": (resaved("train_001.npy", lambda tokens: tokens + 300), "train_001.npy: token"),
+    "validation too short": (resaved("val_000.npy", lambda tokens: tokens[:10]), "val split too short"),
+    "no validation": (lambda folder: (folder / "val_000.npy").unlink(), "no shard of the split 'val'"),
+    "no shards": (lambda folder: [file.unlink() for file in folder.iterdir()], "gpt2lab prepare fineweb-edu"),
+    "no folder": (shutil.rmtree, "gpt2lab prepare fineweb-edu"),
+    "half prepared": (lambda folder: (folder / ".preparing").touch(), "gpt2lab prepare fineweb-edu"),
+    "shard is a folder": (lambda folder: (folder / "train_002.npy").mkdir(), "train_002.npy"),
+    "shard is a dangling link": (lambda folder: (folder / "train_002.npy").symlink_to("gone"), "train_002.npy"),
+    "llm.c, wrong magic": (lambda folder: (folder / "train_002.bin").write_bytes(bytes(2048)), "train_002.bin"),
+    "manifest is no JSON": (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json"),
+    "manifest is a list": (lambda folder: (folder / "manifest.json").write_text("[]"), "manifest.json"),
+    "manifest of the future": (manifest(version=2), "manifest.json: version 2"),
+    "manifest of another tokenizer": (manifest(tokenizer="llama"), "manifest.json"),
+    "manifest does not add up": (
+        manifest(splits={s: {"tokens": 1, "documents": 1} for s in ("train", "val")}),
+        "manifest.json",
+    ),
+    "manifest lists text": (manifest(shards=["train_000.npy"]), "manifest.json"),
+    "manifest lists too little": (
+        manifest(
+            shards=LISTED, splits={"train": {"tokens": 12_000, "documents": 1}, "val": {"tokens": 0, "documents": 0}}
+        ),
+        "is not listed in manifest.json",
+    ),
+    "manifest lists what is gone": (
+        lambda folder: [manifest()(folder), (folder / "train_001.npy").unlink()],
+        "train_001.npy is missing",
+    ),
+}
+
+# -- checkpoints: all of a run's are damaged alike, so that there is none to go back to
+
+
+def signed(change: Callable[[Path], object]) -> Damage:
+    """A change by hand, with digests that match it."""
+    return lambda folder: [change(folder), files.write_digests(folder)]
+
+
+def state(**changes: object) -> Damage:
+    """Change entries of state.json by hand."""
+
+    def change(folder: Path) -> None:
+        content = json.loads((folder / "state.json").read_text()) | changes
+        (folder / "state.json").write_text(json.dumps(content))
+
+    return signed(change)
+
+
+def tensors(name: str, change: Callable[[dict], object]) -> Damage:
+    """Change the tensors of a safetensors file by hand."""
+    from safetensors.torch import load_file, save_file
+
+    def rewrite(folder: Path) -> None:
+        content = load_file(folder / name)
+        change(content)
+        save_file(content, folder / name, metadata={"format": "pt"})
+
+    return signed(rewrite)
+
+
+def model_config(**changes: object) -> Damage:
+    """Change entries of config.json by hand."""
+
+    def change(folder: Path) -> None:
+        content = json.loads((folder / "config.json").read_text()) | changes
+        (folder / "config.json").write_text(json.dumps(content))
+
+    return signed(change)
+
+
+WEIGHT = "transformer.h.0.attn.c_attn.weight"
+
+CHECKPOINTS: dict[str, tuple[Damage, str]] = {
+    "no digests": (lambda folder: (folder / "SHA256SUMS").unlink(), "no checkpoint is intact"),
+    "empty digests": (lambda folder: (folder / "SHA256SUMS").write_text(""), "no checkpoint is intact"),
+    "digests of something else": (
+        lambda folder: (folder / "SHA256SUMS").write_text("hello\n"),
+        "no checkpoint is intact",
+    ),
+    "empty weights": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "no checkpoint is intact"),
+    "no state": (lambda folder: (folder / "state.json").unlink(), "no checkpoint is intact"),
+    "empty folder": (lambda folder: [file.unlink() for file in folder.iterdir()], "no checkpoint is intact"),
+    "state is no JSON": (signed(lambda folder: (folder / "state.json").write_text("{")), "no checkpoint is intact"),
+    "state is a list": (signed(lambda folder: (folder / "state.json").write_text("[]")), "no checkpoint is intact"),
+    "state of the future": (state(format=99), "no checkpoint is intact"),
+    "step is text": (state(step="six"), "no checkpoint is intact"),
+    "step is negative": (state(step=-6), "no checkpoint is intact"),
+    "no settings": (state(fingerprint={}), "no checkpoint is intact"),
+    "random state cut short": (state(rng={"cpu": "AAAA"}), "state.json"),
+    "random state is no text": (state(rng={"cpu": 3}), "state.json"),
+    "guard is a list": (state(guard=[]), "state.json"),
+    "guard of text": (state(guard={"losses": ["a"], "norms": [], "in_a_row": "x", "skipped": 0}), "state.json"),
+    "settings of another model": (
+        state(fingerprint={"data": "d", "settings": {"model.n_layer": 3}}),
+        "was trained with model.n_layer 3",
+    ),
+    "weights are no safetensors": (
+        signed(lambda folder: (folder / "model.safetensors").write_bytes(b"hello world")),
+        "model.safetensors",
+    ),
+    "a weight is missing": (tensors("model.safetensors", lambda t: t.pop(WEIGHT)), WEIGHT),
+    "a weight has another shape": (
+        tensors("model.safetensors", lambda t: t.update({WEIGHT: t[WEIGHT][:3].clone()})),
+        WEIGHT,
+    ),
+    "a weight too many": (tensors("model.safetensors", lambda t: t.update({"more": t[WEIGHT].clone()})), "more"),
+    "a moment is missing": (
+        tensors("optimizer.safetensors", lambda t: t.pop(f"{WEIGHT}.exp_avg")),
+        f"{WEIGHT}.exp_avg",
+    ),
+    "a moment has another shape": (
+        tensors("optimizer.safetensors", lambda t: t.update({f"{WEIGHT}.exp_avg": t[f"{WEIGHT}.exp_avg"][:3].clone()})),
+        f"{WEIGHT}.exp_avg",
+    ),
+    "a count is missing": (tensors("optimizer.safetensors", lambda t: t.pop(f"{WEIGHT}.step")), f"{WEIGHT}.step"),
+    "a count is a list": (
+        tensors("optimizer.safetensors", lambda t: t.update({f"{WEIGHT}.step": t[f"{WEIGHT}.exp_avg"].clone()})),
+        f"{WEIGHT}.step",
+    ),
+    "moments are no safetensors": (
+        signed(lambda folder: (folder / "optimizer.safetensors").write_bytes(b"hello world")),
+        "optimizer.safetensors",
+    ),
+    "a model of no layers": (model_config(n_layer=0), "n_layer"),
+    "a model of text": (model_config(n_embd="wide"), "config.json"),
+    "another kind of model": (model_config(model_type="llama"), "model_type is 'llama'"),
+    "another activation": (model_config(activation_function="relu"), "activation_function"),
+}
+
+# -- environment variables
+
+ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29871"}
+
+VARIABLES: dict[str, tuple[dict[str, str], str]] = {
+    "WORLD_SIZE is text": ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
+    "WORLD_SIZE is negative": ({"WORLD_SIZE": "-1"}, "WORLD_SIZE"),
+    "WORLD_SIZE is 0": ({"WORLD_SIZE": "0", **ADDRESS}, "WORLD_SIZE"),
+    "WORLD_SIZE is a fraction": ({"WORLD_SIZE": "1.5"}, "WORLD_SIZE"),
+    "RANK is text": ({"RANK": "first"}, "RANK"),
+    "RANK is too high": ({"WORLD_SIZE": "2", "RANK": "2", **ADDRESS}, "RANK"),
+    "LOCAL_RANK is text": ({"LOCAL_RANK": "x"}, "LOCAL_RANK"),
+    "no address": ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR"),
+    "MASTER_PORT is text": ({"WORLD_SIZE": "2", "RANK": "0", **ADDRESS, "MASTER_PORT": "http"}, "MASTER_PORT"),
+    "MASTER_PORT is too high": ({"WORLD_SIZE": "2", "RANK": "0", **ADDRESS, "MASTER_PORT": "99999"}, "MASTER_PORT"),
+    "nobody answers": ({"WORLD_SIZE": "2", "RANK": "1", **ADDRESS, "MASTER_PORT": "1"}, "127.0.0.1:1"),
+    "alone": ({"WORLD_SIZE": "2", "RANK": "0", **ADDRESS}, "rank 1 of 2 did not start within"),
+}
+
+# -- asking them
+
+
+class Case(NamedTuple):
+    """A command line and the variables it runs under, in a folder; what its line must say; what it must not change."""
+
+    arguments: tuple[str, ...]
+    variables: Mapping[str, str]
+    folder: Path
+    expected: str
+    kept: Path
+
+
+REAL = (
+    "recipe: unknown key",
+    "recipe: impossible date",
+    "recipe: billion laughs for a number",
+    "line: no such recipe",
+    "line: resume from nowhere",
+    "shards: cut short",
+    "shards: manifest lists what is gone",
+    "checkpoint: empty weights",
+    "checkpoint: a moment is missing",
+    "variable: WORLD_SIZE is text",
+)
+
+
+def bad_inputs(folder: Path, data: Path) -> Outcome:
+    """Every case in this process, the ten of REAL as real commands as well, two at a time."""
+    cases = dict(_cases(folder, data))
+    before = {name: _digest(case.kept) for name, case in cases.items()}
+    outcome = Outcome()
+    with ThreadPoolExecutor(2) as pool:
+        commands = {name: pool.submit(_as_command, cases[name]) for name in REAL}
+        answers = {f"{name}, as a command": future.result() for name, future in commands.items()}
+    answers |= {name: _in_process(case) for name, case in cases.items()}
+    for name, (status, error) in answers.items():
+        case = cases[name.removesuffix(", as a command")]
+        wrong = [] if status == 2 else [f"exit status {status}"]
+        if (
+            not error.startswith("gpt2lab: ")
+            or error.count("\n") != 1
+            or len(error) > 1000
+            or case.expected not in error
+        ):
+            wrong.append(f"it says {error[:500]!r}")
+        if _digest(case.kept) != before[name.removesuffix(", as a command")]:
+            wrong.append("something was lost")
+        outcome.trial(name, wrong)
+    kinds = Counter(name.partition(":")[0] for name in cases)
+    outcome.figures = (
+        ", ".join(f"{count} of {kind}" for kind, count in kinds.items()) + f"; {len(REAL)} as real commands"
+    )
+    return outcome
+
+
+def _cases(folder: Path, data: Path) -> Iterator[tuple[str, Case]]:
+    """Every case under its name, with what it damages made and damaged."""
+    good = straight(folder / "good", data, train__max_steps=2 * EVERY)
+    further = ("--train.max_steps", str(4 * EVERY), "--system.start_timeout", "1")
+    train = ("train", "--config", str(good.recipe), *further)
+    for name, (text, expected) in RECIPES.items():
+        place = folder / "recipes" / name
+        place.mkdir(parents=True)
+        (place / "recipe-more.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+        yield f"recipe: {name}", Case((*train, "--config", "recipe-more.yaml"), {}, place, expected, good.path)
+    for name, (arguments, expected) in LINES.items():
+        place = folder / "lines"
+        place.mkdir(exist_ok=True)
+        yield f"line: {name}", Case(arguments, {}, place, expected, place)
+    for name, (damage, expected) in SHARDS.items():
+        place = folder / "shards" / name
+        shutil.copytree(data, place / "data")
+        damage(place / "data")
+        arguments = (*train, "--data.dir", "data", "--data.source", "fineweb-edu", "--run.name", "other")
+        yield f"shards: {name}", Case(arguments, {}, place, expected, place)
+    for name, (damage, expected) in CHECKPOINTS.items():
+        place = folder / "checkpoints" / name
+        run = runs.make(place, data)
+        shutil.copytree(good.path, run.path)
+        for one in run.checkpoints.iterdir():
+            damage(one)
+        arguments = ("train", "--config", str(run.recipe), *further)
+        yield f"checkpoint: {name}", Case(arguments, {}, place, expected, run.path)
+    for name, (variables, expected) in VARIABLES.items():
+        yield f"variable: {name}", Case(train, variables, folder, expected, good.path)
+
+
+def _in_process(case: Case) -> tuple[int | str, str]:
+    """Exit status and standard error of the command line's `main`; a traceback is what would be printed of it."""
+    error = io.StringIO()
+    streams = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(error)
+    with streams[0], streams[1], contextlib.chdir(case.folder), mock.patch.dict(os.environ, case.variables):
+        try:
+            return cli.main(case.arguments), error.getvalue()
+        except BaseException as bug:
+            return f"{type(bug).__name__}: {bug}", error.getvalue()
+
+
+def _as_command(case: Case) -> tuple[int, str]:
+    """Exit status and standard error of the real command."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt2lab", *case.arguments],
+        cwd=case.folder,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"} | dict(case.variables),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+def _digest(folder: Path) -> str:
+    """Of everything in a folder that holds results: records and checkpoints, shards, recipes."""
+    digest = hashlib.sha256()
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        if file.name not in (".lock", "environment.json", "config.yaml"):
+            digest.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()

@@ -4,12 +4,14 @@ Most goes by Python's audit events (open, mkdir, rename, remove), which name the
 whichever thread it is done.
 """
 
+import hashlib
 import json
 import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +183,68 @@ def save_first_gradients(folder: Path) -> None:
         os._exit(0)
 
     torch.optim.AdamW.step = save_and_leave
+
+
+# -- in the midst of training
+
+
+def hang_at_step(step: int) -> None:
+    """The optimizer does not return from its `step`th update."""
+    import torch
+
+    update, taken = torch.optim.AdamW.step, 0
+
+    def hanging(self, *arguments):
+        nonlocal taken
+        taken += 1
+        if taken == step:
+            print("it hangs", flush=True)
+            time.sleep(600)
+        return update(self, *arguments)
+
+    torch.optim.AdamW.step = hanging
+
+
+def poison(kind: str, where: str, steps: Container[int], micro_steps: int, digests: Path) -> None:
+    """Spoil the loss or the gradient of some steps on the last rank, and append what every rank's weights become.
+
+    Args:
+        kind: nan, inf or spike (ten thousand times too large).
+        where: loss, or gradient: then only that of one tensor, after the backward pass, before it is sent.
+        steps: which, counted from 1 at the start of this process.
+        micro_steps: forward passes a step.
+        digests: a file for one JSON object an update: rank, and sha256 of the weights after it.
+    """
+    import torch
+
+    from gpt2lab.model.gpt2 import GPT2
+
+    rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    factor = {"nan": float("nan"), "inf": float("inf"), "spike": 1e4}[kind]
+    forward, build, update, passes = GPT2.forward, GPT2.__init__, torch.optim.AdamW.step, 0
+
+    def spoilt() -> bool:
+        return rank == ranks - 1 and (passes - 1) // micro_steps + 1 in steps
+
+    def spoiling_forward(self, *arguments):
+        nonlocal passes
+        passes += 1
+        logits, loss = forward(self, *arguments)
+        return logits, loss * factor if where == "loss" and spoilt() else loss
+
+    def spoiling_build(self, *arguments, **more):
+        build(self, *arguments, **more)
+        if where == "gradient":
+            self.transformer.ln_f.weight.register_hook(lambda gradient: gradient * factor if spoilt() else gradient)
+
+    def witnessed_update(self, *arguments):
+        result = update(self, *arguments)
+        weights = b"".join(p.detach().numpy().tobytes() for group in self.param_groups for p in group["params"])
+        with open(digests, "a") as lines:
+            lines.write(json.dumps({"rank": rank, "sha256": hashlib.sha256(weights).hexdigest()}) + "\n")
+        return result
+
+    GPT2.forward, GPT2.__init__, torch.optim.AdamW.step = spoiling_forward, spoiling_build, witnessed_update
 
 
 # -- a full disk

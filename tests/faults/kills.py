@@ -14,6 +14,7 @@ from tests.faults.processes import Command, Forked, Victim
 from tests.faults.runs import EVERY, Run
 
 KILLS_A_RUN = 10
+INTERVAL = 25  # steps from one checkpoint to the next: longer than one takes to write, as in any real run
 
 
 def straight(folder: Path, data: Path, ranks: int = 1, **changes: object) -> Run:
@@ -35,21 +36,22 @@ def random_kills(folder: Path, data: Path, count: int, ranks: int = 1, real: boo
     does that while training goes on).
     """
     chance = random.Random(f"{ranks} {real}")
-    steps = 20 * min(count, KILLS_A_RUN) + 2 * EVERY
-    reference = straight(folder / "straight", data, ranks, train__max_steps=steps)
+    changes = {"train__max_steps": INTERVAL * (min(count, KILLS_A_RUN) + 2), "checkpoint__every": INTERVAL}
+    steps = changes["train__max_steps"]
+    reference = straight(folder / "straight", data, ranks, **changes)
     outcome, costs = Outcome(), {True: [0], False: [0]}
     while outcome.tried < count:
         name = f"killed-{outcome.tried}"
-        run = runs.make(folder / name, data, train__max_steps=steps, system__timeout=4)
-        here = min(count - outcome.tried, KILLS_A_RUN)
-        deaths = _killed(run, sorted(chance.sample(range(1, steps - EVERY), here)), ranks, real, chance)
+        run = runs.make(folder / name, data, system__timeout=4, **changes)
+        targets = chance.sample(range(1, steps - INTERVAL), min(count - outcome.tried, KILLS_A_RUN))
+        deaths = _killed(run, sorted(targets), ranks, real, chance)
         wrong = [*runs.differences(run, reference, steps), *(f"left {name}" for name in runs.leftovers(run))]
         for last, newest, resumed in deaths:
-            whole = newest == last // EVERY * EVERY
-            costs[whole].append(last - resumed)
-            early = [] if resumed == newest >= last // EVERY * EVERY - EVERY else [f"went on from step {resumed}"]
+            begun = (last - 1) // INTERVAL * INTERVAL  # the last checkpoint that was certainly begun
+            costs[newest >= begun].append(last - resumed)
+            early = [] if resumed == newest >= begun - INTERVAL else [f"went on from step {resumed}"]
             outcome.trial(f"{name}, killed at step {last} with checkpoint {newest}", [*wrong, *early])
-    outcome.figures = f"a checkpoint every {EVERY} steps; at most {max(costs[True])} steps repeated"
+    outcome.figures = f"a checkpoint every {INTERVAL} steps; at most {max(costs[True])} steps repeated"
     if during := len(costs[False]) - 1:
         outcome.figures += f", {max(costs[False])} where a checkpoint was being written ({during} of the kills)"
     return outcome

@@ -58,7 +58,7 @@ def make(folder: Path, data: Path, **changes: object) -> Run:
     }
     for name, value in changes.items():
         section, key = name.split("__")
-        values[section][key] = value
+        values.setdefault(section, {})[key] = value
     config = Config.model_validate(values)
     folder.mkdir(parents=True, exist_ok=True)
     recipe = folder / "recipe.yaml"
