@@ -93,7 +93,7 @@ def _train(arguments: list[str]) -> int:
         "The defaults shown lie below every recipe; without --config the recipe is the quickstart, which sets its own.",
         epilog="gpt2lab train --config gpt2_124m --train.max_steps 50 --optimizer.max_lr 3e-4",
     )
-    parsed, overrides = _read_settings(parser, arguments)
+    parsed, overrides = _read_settings(parser, arguments, "quickstart")
     if not parsed.config and os.environ.get("RANK", "0") == "0":
         print(
             "no --config, so this is the quickstart recipe: a small model on the text of Python's own documentation. "
@@ -110,7 +110,7 @@ def _train(arguments: list[str]) -> int:
     return 0
 
 
-def _read_settings(parser: _Parser, arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+def _read_settings(parser: _Parser, arguments: list[str], recipe: str) -> tuple[argparse.Namespace, dict[str, str]]:
     """Parse a verb's own options, `--config` and every setting; the settings by dotted name, as they were typed."""
     from gpt2lab import config
 
@@ -119,7 +119,7 @@ def _read_settings(parser: _Parser, arguments: list[str]) -> tuple[argparse.Name
         action="append",
         default=[],
         metavar="FILE",
-        help="recipe: a YAML file, or the name of one that ships; repeat to put one over another (default: quickstart)",
+        help=f"recipe: a YAML file, or the name of one that ships; repeat to put one over another (default: {recipe})",
     )
     groups = {section: parser.add_argument_group(section) for section in config.Config.model_fields}
     for name, field in config.leaves():
@@ -171,7 +171,7 @@ def _bench(arguments: list[str]) -> int:
     add("--profile", metavar="FILE", help="write a Chrome trace of our step, and print its longest operations")
     add("--chart", metavar="FILE", help="draw the table as a PNG")
     add("--json", action="store_true", help="print one JSON object, and nothing else, to standard output")
-    parsed, overrides = _read_settings(parser, arguments)
+    parsed, overrides = _read_settings(parser, arguments, "gpt2_124m")
 
     from gpt2lab import config
 

@@ -285,7 +285,7 @@ def _introduce(
         f"n_embd {arch.n_embd}, block_size {arch.block_size}, vocab_size {arch.vocab_size})"
     )
     say(
-        f"step: {total:,} tokens = {plan.sequences} sequences of {arch.block_size} = {dist.world_size} ranks "
+        f"step: {total:,} tokens = {plan.sequences} sequences of {arch.block_size} = {dist.world_size} {'ranks' if dist.world_size > 1 else 'rank'} "
         f"x {plan.grad_accum_steps} micro-steps x {plan.micro_batch_size}; {dist.device.type}, {precision_name}"
     )
     source = _describe(data, data)["source"]
