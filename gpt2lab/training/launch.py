@@ -285,8 +285,8 @@ def _introduce(
         f"n_embd {arch.n_embd}, block_size {arch.block_size}, vocab_size {arch.vocab_size})"
     )
     say(
-        f"step: {total:,} tokens = {plan.sequences} sequences of {arch.block_size} = {dist.world_size} {'ranks' if dist.world_size > 1 else 'rank'} "
-        f"x {plan.grad_accum_steps} micro-steps x {plan.micro_batch_size}; {dist.device.type}, {precision_name}"
+        f"step: {total:,} tokens = {plan.sequences} sequences of {arch.block_size} = "
+        f"{dist.world_size} rank{'s' * (dist.world_size > 1)} x {plan.grad_accum_steps} micro-steps x {plan.micro_batch_size}; {dist.device.type}, {precision_name}"
     )
     source = _describe(data, data)["source"]
     if source is not None and not source.startswith(config.data.source):
