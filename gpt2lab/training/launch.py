@@ -286,7 +286,8 @@ def _introduce(
     )
     say(
         f"step: {total:,} tokens = {plan.sequences} sequences of {arch.block_size} = "
-        f"{dist.world_size} rank{'s' * (dist.world_size > 1)} x {plan.grad_accum_steps} micro-steps x {plan.micro_batch_size}; {dist.device.type}, {precision_name}"
+        f"{dist.world_size} rank{'s' * (dist.world_size > 1)} x {plan.grad_accum_steps} micro-steps x "
+        f"{plan.micro_batch_size}; {dist.device.type}, {precision_name}"
     )
     source = _describe(data, data)["source"]
     if source is not None and not source.startswith(config.data.source):
