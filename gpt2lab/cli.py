@@ -394,12 +394,30 @@ echo "Once upon" | gpt2lab sample --model-checkpoint runs/x --json             f
     add("--num-samples", type=_positive, default=4, metavar="N", help="how many continuations (default: 4)")
     add("--max-new-tokens", type=_positive, default=64, metavar="N", help="of each (default: 64)")
     add("--temperature", type=float, default=1.0, metavar="X", help="0: always the likeliest token (default: 1)")
-    add("--top-k", type=_count, default=50, metavar="N", help="of so many likeliest tokens; 0: all (default: 50)")
-    add("--top-p", type=float, default=1.0, metavar="P", help="of the likeliest with this probability together")
-    add("--min-p", type=float, default=0.0, metavar="P", help="of those with this share of the likeliest's probability")
-    add("--repetition-penalty", type=float, default=1.0, metavar="X", help="on tokens already there; 1: none")
+    add("--top-k", type=_count, default=50, metavar="N", help="draw from the N likeliest tokens; 0: all (default: 50)")
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="draw from the likeliest that have P together (default: 1)",
+    )
+    add(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="draw from those with P times the best's chance (default: 0)",
+    )
+    add(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="make tokens already there less likely (default: 1, not)",
+    )
     add("--stop", action="append", default=[], metavar="TEXT", help="end a sample before this text; may be repeated")
-    add("--seed", type=int, default=42, help="sample i has seed + i; the same seed, the same text (default: 42)")
+    add("--seed", type=int, default=42, metavar="N", help="of the first sample; the next has N + 1 (default: 42)")
     add("--json", action="store_true", help="print one JSON object, and nothing else, to standard output")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the matrix products (default: auto)")
