@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from gpt2lab import __version__
 from gpt2lab.errors import GPT2LabError, Stopped
+from gpt2lab.system import startup
 
 EPILOG = """\
 gpt2lab train                                  the quickstart: a small GPT-2 on your CPU, in minutes
@@ -77,6 +78,8 @@ def _dispatch(arguments: list[str]) -> int:
     verbs.add_parser("export", help="write a model as a folder that transformers and others open", add_help=False)
     verbs.add_parser("settings", help="print every setting, as text or as a JSON schema", add_help=False)
     parsed, rest = parser.parse_known_args(arguments)
+    if parsed.verb != "bench":  # there everybody has what torch does by itself
+        startup.prepare()
     doors = {"train": _train, "bench": _bench, "prepare": _prepare, "data": _data, "evaluate": _evaluate}
     doors |= {"sample": _sample, "app": _app, "report": _report, "export": _export, "settings": _settings}
     return doors[parsed.verb](rest)
@@ -90,7 +93,7 @@ def _train(arguments: list[str]) -> int:
         "The defaults shown lie below every recipe; without --config the recipe is the quickstart, which sets its own.",
         epilog="gpt2lab train --config gpt2_124m --train.max_steps 50 --optimizer.max_lr 3e-4",
     )
-    parsed, overrides = _read_settings(parser, arguments)
+    parsed, overrides = _read_settings(parser, arguments, "quickstart")
     if not parsed.config and os.environ.get("RANK", "0") == "0":
         print(
             "no --config, so this is the quickstart recipe: a small model on the text of Python's own documentation. "
@@ -107,7 +110,7 @@ def _train(arguments: list[str]) -> int:
     return 0
 
 
-def _read_settings(parser: _Parser, arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+def _read_settings(parser: _Parser, arguments: list[str], recipe: str) -> tuple[argparse.Namespace, dict[str, str]]:
     """Parse a verb's own options, `--config` and every setting; the settings by dotted name, as they were typed."""
     from gpt2lab import config
 
@@ -116,7 +119,7 @@ def _read_settings(parser: _Parser, arguments: list[str]) -> tuple[argparse.Name
         action="append",
         default=[],
         metavar="FILE",
-        help="recipe: a YAML file, or the name of one that ships; repeat to put one over another (default: quickstart)",
+        help=f"recipe: a YAML file, or the name of one that ships; repeat to put one over another (default: {recipe})",
     )
     groups = {section: parser.add_argument_group(section) for section in config.Config.model_fields}
     for name, field in config.leaves():
@@ -168,7 +171,7 @@ def _bench(arguments: list[str]) -> int:
     add("--profile", metavar="FILE", help="write a Chrome trace of our step, and print its longest operations")
     add("--chart", metavar="FILE", help="draw the table as a PNG")
     add("--json", action="store_true", help="print one JSON object, and nothing else, to standard output")
-    parsed, overrides = _read_settings(parser, arguments)
+    parsed, overrides = _read_settings(parser, arguments, "gpt2_124m")
 
     from gpt2lab import config
 
@@ -391,12 +394,30 @@ echo "Once upon" | gpt2lab sample --model-checkpoint runs/x --json             f
     add("--num-samples", type=_positive, default=4, metavar="N", help="how many continuations (default: 4)")
     add("--max-new-tokens", type=_positive, default=64, metavar="N", help="of each (default: 64)")
     add("--temperature", type=float, default=1.0, metavar="X", help="0: always the likeliest token (default: 1)")
-    add("--top-k", type=_count, default=50, metavar="N", help="of so many likeliest tokens; 0: all (default: 50)")
-    add("--top-p", type=float, default=1.0, metavar="P", help="of the likeliest with this probability together")
-    add("--min-p", type=float, default=0.0, metavar="P", help="of those with this share of the likeliest's probability")
-    add("--repetition-penalty", type=float, default=1.0, metavar="X", help="on tokens already there; 1: none")
+    add("--top-k", type=_count, default=50, metavar="N", help="draw from the N likeliest tokens; 0: all (default: 50)")
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="draw from the likeliest that have P together (default: 1)",
+    )
+    add(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="draw from those with P times the best's chance (default: 0)",
+    )
+    add(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="make tokens already there less likely (default: 1, not)",
+    )
     add("--stop", action="append", default=[], metavar="TEXT", help="end a sample before this text; may be repeated")
-    add("--seed", type=int, default=42, help="sample i has seed + i; the same seed, the same text (default: 42)")
+    add("--seed", type=int, default=42, metavar="N", help="of the first sample; the next has N + 1 (default: 42)")
     add("--json", action="store_true", help="print one JSON object, and nothing else, to standard output")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the matrix products (default: auto)")

@@ -188,6 +188,14 @@ class TrackingConfig(Section):
     """Steps a line on the screen or in the log; metrics.jsonl has every step."""
     price_per_hour: NonNegative = 0.0
     """What all machines of the run cost an hour, for the report's cost; 0: not shown."""
+    tensorboard: bool = False
+    """Event files in runs/NAME/tensorboard as well; look at them with `tensorboard --logdir runs`."""
+    wandb: Literal["off", "online", "offline"] = "off"
+    """Weights & Biases as well, off, online or offline (in runs/NAME/wandb, for `wandb sync`)."""
+    trackio: bool = False
+    """trackio as well; look at it with `trackio show`."""
+    project: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "gpt2lab"
+    """The project's name at Weights & Biases and trackio."""
 
 
 class SystemConfig(Section):
@@ -222,6 +230,8 @@ _OTHERS_WORDS = {
     "lr": "optimizer.max_lr",
     "max_iters": "train.max_steps",
     "seq_len": "model.block_size",
+    "wandb_log": "tracking.wandb",
+    "wandb_project": "tracking.project",
     "warmup_iters": "optimizer.warmup_steps",
 }
 
@@ -298,6 +308,7 @@ class Config(Section):
         yaml = YAML(typ="safe", pure=True)
         yaml.default_flow_style = False
         yaml.representer.add_representer(float, _represent_float)
+        yaml.representer.add_representer(str, _represent_text)
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # keep the order of the sections
         yaml.dump(self.model_dump(), stream)
         return stream.getvalue()
@@ -307,6 +318,12 @@ def _represent_float(representer: Any, value: float) -> Any:
     """1e-08 as 1.0e-08: readers of YAML 1.1 take the former for text."""
     text = repr(value)
     return representer.represent_scalar("tag:yaml.org,2002:float", text if "." in text else text.replace("e", ".0e"))
+
+
+def _represent_text(representer: Any, value: str) -> Any:
+    """off as "off": readers of YAML 1.1 take it for false."""
+    switch = value.lower() in ("on", "off", "yes", "no", "y", "n")
+    return representer.represent_scalar("tag:yaml.org,2002:str", value, style='"' if switch else None)
 
 
 def leaves() -> Iterator[tuple[str, Any]]:

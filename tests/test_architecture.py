@@ -18,6 +18,7 @@ ALLOWED = {
         "data.check",
         "data.slurm",
         "system.device",
+        "system.startup",
         "sample",
         "model.sampling",
         "tracking.report",

@@ -95,12 +95,12 @@ def keep_freed_memory() -> None:
 def micro_batch_tokens(device: torch.device) -> int:
     """How many tokens a micro batch may have when nobody says: a guess by kind of device and memory.
 
-    A token's logits take 200 KB in fp32. On a CPU they should stay few enough to be cheap to walk through. On a card
-    16 sequences of 1,024 of GPT-2 124M are known to train in 40 GB; the guess goes by that.
+    On a CPU the time a token takes falls no further beyond this (docs/performance.md), and the logits of so many take
+    200 MB in bf16. On a card 16 sequences of 1,024 of GPT-2 124M are known to train in 40 GB; the guess goes by that.
     """
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory / 40e9 * 16384)
-    return 4096 if device.type == "mps" else 512
+    return 4096 if device.type == "mps" else 2048
 
 
 def peak_flops(device: torch.device) -> float | None:

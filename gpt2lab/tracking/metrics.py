@@ -6,6 +6,7 @@ people: a line in the words that users of such projects know, and on a terminal 
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -66,10 +67,11 @@ class JsonLines:
 
 
 class Console:
-    """The line a step on standard output, and on a terminal a progress bar below it."""
+    """The line a step on standard output, with the time left at its end; on a terminal in a progress bar below it."""
 
     def __init__(self, max_steps: int, first_step: int, every: int, terminal: bool):
         self._every, self._max_steps, self._progress = every, max_steps, None
+        self._began: tuple[int, float] | None = None
         if terminal:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -86,11 +88,12 @@ class Console:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Print the step if it is due, and any evaluation that came with it."""
+        left = self._left(step) if "train/loss" in values else ""
         if "train/loss" in values and (step % self._every == 0 or step == self._max_steps):
             print(
                 f"step {step:5d} | loss: {values['train/loss']:.6f} | lr {values['train/lr']:.4e} "
                 f"| norm: {values['train/grad_norm']:.4f} | dt: {values['perf/step_ms']:.2f}ms "
-                f"| tok/sec: {values['perf/tokens_per_second']:.2f}",
+                f"| tok/sec: {values['perf/tokens_per_second']:.2f}{left}",
                 flush=True,
             )
         evaluated = [f"{key}: {value:.4f}" for key, value in values.items() if not key.startswith(("train/", "perf/"))]
@@ -99,7 +102,28 @@ class Console:
         if self._progress:
             self._progress.update(self._task, completed=step)
 
+    def _left(self, step: int) -> str:
+        """The time to the last step at the pace since the first (which compiles), evaluations and all."""
+        now = time.monotonic()
+        if self._began is None:
+            self._began = step, now
+        first, since = self._began
+        if self._progress or step == first or step == self._max_steps:
+            return ""
+        return f" | left: {_in_words((now - since) / (step - first) * (self._max_steps - step))}"
+
     def close(self) -> None:
         """Take the progress bar off the screen."""
         if self._progress:
             self._progress.stop()
+
+
+def _in_words(seconds: float) -> str:
+    """A duration in its two largest units: 3 d 4 h, 1 h 12 min, 12 min, 40 s."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{round(seconds)} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes < 24 * 60 else f"{hours // 24} d {hours % 24} h"

@@ -7,6 +7,7 @@ Everything that can be refused is refused before the first step.
 """
 
 import contextlib
+import gc
 import importlib.util
 import random
 import signal
@@ -30,11 +31,13 @@ from gpt2lab.errors import GPT2LabError, Stopped
 from gpt2lab.evaluation import hellaswag, loss, samples, scoring
 from gpt2lab.model import flops
 from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.system import attention, distributed, precision
 from gpt2lab.system import device as devices
-from gpt2lab.system import distributed, precision
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.signals import StopSignals
+from gpt2lab.tracking import trackers
 from gpt2lab.tracking.metrics import Console, JsonLines, Sink
+from gpt2lab.tracking.trackers import Trackers
 from gpt2lab.training import checkpoint, optimizer, rehearsal, run_directory
 from gpt2lab.training.guard import Guard, GuardError
 from gpt2lab.training.run_directory import RunDirectory
@@ -73,6 +76,8 @@ def run(config: Config, watch: Sequence[Sink] = ()) -> None:
         )
         policy = precision.choose(config.system.precision, dist.device)
         directory = RunDirectory(config)
+        if not dist.on_main(directory.metrics.exists):  # a run that is under way is not ended by a missing tracker
+            dist.on_main(lambda: trackers.check_installed(config.tracking))
         possible: list[tuple[str, int, Callable[[], Measure]]] = [
             ("val", config.train.eval_every, lambda: _val_loss(config, val_data, plan, policy, dist)),
             ("hellaswag", config.train.hellaswag_every, lambda: _hellaswag(config, policy, dist, say)),
@@ -92,14 +97,18 @@ def run(config: Config, watch: Sequence[Sink] = ()) -> None:
                 )
                 return
         model, adamw = _build(config, dist, start)
+        kernels = _attention_kernels(config, plan, policy, dist, stack)
         trained, wrap, plan = _as_it_trains(model, config, plan, policy, dist, say)
         first_step = start.step if start else 0
         _introduce(config, plan, model, train_data, policy.name, dist, first_step, say)
         facts = {"parameters": flops.parameters(config.model), "data": _describe(train_data, val_data)}
+        if kernels:
+            facts["attention_seconds"] = kernels
+            say(f"attention: {', '.join(f'{name} {1e3 * each:.2f} ms' for name, each in kernels.items())} a layer")
         dist.on_main(lambda: directory.prepare(config, start, dist, facts))
 
         events = _Events(directory, loader, dist, say)
-        sinks = [*_sinks(config, directory, first_step), *watch] if dist.is_main else []
+        sinks = [*_sinks(config, directory, first_step, say), *watch] if dist.is_main else []
         for sink in sinks:
             stack.callback(sink.close)
         if start is not None:
@@ -142,6 +151,9 @@ def run(config: Config, watch: Sequence[Sink] = ()) -> None:
             trainer.load(start.state)
         batches = _batches(loader, dist, first_step, config.train.max_steps, config.train.overfit_batch)
         stack.callback(batches.close)
+        gc.collect()
+        gc.freeze()  # what there is by now stays: garbage collection in a step looks at the step's own objects alone
+        stack.callback(gc.unfreeze)
         with _in_plain_words(trainer, saver, directory, dist):
             stopped_by = trainer.run(batches, first_step, config.train.max_steps)
             saver.wait()
@@ -273,8 +285,9 @@ def _introduce(
         f"n_embd {arch.n_embd}, block_size {arch.block_size}, vocab_size {arch.vocab_size})"
     )
     say(
-        f"step: {total:,} tokens = {plan.sequences} sequences of {arch.block_size} = {dist.world_size} ranks "
-        f"x {plan.grad_accum_steps} micro-steps x {plan.micro_batch_size}; {dist.device.type}, {precision_name}"
+        f"step: {total:,} tokens = {plan.sequences} sequences of {arch.block_size} = "
+        f"{dist.world_size} rank{'s' * (dist.world_size > 1)} x {plan.grad_accum_steps} micro-steps x "
+        f"{plan.micro_batch_size}; {dist.device.type}, {precision_name}"
     )
     source = _describe(data, data)["source"]
     if source is not None and not source.startswith(config.data.source):
@@ -283,6 +296,19 @@ def _introduce(
     say(f"run: {steps:,} steps, {tokens:,} tokens, {tokens / len(data):.2f} epochs of {len(data):,} tokens")
     if first_step:
         say(f"resuming after step {first_step}")
+
+
+def _attention_kernels(
+    config: Config, plan: BatchPlan, policy: precision.Precision, dist: DistContext, stack: contextlib.ExitStack
+) -> dict[str, float]:
+    """On CUDA: seconds of each attention kernel; for as long as `stack` lasts all ranks take the fastest."""
+    if dist.device.type != "cuda":
+        return {}
+    arch, sequences = config.model, min(plan.micro_batch_size, 16)  # enough to fill a card
+    shape = (sequences, arch.n_head, arch.block_size, arch.n_embd // arch.n_head)
+    found = dist.on_main(lambda: attention.measure(shape, policy.dtype, dist.device))
+    stack.enter_context(attention.preferring(list(found)))
+    return found
 
 
 def _as_it_trains(
@@ -332,9 +358,9 @@ def _plain(model: GPT2, config: Config, dist: DistContext) -> Generator[nn.Modul
     yield copy
 
 
-def _sinks(config: Config, directory: RunDirectory, first_step: int) -> list[Sink]:
+def _sinks(config: Config, directory: RunDirectory, first_step: int, say: Say) -> list[Sink]:
     console = Console(config.train.max_steps, first_step, config.tracking.log_every, terminal=sys.stdout.isatty())
-    return [JsonLines(directory.metrics), console]
+    return [JsonLines(directory.metrics), console, Trackers(config.tracking, directory.path, first_step, say)]
 
 
 def _val_loss(

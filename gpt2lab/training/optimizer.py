@@ -32,7 +32,13 @@ def build(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
     """Scale all gradients together down to `max_norm` (0: leave them) and return the norm before, a float32 scalar."""
-    return whole(nn.utils.clip_grad_norm_(model.parameters(), max_norm if max_norm > 0 else float("inf")))
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    total = nn.utils.get_total_norm([p.grad for p in parameters])  # type: ignore[misc]
+    norm = whole(total)
+    # A CPU knows the norm by now, and need not walk through the gradients again to multiply by 1. (nan is above all.)
+    if max_norm > 0 and not (norm.device.type == "cpu" and norm <= max_norm):
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
+    return norm
 
 
 def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:

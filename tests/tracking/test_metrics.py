@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+
+from gpt2lab.tracking import metrics
 from gpt2lab.tracking.metrics import Console, JsonLines, truncate_jsonl
 
 VALUES = {
@@ -53,3 +56,21 @@ def test_on_a_terminal_there_is_a_bar_with_the_time_left(capsys):
     shown = capsys.readouterr().out
     assert "10/10" in shown
     assert "step     5 | loss" in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds_a_step", "left"),
+    [(0.25, "40 s"), (5, "13 min"), (27, "1 h 12 min"), (1800, "3 d 8 h"), (0.001, "0 s")],
+)
+def test_without_a_terminal_the_line_ends_with_the_time_left(capsys, monkeypatch, seconds_a_step, left):
+    """By the steps of this process; the first, which compiles, and how far the run was when it started do not count."""
+    clock = {"now": 0.0}
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: clock["now"])
+    console = Console(1000, 799, every=20, terminal=False)
+    clock["now"] += 600
+    for step in range(800, 1001):
+        console.log(step, VALUES)
+        clock["now"] += seconds_a_step
+    lines = capsys.readouterr().out.splitlines()
+    assert "left" not in lines[0] + lines[-1]
+    assert lines[2].endswith(f" | left: {left}")

@@ -45,7 +45,7 @@ def settings(token_folder: Path, out_dir: Path, **changes) -> Config:
     }
     for name, value in changes.items():
         section, key = name.split("__")
-        values[section][key] = value
+        values.setdefault(section, {})[key] = value
     return Config.model_validate(values)
 
 

@@ -43,6 +43,16 @@ def test_clipping_reports_the_norm_before_it():
     assert torch.isclose(optimizers.clip_gradients(model, 0.01), before)
     after = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
     assert after == pytest.approx(0.01, rel=1e-3)
+    kept = [p.grad.clone() for p in model.parameters()]
+    assert torch.isclose(optimizers.clip_gradients(model, 0.02), after)  # below the limit: left as they are
+    assert all(torch.equal(p.grad, was) for p, was in zip(model.parameters(), kept, strict=True))
+
+
+def test_a_norm_that_is_not_finite_is_reported():
+    model, _ = stepped(steps=0)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    assert optimizers.clip_gradients(model, 1.0).isnan()
 
 
 def test_state_round_trip_is_exact():

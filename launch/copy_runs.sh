@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Copy run directories to another disk, or a bucket that is mounted like one, so that a run can go on from the copy.
+#
+#   launch/copy_runs.sh FROM TO       such as: launch/copy_runs.sh runs /bucket/runs
+#
+# Safe at any time, also while the run writes or when this is ended half-way: a checkpoint is copied with its SHA256SUMS
+# last and is no checkpoint without it; and the records come after the checkpoints, since a record that reaches further
+# than the newest checkpoint is cut back when the run goes on, but nothing makes up for one that is too short.
+# Checkpoints that the run has removed stay in the copy.
+set -euo pipefail
+
+from="${1:?usage: copy_runs.sh FROM TO}"
+to="${2:?usage: copy_runs.sh FROM TO}"
+
+for run in "$from"/*/; do
+    [ -d "$run" ] || continue
+    target="$to/$(basename "$run")"
+    mkdir -p "$target/checkpoints"
+    for checkpoint in "$run"checkpoints/step_*/; do
+        copy="$target/checkpoints/$(basename "$checkpoint")"
+        if [ -e "$checkpoint/SHA256SUMS" ] && [ ! -e "$copy/SHA256SUMS" ]; then
+            mkdir -p "$copy"
+            find "$checkpoint" -maxdepth 1 -type f ! -name SHA256SUMS -exec cp {} "$copy/" \;
+            cp "$checkpoint/SHA256SUMS" "$copy/.SHA256SUMS" && mv "$copy/.SHA256SUMS" "$copy/SHA256SUMS"
+        fi
+    done
+    for record in "$run"*; do
+        case "$(basename "$record")" in
+            checkpoints) ;;
+            *)
+                if [ -d "$record" ]; then
+                    cp -r "$record" "$target/"
+                else
+                    cp "$record" "$target/.copying" && mv "$target/.copying" "$target/$(basename "$record")"
+                fi
+                ;;
+        esac
+    done
+done

