@@ -1,7 +1,8 @@
-"""Who can be timed: each makes a training step of the same shape, in its own way and with its own defaults.
+"""Who can be timed: each trains on the same shape for ever, in its own way and with its own defaults.
 
-Data, forward, backward, clipping at 1.0 and the optimizer belong to a step. Other projects' code is read at run time,
-from a checkout that the user names.
+Data, forward, backward, clipping at 1.0 and the optimizer belong to a step. Between two steps each calls `between`,
+which takes the time and may wait, or raise to end it. Other projects' code is read at run time, from a checkout that
+the user names.
 """
 
 import ast
@@ -9,7 +10,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from gpt2lab.config import GPT2_VOCAB_SIZE, GPT2Config
 from gpt2lab.errors import GPT2LabError
 
-Step = Callable[[], object]  # one training step; the device may still be busy with it afterwards
+Between = Callable[[], None]  # called before the first step and after each; the device may still be busy with it
 
 
 class Shape(NamedTuple):
@@ -44,16 +45,17 @@ def batches(shape: Shape) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def loop(
+    between: Between,
     shape: Shape,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loss_of: Callable[[Tensor, Tensor], Tensor],
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
-) -> Step:
+) -> NoReturn:
     """The loop that everybody writes: accumulate, clip, step, zero."""
     data = batches(shape)
-
-    def step() -> None:
+    while True:
+        between()
         for _ in range(shape.accumulation):
             x, y = next(data)
             with autocast():
@@ -63,27 +65,24 @@ def loop(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return step
 
-
-def transformers_plain(shape: Shape, checkout: str | None = None) -> Step:
+def transformers_plain(between: Between, shape: Shape, checkout: str | None = None) -> None:
     """GPT2LMHeadModel as it comes: fp32, eager, torch's AdamW."""
     model = _theirs(shape)
-    return loop(shape, model, torch.optim.AdamW(model.parameters(), lr=6e-4), _their_loss(model))
+    loop(between, shape, model, torch.optim.AdamW(model.parameters(), lr=6e-4), _their_loss(model))
 
 
-def transformers_best(shape: Shape, checkout: str | None = None) -> Step:
+def transformers_best(between: Between, shape: Shape, checkout: str | None = None) -> None:
     """GPT2LMHeadModel at its best: bf16 autocast, fused AdamW, compiled on CUDA."""
     model = _theirs(shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, fused=True)
     trained: Any = torch.compile(model) if shape.device == "cuda" else model
-    return loop(shape, model, optimizer, _their_loss(trained), lambda: torch.autocast(shape.device, torch.bfloat16))
+    loop(between, shape, model, optimizer, _their_loss(trained), lambda: torch.autocast(shape.device, torch.bfloat16))
 
 
-def transformers_trainer(shape: Shape, checkout: str | None = None) -> Step:
+def transformers_trainer(between: Between, shape: Shape, checkout: str | None = None) -> None:
     """GPT2LMHeadModel under transformers.Trainer with its defaults (fp32), which wants `accelerate`."""
     import tempfile
-    import threading
 
     import transformers
 
@@ -92,7 +91,6 @@ def transformers_trainer(shape: Shape, checkout: str | None = None) -> Step:
     except ImportError as error:
         raise GPT2LabError("transformers' Trainer needs accelerate: pip install accelerate") from error
     model, data = _theirs(shape), batches(shape)
-    go, done = threading.Semaphore(0), threading.Semaphore(0)
 
     class Endless(torch.utils.data.IterableDataset[dict[str, Tensor]]):
         def __iter__(self) -> Iterator[dict[str, Tensor]]:
@@ -102,10 +100,7 @@ def transformers_trainer(shape: Shape, checkout: str | None = None) -> Step:
 
     class Gate(transformers.TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            go.acquire()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            done.release()
+            between()
 
     arguments = transformers.TrainingArguments(
         output_dir=tempfile.mkdtemp(),
@@ -118,17 +113,10 @@ def transformers_trainer(shape: Shape, checkout: str | None = None) -> Step:
         disable_tqdm=True,
         use_cpu=shape.device == "cpu",
     )
-    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=Endless(), callbacks=[Gate()])
-    threading.Thread(target=trainer.train, daemon=True).start()
-
-    def step() -> None:
-        go.release()
-        done.acquire()
-
-    return step
+    transformers.Trainer(model=model, args=arguments, train_dataset=Endless(), callbacks=[Gate()]).train()
 
 
-def nanogpt(shape: Shape, checkout: str | None = None) -> Step:
+def nanogpt(between: Between, shape: Shape, checkout: str | None = None) -> None:
     """nanoGPT's model and optimizer with the defaults of its train.py: compiled; on a CPU without autocast, so fp32."""
     sys.path.insert(0, str(_file(checkout, "model.py").parent))
     import model as theirs  # type: ignore[import-not-found]  # in the checkout
@@ -141,10 +129,10 @@ def nanogpt(shape: Shape, checkout: str | None = None) -> Step:
     net = theirs.GPT(config).to(shape.device)
     optimizer = net.configure_optimizers(0.1, 6e-4, (0.9, 0.95), shape.device)
     compiled: Any = torch.compile(net)
-    return loop(shape, net, optimizer, lambda x, y: compiled(x, y)[1], _usual_autocast(shape))
+    loop(between, shape, net, optimizer, lambda x, y: compiled(x, y)[1], _usual_autocast(shape))
 
 
-def build_nanogpt(shape: Shape, checkout: str | None = None) -> Step:
+def build_nanogpt(between: Between, shape: Shape, checkout: str | None = None) -> None:
     """build-nanogpt's model and optimizer; its script trains when it is imported, so only its classes are taken."""
     file = _file(checkout, "train_gpt2.py")
     tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -162,10 +150,12 @@ def build_nanogpt(shape: Shape, checkout: str | None = None) -> Step:
     torch.set_float32_matmul_precision("high")  # as its script does
     optimizer = net.configure_optimizers(weight_decay=0.1, learning_rate=6e-4, device_type=shape.device)
     # its script goes through bf16 autocast on every device, and does not compile
-    return loop(shape, net, optimizer, lambda x, y: net(x, y)[1], lambda: torch.autocast(shape.device, torch.bfloat16))
+    loop(
+        between, shape, net, optimizer, lambda x, y: net(x, y)[1], lambda: torch.autocast(shape.device, torch.bfloat16)
+    )
 
 
-RIVALS: dict[str, Callable[[Shape, str | None], Step]] = {
+RIVALS: dict[str, Callable[[Between, Shape, str | None], None]] = {
     "transformers": transformers_plain,
     "transformers-best": transformers_best,
     "transformers-trainer": transformers_trainer,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2lab.bench.contenders import Shape, Step, loop
+from gpt2lab.bench.contenders import Between, Shape, loop
 from gpt2lab.model.gpt2 import GPT2, Attention
 
 
@@ -76,8 +76,8 @@ class _Fused(nn.Module):
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # type: ignore[no-any-return]
 
 
-def climb(shape: Shape, rung: Rung) -> Step:
-    """A step on one rung: our model with torch's plain layers, in the usual loop."""
+def climb(between: Between, shape: Shape, rung: Rung) -> None:
+    """Train on one rung: our model with torch's plain layers, in the usual loop."""
     torch.set_float32_matmul_precision("high" if rung.tf32 else "highest")
     vocabulary = 50304 if rung.padded else 50257
     config = shape.model.model_copy(update={"vocab_size": vocabulary})
@@ -95,7 +95,7 @@ def climb(shape: Shape, rung: Rung) -> Step:
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, fused=rung.fused, foreach=False)
     kind = torch.autocast(shape.device, torch.bfloat16) if rung.bf16 else contextlib.nullcontext()
-    return loop(shape, model, optimizer, loss_of, lambda: kind)
+    loop(between, shape, model, optimizer, loss_of, lambda: kind)
 
 
 def _make_linear_plain(model: nn.Module) -> None:

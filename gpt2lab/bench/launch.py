@@ -4,6 +4,7 @@ settings ─▶ Shape ─▶ Workers ─▶ rounds of a few steps each, in turn 
 """
 
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -71,7 +72,7 @@ def run(config: Config, options: Options) -> None:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="gpt2lab-bench-", ignore_cleanup_errors=True))
         workers: dict[str, Worker] = {}
 
-        def enter(name: str, make: Callable[..., contenders.Step], *arguments: Any) -> None:
+        def enter(name: str, make: Callable[..., None], *arguments: Any) -> None:
             try:
                 worker = Worker(name, make, *arguments, device=device.type, scratch=scratch)
                 stack.callback(worker.close)
@@ -182,18 +183,29 @@ def _chart(rows: Sequence[dict[str, Any]], path: Path) -> None:
         figure.savefig(temporary, dpi=150, format="png")
 
 
+class _Enough(Exception):
+    """The profile has what it wants."""
+
+
 def _profile(config: Config, shape: Shape, path: Path, say: Callable[[str], None]) -> None:
     """A Chrome trace of two steps after the warm-up, and a table of the operations that took longest."""
     from torch.profiler import ProfilerActivity, profile
 
-    step = ours(config.model_dump(), 40 * shape.tokens + 10_000)
-    for _ in range(WARM_UP):
-        step()
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if shape.device == "cuda" else [])
-    with profile(activities=activities) as profiler:
-        for _ in range(2):
-            step()
-        devices.synchronize(torch.device(shape.device))
+    profiler = profile(activities=activities)
+    calls = itertools.count()
+
+    def between() -> None:
+        taken = next(calls)
+        if taken == WARM_UP:
+            profiler.start()
+        if taken == WARM_UP + 2:
+            devices.synchronize(torch.device(shape.device))
+            profiler.stop()
+            raise _Enough
+
+    with contextlib.suppress(_Enough):
+        ours(between, config.model_dump(), 40 * shape.tokens + 10_000)
     with files.atomic_write(path) as temporary:
         profiler.export_chrome_trace(str(temporary))
     order = "self_cuda_time_total" if shape.device == "cuda" else "self_cpu_time_total"

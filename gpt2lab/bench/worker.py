@@ -1,5 +1,7 @@
 """One contender in one process: it is told to take steps, and answers with the seconds of each.
 
+command ─▶ pipe ─▶ Clock, which the contender calls between two steps ─▶ pipe ─▶ seconds
+
 A process of its own, because threads, allocator, autocast and compiler leave traces that would help or hinder the next.
 Only the one that was asked computes; the others wait at their pipe.
 """
@@ -7,17 +9,16 @@ Only the one that was asked computes; the others wait at their pipe.
 import multiprocessing
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
 
-from gpt2lab.bench.contenders import Step
+from gpt2lab.bench.contenders import Between
 from gpt2lab.config import Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model.linear import linear
@@ -32,7 +33,7 @@ class Taken(NamedTuple):
 
 
 class Worker:
-    """A process that makes a step by `make(*arguments)` and takes it when asked.
+    """A process that runs `make(between, *arguments)`, and takes steps when asked.
 
     Args:
         scratch: folder for whatever the contender writes.
@@ -41,7 +42,7 @@ class Worker:
         GPT2LabError: on entering or asking, when the contender cannot run here; the message says why.
     """
 
-    def __init__(self, name: str, make: Callable[..., Step], *arguments: Any, device: str, scratch: str):
+    def __init__(self, name: str, make: Callable[..., None], *arguments: Any, device: str, scratch: str):
         self.name = name
         self._pipe, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
@@ -71,23 +72,36 @@ class Worker:
         return answer
 
 
-def _serve(pipe: Connection, make: Callable[..., Step], arguments: tuple[Any, ...], device: str, scratch: str) -> None:
+class Clock:
+    """What a contender calls between two steps: it waits until steps are wanted, and tells what they took.
+
+    Everything happens on the process's main thread, as in anybody's training script: in another thread the C library
+    takes memory from a heap of another kind, and our step would take a tenth longer.
+    """
+
+    def __init__(self, pipe: Connection, device: torch.device):
+        self._pipe, self._device = pipe, device
+        self._seconds: list[float] = []
+        self._wanted = -1  # the first call says that the contender is made
+        self._began = 0.0
+
+    def __call__(self) -> None:
+        devices.synchronize(self._device)
+        if self._wanted > 0:
+            self._seconds.append(time.perf_counter() - self._began)
+        if self._wanted == len(self._seconds) or self._wanted == -1:
+            self._pipe.send(Taken(self._seconds, devices.peak_memory_gib(self._device)))
+            self._seconds, self._wanted = [], self._pipe.recv()
+        self._began = time.perf_counter()
+
+
+def _serve(pipe: Connection, make: Callable[..., None], arguments: tuple[Any, ...], device: str, scratch: str) -> None:
     tempfile.tempdir = scratch  # whoever has ended this process removes what it leaves there
     silence = os.open(os.devnull, os.O_WRONLY)  # what contenders print as they train is of no interest here
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    kind = torch.device(device)
     try:
-        step = make(*arguments)
-        pipe.send(True)
-        while True:
-            seconds = []
-            for _ in range(pipe.recv()):
-                began = time.perf_counter()
-                step()
-                devices.synchronize(kind)
-                seconds.append(time.perf_counter() - began)
-            pipe.send(Taken(seconds, devices.peak_memory_gib(kind)))
+        make(Clock(pipe, torch.device(device)), *arguments)
     except EOFError:
         return
     except Exception as error:  # a rival may fail in any way: it is left out, and the others go on
@@ -95,8 +109,8 @@ def _serve(pipe: Connection, make: Callable[..., Step], arguments: tuple[Any, ..
         pipe.send(f"{kind_of}{error}".partition("\n")[0])
 
 
-def ours(settings: Mapping[str, Any], tokens: int) -> Step:
-    """The step that `gpt2lab train` takes: the command itself runs on a thread, and waits after each step.
+def ours(between: Between, settings: Mapping[str, Any], tokens: int) -> None:
+    """The step that `gpt2lab train` takes, by the command itself.
 
     Args:
         settings: of a Config; data, run and what is measured beside the steps are replaced.
@@ -104,64 +118,42 @@ def ours(settings: Mapping[str, Any], tokens: int) -> Step:
     """
     from gpt2lab.training import launch
 
-    folder = tempfile.mkdtemp(prefix="gpt2lab-bench-")
-    rng = np.random.default_rng(0)
-    for split, size in (("train_000", tokens), ("val_000", 5000)):
-        np.save(Path(folder) / f"{split}.npy", rng.integers(0, 50257, size, dtype=np.uint16))
-    own = {
-        "run": {"name": "bench", "out_dir": folder},
-        "data": {"dir": folder},
-        "checkpoint": {"every": 0},
-        "guard": {"deviations": 0, "stop_after": 10**9},
-    }
-    quiet = {"max_steps": 10**6, "eval_every": 0, "sample_every": 0, "hellaswag_every": 0}
-    config = Config.model_validate({**settings, **own, "train": {**settings["train"], **quiet}})
-    go, done = threading.Semaphore(0), threading.Semaphore(0)
-    failed: list[BaseException] = []
-
     class Gate:
         def log(self, step: int, values: Mapping[str, float]) -> None:
-            done.release()
-            go.acquire()
+            between()
 
         def close(self) -> None:
             pass
 
-    def train() -> None:
-        try:
-            launch.run(config, watch=[Gate()])
-        except BaseException as error:  # told to whoever waits for the step
-            failed.append(error)
-            done.release()
-
-    threading.Thread(target=train, daemon=True).start()
-    done.acquire()  # line 0, before the first step
-
-    def step() -> None:
-        go.release()
-        done.acquire()
-        if failed:
-            raise failed[0]
-
-    if failed:
-        raise failed[0]
-    return step
+    with tempfile.TemporaryDirectory(prefix="gpt2lab-bench-") as folder:
+        rng = np.random.default_rng(0)
+        for split, size in (("train_000", tokens), ("val_000", 5000)):
+            np.save(Path(folder) / f"{split}.npy", rng.integers(0, 50257, size, dtype=np.uint16))
+        own = {
+            "run": {"name": "bench", "out_dir": folder},
+            "data": {"dir": folder},
+            "checkpoint": {"every": 0},
+            "guard": {"deviations": 0, "stop_after": 10**9},
+        }
+        quiet = {"max_steps": 10**6, "eval_every": 0, "sample_every": 0, "hellaswag_every": 0}
+        config = Config.model_validate({**settings, **own, "train": {**settings["train"], **quiet}})
+        launch.run(config, watch=[Gate()])
 
 
-def products(tokens: int, channels: int, vocabulary: int, dtype: str, device: str) -> Step:
+def products(between: Between, tokens: int, channels: int, vocabulary: int, dtype: str, device: str) -> NoReturn:
     """The matrix products of a GPT-2 step's forward pass, alone: what the hardware can do at best with such shapes."""
+    if device == "cpu":
+        devices.keep_freed_memory()
     kind: torch.dtype = getattr(torch, dtype)
     shapes = [(channels, 3 * channels), (channels, channels), (channels, 4 * channels), (4 * channels, channels)]
     pairs = [
         (torch.randn(tokens, i, device=device).to(kind), torch.randn(o, i, device=device).to(kind))
         for i, o in [*shapes * 3, (channels, vocabulary)]
     ]
-
-    def step() -> None:
+    while True:
+        between()
         for x, weight in pairs:
             linear(x, weight)
-
-    return step
 
 
 def flops_of_products(tokens: int, channels: int, vocabulary: int) -> int:
