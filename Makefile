@@ -6,13 +6,17 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: train test lint clean
+.PHONY: train test faults lint clean
 
 train: .venv/.installed
 	$(BIN)/gpt2lab train
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest
+
+# What a run survives, measured in full: docs/results/faults.md.
+faults: .venv/.installed-dev
+	$(BIN)/python -m tests.faults
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

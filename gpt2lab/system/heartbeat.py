@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 from torch.distributed import Store  # type: ignore[attr-defined]  # exported, but not by name
@@ -38,6 +39,7 @@ class Heartbeat:
         self._store, self._rank, self._patience, self._keeper = store, rank, patience, keeper
         self._others = [other for other in range(world_size) if other != rank]
         self._interval = min(1.0, patience / 4)
+        self._who = f"{os.getpid()} {socket.gethostname()} {_identity(os.getpid())}"
         self._heard: dict[int, tuple[bytes, float]] = {}  # rank -> its last beat, and when that was new here
         self._reachable = 0.0  # when the store last answered
         self._leaving = threading.Event()
@@ -53,8 +55,10 @@ class Heartbeat:
         """
         last = _LEFT
         self._reachable = time.monotonic()
-        self._thread.start()
+        self._heard = dict.fromkeys(self._others, (b"", self._reachable))
         self._watch.start()
+        self._introduce()
+        self._thread.start()
         try:
             yield self
         except Stopped:
@@ -92,14 +96,22 @@ class Heartbeat:
             return [self._keeper_name()]
         return [_name(other, beat) for other, (beat, _) in self._heard.items() if before[other][0] == beat]
 
+    def _introduce(self) -> None:
+        """Exchange the first beats, so that whoever is lost, however soon, can be named."""
+        keys = [f"beat/{other}" for other in self._others]
+        with contextlib.suppress(RuntimeError):  # somebody is gone already: that will be noticed
+            self._store.set(f"beat/{self._rank}", f"0 {self._who}")
+            self._store.wait(keys, timedelta(seconds=self._patience / 2))
+            beats = zip(self._others, self._store.multi_get(keys), strict=True)
+            self._reachable = time.monotonic()
+            self._heard = {other: (beat, self._reachable) for other, beat in beats}
+
     def _run(self) -> None:
-        who = f"{os.getpid()} {socket.gethostname()} {_identity(os.getpid())}"
         count, turn = 0, time.monotonic()
-        self._heard = dict.fromkeys(self._others, (b"", turn))
-        while not self._leaving.wait(self._interval if count else 0):
+        while not self._leaving.wait(self._interval):
             count += 1
             try:
-                self._store.set(f"beat/{self._rank}", f"{count} {who}")
+                self._store.set(f"beat/{self._rank}", f"{count} {self._who}")
                 known = [o for o, (beat, _) in self._heard.items() if beat or self._store.check([f"beat/{o}"])]
                 beats = dict(zip(known, self._store.multi_get([f"beat/{k}" for k in known]), strict=True))
                 self._reachable = time.monotonic()

@@ -26,7 +26,7 @@ from gpt2lab import cli, files
 from tests.faults import runs
 from tests.faults.kills import straight
 from tests.faults.outcome import Outcome
-from tests.faults.processes import REPOSITORY
+from tests.faults.processes import REPOSITORY, free_port
 from tests.faults.runs import EVERY
 
 # -- recipes
@@ -76,7 +76,7 @@ RECIPES = {
     "vocabulary too large": ("model: {vocab_size: 100000}", "model.vocab_size"),
     "evaluation of nothing": ("train: {eval_every: 1, eval_tokens: 3}", "train.eval_tokens 3"),
     "prompt beyond the vocabulary": ("train: {sample_every: 1, sample_prompt: Hello}", "train.sample_prompt"),
-    "window beyond the data": ("model: {block_size: 30000}\ntrain: {total_batch_size: 60000}", "too short"),
+    "window beyond the data": ("model: {block_size: 30000}\ntrain: {total_batch_size: 90000}", "too short"),
 }
 
 # -- command lines
@@ -292,7 +292,7 @@ CHECKPOINTS: dict[str, tuple[Damage, str]] = {
 
 # -- environment variables
 
-ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29871"}
+ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
 VARIABLES: dict[str, tuple[dict[str, str], str]] = {
     "WORLD_SIZE is text": ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
@@ -336,13 +336,13 @@ REAL = (
 )
 
 
-def bad_inputs(folder: Path, data: Path) -> Outcome:
-    """Every case in this process, the ten of REAL as real commands as well, two at a time."""
+def bad_inputs(folder: Path, data: Path, real: tuple[str, ...] = REAL) -> Outcome:
+    """Every case in this process, those of `real` as real commands as well, two at a time."""
     cases = dict(_cases(folder, data))
     before = {name: _digest(case.kept) for name, case in cases.items()}
     outcome = Outcome()
     with ThreadPoolExecutor(2) as pool:
-        commands = {name: pool.submit(_as_command, cases[name]) for name in REAL}
+        commands = {name: pool.submit(_as_command, cases[name]) for name in real}
         answers = {f"{name}, as a command": future.result() for name, future in commands.items()}
     answers |= {name: in_process(case) for name, case in cases.items()}
     for name, (status, error) in answers.items():
@@ -360,7 +360,7 @@ def bad_inputs(folder: Path, data: Path) -> Outcome:
         outcome.trial(name, wrong)
     kinds = Counter(name.partition(":")[0] for name in cases)
     outcome.figures = (
-        ", ".join(f"{count} of {kind}" for kind, count in kinds.items()) + f"; {len(REAL)} as real commands"
+        ", ".join(f"{count} of {kind}" for kind, count in kinds.items()) + f"; {len(real)} as real commands"
     )
     return outcome
 

@@ -66,7 +66,7 @@ def _killed(run: Run, targets: list[int], ranks: int, real: bool, chance: random
     def start() -> Victim:
         output = run.recipe.parent / f"output-{len(list(run.recipe.parent.glob('output-*')))}"
         if real:
-            return Command(run, output, ranks=ranks, torchrun=("--max-restarts=100",) if ranks > 1 else ())
+            return Command(run, output, ranks=ranks, torchrun=("--max-restarts=100",))
         return Forked(run, output, ranks=ranks)
 
     left, began, victim, told = [], [], start(), 0

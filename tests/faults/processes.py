@@ -23,7 +23,6 @@ from tests.faults.runs import Run
 
 REPOSITORY = Path(__file__).parent.parent.parent
 PATIENCE = 120.0  # seconds that anything here may take before it counts as hung
-PRELOADED = ["torch._dynamo", "gpt2lab.training.launch", "gpt2lab.tracking.report", "tests.faults.harm"]
 
 Harm = Callable[[], None]
 
@@ -61,7 +60,7 @@ class Forked(Victim):
         self.output = output
         output.unlink(missing_ok=True)
         server = multiprocessing.get_context("forkserver")
-        server.set_forkserver_preload(PRELOADED)
+        server.set_forkserver_preload(["tests.faults.warm"])
         os.environ["PYTHONPATH"] = str(REPOSITORY)  # for the server to find what it preloads
         command = ["train", "--config", str(run.recipe), *arguments]
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
@@ -115,24 +114,30 @@ def _as_command(arguments: list[str], environment: Mapping[str, str], output: Pa
 
 
 class Command(Victim):
-    """A real command: `gpt2lab train`, or torchrun and the ranks that it starts."""
+    """A real command: `gpt2lab train`, torchrun and the ranks that it starts, or `start`, which takes the arguments."""
 
     def __init__(
-        self, run: Run, output: Path, *arguments: str, ranks: int = 1, torchrun: tuple[str, ...] = (), **variables: str
+        self,
+        run: Run,
+        output: Path,
+        *,
+        ranks: int = 1,
+        torchrun: tuple[str, ...] = (),
+        start: tuple[str, ...] = (),
+        **variables: str,
     ):
         self.output = output
         self._mark = f"GPT2LAB_FAULTS={uuid.uuid4()}"  # by which every descendant is known, orphans too
-        python = [sys.executable, "-m"]
-        if ranks == 1 and not torchrun:
-            start = [*python, "gpt2lab", "train"]
-        else:
-            start = [*python, "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *torchrun]
-            start.append(str(REPOSITORY / "train.py"))
+        python = (sys.executable, "-m")
+        start = start or (*python, "gpt2lab", "train")
+        if ranks > 1:
+            agent = ("torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *torchrun)
+            start = (*python, *agent, str(REPOSITORY / "train.py"))
         name, _, value = self._mark.partition("=")
         own = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", name: value, **variables}
         with open(output, "wb") as file:
             self.process = subprocess.Popen(
-                [*start, "--config", str(run.recipe), *arguments],
+                [*start, "--config", str(run.recipe)],
                 env=os.environ | own,
                 stdout=file,
                 stderr=subprocess.STDOUT,

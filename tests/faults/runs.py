@@ -12,7 +12,7 @@ from gpt2lab.model.pretrained import steps as checkpoints_in
 
 STEPS = 60
 EVERY = 10  # steps from one checkpoint to the next
-SEQUENCES, BLOCK_SIZE = 12, 16  # a step's sequences divide by 1, 2 and 3 ranks
+SEQUENCES, MICRO_BATCH, BLOCK_SIZE = 12, 3, 16  # a step's sequences divide by 1, 2 and 3 ranks
 
 
 class Run(NamedTuple):
@@ -48,7 +48,7 @@ def make(folder: Path, data: Path, **changes: object) -> Run:
         "train": {
             "max_steps": STEPS,
             "total_batch_size": SEQUENCES * BLOCK_SIZE,
-            "micro_batch_size": 2,
+            "micro_batch_size": MICRO_BATCH,
             "eval_every": 0,
             "sample_every": 0,
         },
