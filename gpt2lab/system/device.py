@@ -91,8 +91,8 @@ def keep_freed_memory() -> None:
 def share_one_heap() -> None:
     """Let all threads take memory from one heap (glibc; else nothing), before any are started.
 
-    By default glibc gives threads heaps of their own, eight a core, and what one leaves in pieces the others cannot use:
-    a server of many threads then grows for hours (docs/results/app.md).
+    By default glibc gives threads heaps of their own, eight a core, and what one leaves in pieces the others cannot
+    use: a server of many threads then grows for hours (docs/results/app.md).
     """
     arena_max = -8  # M_ARENA_MAX of malloc.h
     _mallopt({arena_max: 1})
