@@ -47,6 +47,7 @@ def run(options: Options) -> None:
     Raises:
         GPT2LabError: Gradio is not installed, there is no such model or no checkpoint yet, or no port is free.
     """
+    devices.share_one_heap()  # each request is worked at by another thread
     page = prepare(options)
     print(f"{serve(page, options.port)}  (Ctrl-C ends it)", flush=True)
     page.block_thread()

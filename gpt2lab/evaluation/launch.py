@@ -22,6 +22,7 @@ from gpt2lab.data.loader import fixed_sequences
 from gpt2lab.data.prepare import DEFAULT_DIRS
 from gpt2lab.data.shards import TokenStream, is_ready, open_split
 from gpt2lab.data.tokenizer import Tokenizer
+from gpt2lab.errors import GPT2LabError
 from gpt2lab.evaluation import harness, hellaswag, loss, scoring, table, tasks
 from gpt2lab.model import pretrained
 from gpt2lab.model.gpt2 import GPT2
@@ -133,7 +134,11 @@ def _load(name: str, options: Options, tokenizer: Tokenizer, dist: DistContext, 
 
     def load() -> tasks.Evaluation:
         if name == "hellaswag":
-            data = hellaswag.find(options.mirror, options.hellaswag_file or _file_in(options.data_dir, hellaswag.NAME))
+            file = options.hellaswag_file or _file_in(options.data_dir, hellaswag.NAME)
+            try:
+                data = hellaswag.find(options.mirror, file)
+            except GPT2LabError as error:
+                raise GPT2LabError(f"{error}. --tasks everyday needs no file") from None
             say(data.describe())
             return hellaswag.Evaluation(data, tokenizer, limit=options.limit, keep=dist.is_main)
         folder = _file_in(options.data_dir, f"eval/{name}.jsonl") or _file_in(options.data_dir, f"{name}.jsonl")

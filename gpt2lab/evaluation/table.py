@@ -5,7 +5,7 @@ from typing import Any
 from gpt2lab.evaluation import hellaswag
 from gpt2lab.evaluation.baselines import BASELINES
 
-_HEAD = ("task", "acc", "acc_norm", "95% interval", "items", "format")
+_HEAD = ("task", "acc", "acc_norm", "95% interval of acc_norm, else acc", "items", "format")
 
 
 def render(result: dict[str, Any]) -> str:

@@ -63,6 +63,8 @@ def find(
             files.verify_digests(path, but=(huggingface.CARD,))  # people write more into a model card
         if (path / "state.json").exists() and path.parent.name == "checkpoints":
             return Found(path, path.parent.parent, _step(path))
+        if not (path / huggingface.CONFIG).exists() and (runs := sorted(path.glob("*/checkpoints"))):
+            raise GPT2LabError(f"{path} holds runs, not a model; give one of them, such as {runs[0].parent}")
         return Found(path)
     if str(name) and path.exists():
         raise GPT2LabError(f"{name} is a file; give the folder that holds {huggingface.CONFIG}, or a run directory")

@@ -6,6 +6,7 @@ import platform
 import re
 import resource
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +84,27 @@ def keep_freed_memory() -> None:
     By default glibc maps every block above 32 MiB afresh and unmaps it when freed, so that each micro-step's logits
     are paid for in page faults.
     """
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    _mallopt({mmap_max: 0, trim_threshold: 2**31 - 1})
+
+
+def share_one_heap() -> None:
+    """Let all threads take memory from one heap (glibc; else nothing), before any are started.
+
+    By default glibc gives threads heaps of their own, eight a core, and what one leaves in pieces the others cannot
+    use: a server of many threads then grows for hours (docs/results/app.md).
+    """
+    arena_max = -8  # M_ARENA_MAX of malloc.h
+    _mallopt({arena_max: 1})
+
+
+def _mallopt(settings: Mapping[int, int]) -> None:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
+    for parameter, value in settings.items():
+        mallopt(parameter, value)
 
 
 def micro_batch_tokens(device: torch.device) -> int:

@@ -133,6 +133,8 @@ def test_names_that_mean_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(GPT2LabError, match="is a file"):
         pretrained.find(tmp_path / "file")
+    with pytest.raises(GPT2LabError, match="holds runs, not a model; give one of them, such as .*empty"):
+        pretrained.find(tmp_path)
     for name in (tmp_path / "nowhere", "runs/x", "a/b/c", ""):
         with pytest.raises(GPT2LabError, match="no such folder"):
             pretrained.find(name)
