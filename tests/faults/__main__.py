@@ -34,8 +34,8 @@ forked from a process that has torch imported; rows that say torchrun or `gpt2la
 form of most rows is part of `make test`. What a checkpoint costs the loop: [checkpoint.md](checkpoint.md).
 
 A checkpoint is written while training goes on, so a kill in the midst of that goes back to the one before: it repeats
-an interval and what was trained beside the write. A quarter of the kills are aimed there, and are counted by
-themselves; these tiny steps take a few milliseconds, and a write takes as long as many of them.
+an interval and what was trained beside the write. A quarter of the kills are aimed there. A step takes a few
+milliseconds here, so a write takes as long as several of them.
 
 | experiment | bar | figure | verdict | s | commit |
 |---|---|---|---|---:|---|
@@ -56,9 +56,11 @@ def main(names: list[str]) -> int:
             print(f"{name}: cannot be had here", flush=True)
             continue
         figure = f"{outcome.good} of {outcome.tried}{'; ' * bool(outcome.figures)}{outcome.figures}"
-        print(f"{name}: {figure} ({seconds:.0f} s)", *outcome.wrong, sep="\n    ", flush=True)
+        verdict = "met" if outcome.good and not outcome.wrong else "**missed**"
+        if outcome.short_of:
+            verdict += f", **missed** by {outcome.short_of}"
+        print(f"{name}: {figure}; {verdict} ({seconds:.0f} s)", *outcome.wrong, sep="\n    ", flush=True)
         failed |= bool(outcome.wrong)
-        verdict = "**missed**" if outcome.wrong or not outcome.good else "met"
         cells = (name, EXPERIMENTS[name].bar, figure, verdict, f"{seconds:.0f}", f"`{_commit()}`")
         _record(name, f"| {' | '.join(cells)} |")
     return int(failed)

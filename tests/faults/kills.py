@@ -53,7 +53,8 @@ def random_kills(folder: Path, data: Path, count: int, ranks: int = 1, real: boo
             outcome.trial(f"{name}, killed at step {last} with checkpoint {newest}", [*wrong, *early])
     outcome.figures = f"a checkpoint every {INTERVAL} steps; at most {max(costs[True])} steps repeated"
     if during := len(costs[False]) - 1:
-        outcome.figures += f", {max(costs[False])} where a checkpoint was being written ({during} of the kills)"
+        outcome.figures += ", but for those in the midst of a write"
+        outcome.short_of = f"{during} kills in the midst of a write: {max(costs[False])} steps repeated"
     return outcome
 
 
