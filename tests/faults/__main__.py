@@ -1,7 +1,7 @@
 """The full form of the experiments, and their figures in docs/results/faults.md.
 
-python -m tests.faults                    all of them: a quarter of an hour or more
-python -m tests.faults kills signals      these; the others' rows stay as they are
+python -m tests.faults                    all of them: a quarter of an hour
+python -m tests.faults kills signals      these, and no page
 """
 
 import os
@@ -12,9 +12,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
-from tests.faults.experiments import EXPERIMENTS
+from tests.faults.experiments import EXPERIMENTS, Form
+from tests.faults.outcome import Outcome
 from tests.faults.processes import REPOSITORY
 from tests.faults.runs import make_data
 
@@ -22,10 +24,9 @@ RESULTS = REPOSITORY / "docs" / "results" / "faults.md"
 PREFACE = """\
 # Faults: what a run survives
 
-    make faults                             # all of it
-    python -m tests.faults NAME ...         # these rows
+    make faults
 
-{machine}; one thread a process.
+{machine}; one thread a process; commit `{commit}`.
 
 A tiny model, harmed on purpose ([tests/faults](../../tests/faults)), then started again with the same command. "Equal"
 means: sha256 of weights, optimizer, random state and guard are those of the run nobody touched, and so are the losses
@@ -37,8 +38,8 @@ A checkpoint is written while training goes on, so a kill in the midst of that g
 an interval and what was trained beside the write. A quarter of the kills are aimed there. A step takes a few
 milliseconds here, so a write takes as long as several of them.
 
-| experiment | bar | figure | verdict | s | commit |
-|---|---|---|---|---:|---|
+| experiment | bar | figure | verdict | s |
+|---|---|---|---|---:|
 """
 
 
@@ -46,36 +47,36 @@ def main(names: list[str]) -> int:
     if unknown := set(names) - EXPERIMENTS.keys():
         print(f"no such experiment: {', '.join(sorted(unknown))} (there are {', '.join(EXPERIMENTS)})")
         return 2
-    failed = False
+    commit, rows, good = _commit(), [], True
     for name in names or EXPERIMENTS:
         with tempfile.TemporaryDirectory(prefix="gpt2lab-faults-") as folder:
             began = time.monotonic()
-            outcome = EXPERIMENTS[name].full(Path(folder) / "runs", make_data(Path(folder) / "data"))
+            outcome = _tried(EXPERIMENTS[name].full, Path(folder))
             seconds = time.monotonic() - began
         if outcome is None:
-            print(f"{name}: cannot be had here", flush=True)
-            continue
-        figure = f"{outcome.good} of {outcome.tried}{'; ' * bool(outcome.figures)}{outcome.figures}"
-        verdict = "met" if outcome.good and not outcome.wrong else "**missed**"
-        if outcome.short_of:
-            verdict += f", **missed** by {outcome.short_of}"
-        print(f"{name}: {figure}; {verdict} ({seconds:.0f} s)", *outcome.wrong, sep="\n    ", flush=True)
-        failed |= bool(outcome.wrong)
-        cells = (name, EXPERIMENTS[name].bar, figure, verdict, f"{seconds:.0f}", f"`{_commit()}`")
-        _record(name, f"| {' | '.join(cells)} |")
-    return int(failed)
+            figure, verdict = "takes root, to mount", "not measured"
+        else:
+            figure = f"{outcome.good} of {outcome.tried}{'; ' * bool(outcome.figures)}{outcome.figures}"
+            verdict = "met" if outcome.good and not outcome.wrong else "**missed**"
+            if outcome.short_of:
+                verdict += f", **missed** by {outcome.short_of}"
+            good &= verdict.startswith("met")
+        print(f"{name}: {figure}; {verdict} ({seconds:.0f} s)", flush=True)
+        for complaint in outcome.wrong if outcome else ():
+            print(f"    {complaint}", flush=True)
+        rows.append(f"| {name} | {EXPERIMENTS[name].bar} | {figure} | {verdict} | {seconds:.0f} |\n")
+    if not names:
+        RESULTS.write_text(PREFACE.format(machine=_machine(), commit=commit) + "".join(rows))
+    return int(not good)
 
 
-def _record(name: str, row: str) -> None:
-    """Put a row into the table, in place of the one of that name."""
-    rows = {}
-    if RESULTS.exists():
-        lines = [line for line in RESULTS.read_text().splitlines() if line.startswith("| ")][1:]
-        rows = {line.split(" ")[1]: line for line in lines}
-    rows[name] = row
-    table = "\n".join(rows[name] for name in EXPERIMENTS if name in rows)
-    preface = PREFACE.format(machine=_machine())
-    RESULTS.write_text(f"{preface}{table}\n")
+def _tried(form: Form, folder: Path) -> Outcome | None:
+    """What came of an experiment; one that breaks down has come to no good."""
+    try:
+        return form(folder / "runs", make_data(folder / "data"))
+    except Exception as error:
+        traceback.print_exc()
+        return Outcome(wrong=[f"it broke down: {error}"])
 
 
 def _machine() -> str:
