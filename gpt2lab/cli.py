@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (GPT2LabError, OSError) as error:
         rank = os.environ.get("RANK", "0")
         text = " ".join(str(error).split())
-        print(f"gpt2lab: {'' if rank == '0' else f'[rank {rank}] '}{text}", file=sys.stderr)
+        # In one piece, also when Python does not buffer: other ranks write to the same terminal at the same time.
+        print(f"gpt2lab: {'' if rank == '0' else f'[rank {rank}] '}{text}\n", end="", file=sys.stderr)
         return error.status if isinstance(error, GPT2LabError) else 2
     except Stopped as stop:
         if os.environ.get("RANK", "0") == "0":

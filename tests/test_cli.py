@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -76,6 +77,17 @@ def test_mistakes_of_real_commands_have_no_traceback(case, tmp_path):
     assert done.returncode == 2
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_is_written_in_one_piece():
+    """Else two ranks' lines mix, where Python does not buffer (PYTHONUNBUFFERED)."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # keeps writes apart
+    command = [sys.executable, "-u", "-m", "gpt2lab", "train", "--config", "nowhere.yaml"]
+    with ours, theirs:
+        assert subprocess.run(command, stderr=theirs, stdout=subprocess.DEVNULL, check=False).returncode == 2
+        line = ours.recv(10_000)
+    assert line.startswith(b"gpt2lab: ")
+    assert line.endswith(b"\n")
 
 
 def test_unknown_verb():

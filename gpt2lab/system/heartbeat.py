@@ -150,7 +150,8 @@ class Heartbeat:
 
     def _leave(self, why: str) -> None:
         print(
-            f"gpt2lab: [rank {self._rank}] {why}; leaving, the same command goes on from the last checkpoint",
+            f"gpt2lab: [rank {self._rank}] {why}; leaving, the same command goes on from the last checkpoint\n",
+            end="",  # in one piece, as in cli
             file=sys.stderr,
             flush=True,
         )
