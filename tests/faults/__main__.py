@@ -1,6 +1,6 @@
 """The full form of the experiments, and their figures in docs/results/faults.md.
 
-python -m tests.faults                    all of them: a quarter of an hour
+python -m tests.faults                    all of them: ten minutes on two cores
 python -m tests.faults kills signals      these, and no page
 """
 
