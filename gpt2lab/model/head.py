@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gpt2lab.model.linear import linear
+
 IGNORED = -100  # a target that does not count, as in torch
 
 
@@ -38,7 +40,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
         x, w = hidden.to(kind), weight.to(kind)
         counted = (targets != IGNORED)[:, None]
         target = targets.clamp(min=0)[:, None]
-        logits = torch.mm(x, w.t(), out=_rows(len(x), len(w), x))
+        logits = _logits(x, w)
         losses = []
         rows = max(1, _block(logits.device) // logits.shape[1])
         for z, right in zip(torch.split(logits, rows), torch.split(target, rows), strict=True):
@@ -62,13 +64,16 @@ class _MeanCrossEntropy(torch.autograd.Function):
         of_weight = torch.empty_like(w, dtype=ctx.kinds[1])
         columns = _columns(w)
         for rows, piece in zip(torch.split(of_weight, columns), torch.split(gradient, columns, dim=1), strict=True):
-            rows.copy_(piece.t() @ x)
-        return (gradient @ w * share).to(ctx.kinds[0]), of_weight, None, None
+            rows.copy_(linear(piece.t(), x.t()))
+        return (linear(gradient, w.t()) * share).to(ctx.kinds[0]), of_weight, None, None
 
 
-def _rows(count: int, length: int, like: Tensor) -> Tensor:
-    """Uninitialised (count, length) whose rows begin at multiples of 128 bytes: 50,257 is odd, and products are not."""
-    return like.new_empty(count, -(-length // 64) * 64)[:, :length]
+def _logits(x: Tensor, w: Tensor) -> Tensor:
+    """x w^T, (N, V). On a card each row begins at a multiple of 64 numbers: 50,257 is odd, and tensor cores are not."""
+    if x.device.type == "cpu":
+        return linear(x, w)
+    width = -(-len(w) // 64) * 64
+    return torch.mm(x, w.t(), out=x.new_empty(len(x), width)[:, : len(w)])
 
 
 def _block(device: torch.device) -> int:

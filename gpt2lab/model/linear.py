@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _WORTHWHILE_ROWS = 16  # below, as when one token is decoded at a time, the product is bound by reading the weights
+_IMAGES = 16  # of as many fewer pixels: with one thread torch takes oneDNN only for so many
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -23,8 +24,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not _mkl_is_slow():
         return F.linear(x, weight, bias)
-    pixels = x.reshape(1, rows, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, in, rows, 1), channels last
-    y = F.conv2d(pixels, weight[:, :, None, None], bias)  # (1, out, rows, 1), channels last
+    n = _IMAGES if rows % _IMAGES == 0 else 1
+    pixels = x.reshape(n, rows // n, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (n, in, rows/n, 1), channels last
+    y = F.conv2d(pixels, weight[:, :, None, None], bias)  # (n, out, rows/n, 1), channels last
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], weight.shape[0])
 
 
