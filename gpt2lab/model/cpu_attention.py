@@ -51,7 +51,7 @@ class _CausalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         length, scale = q.shape[1], q.shape[2] ** -0.5
-        bias = _bias(length, q.dtype)
+        bias = (_bias if torch.compiler.is_compiling() else _kept_bias)(length, q.dtype)  # a compiler keeps nothing
         y, kept = torch.empty_like(q), []
         for first, last in _blocks(length):
             scores = torch.baddbmm(bias[first:last, :last], q[:, first:last], k[:, :last].mT, alpha=scale)
@@ -81,7 +81,9 @@ def _blocks(length: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + _BLOCK, length)
 
 
-@lru_cache(maxsize=4)
 def _bias(length: int, kind: torch.dtype) -> Tensor:
     """(T, T): 0 where a position (row) may look, -inf at what comes later."""
     return torch.full((length, length), float("-inf"), dtype=kind).triu(1)
+
+
+_kept_bias = lru_cache(maxsize=4)(_bias)
