@@ -212,7 +212,7 @@ class SystemConfig(Section):
     start_timeout: Positive = 300.0
     """Seconds within which all processes must have started."""
     timeout: Positive = 600.0
-    """Seconds after which a process that waits for another gives up and names it."""
+    """Seconds after which a process that waits for another gives up; one that has died or was stopped is named."""
 
 
 # What other projects call our settings, for "did you mean".

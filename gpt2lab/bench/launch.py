@@ -22,7 +22,7 @@ from gpt2lab.bench import contenders, ladder
 from gpt2lab.bench.contenders import Shape
 from gpt2lab.bench.worker import Taken, Worker, flops_of_products, ours, products
 from gpt2lab.config import Config
-from gpt2lab.errors import GPT2LabError
+from gpt2lab.errors import GPT2LabError, Stopped
 from gpt2lab.model import flops
 from gpt2lab.system import device as devices
 from gpt2lab.system import precision
@@ -204,8 +204,12 @@ def _profile(config: Config, shape: Shape, path: Path, say: Callable[[str], None
             profiler.stop()
             raise _Enough
 
-    with contextlib.suppress(_Enough):
+    try:
         ours(between, config.model_dump(), 40 * shape.tokens + 10_000)
+    except _Enough:
+        pass
+    except Stopped:  # what was saved is gone with the scratch folder
+        raise KeyboardInterrupt from None
     with files.atomic_write(path) as temporary:
         profiler.export_chrome_trace(str(temporary))
     order = "self_cuda_time_total" if shape.device == "cuda" else "self_cpu_time_total"

@@ -190,7 +190,7 @@ def _connect(timeout: float, *, host_it: bool = False) -> Store:
         if not host_it:
             _wait_for(address, port, timeout)
         store = TCPStore(address, port, is_master=host_it, timeout=timedelta(seconds=timeout), wait_for_workers=False)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, UnicodeError) as error:  # UnicodeError: no name of a machine can be like that
         raise GPT2LabError(
             f"cannot reach the first process at {address}:{port} within {timeout:g} s (system.start_timeout): "
             f"{str(error).partition(chr(10))[0]}"

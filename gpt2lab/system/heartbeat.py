@@ -56,7 +56,8 @@ class Heartbeat:
         last = _LEFT
         self._reachable = time.monotonic()
         self._heard = dict.fromkeys(self._others, (b"", self._reachable))
-        self._watch.start()
+        if self._keeper != self._rank:
+            self._watch.start()
         self._introduce()
         self._thread.start()
         try:
@@ -72,20 +73,26 @@ class Heartbeat:
             raise
         finally:
             self._leaving.set()
-            self._watch.join()
+            if self._watch.is_alive():
+                self._watch.join()
             self._thread.join(2 * self._interval)
             with contextlib.suppress(Exception):  # the store may be gone already
                 if not self._thread.is_alive():  # else it waits for the store, and so would this
                     self._store.set(f"beat/{self._rank}", last)
 
     def explain(self, error: RuntimeError) -> None:
-        """Say whose end a collective's error came of; nothing if everybody is alive.
+        """Say whose end a collective's error came of; nothing if everybody is alive and it came of something else.
 
         Raises:
-            LostRank: names the processes that are silent.
+            LostRank: names the processes that are silent; or says that one hangs, which nobody can tell from outside.
         """
         if lost := self._silent():
             raise LostRank(f"lost {', '.join(lost)}; the same command goes on from the last checkpoint") from error
+        if "timed out" in str(error).lower():
+            raise LostRank(
+                "waited in vain for another process: all are alive, so one of them hangs, or takes longer than "
+                "system.timeout; the same command goes on from the last checkpoint"
+            ) from error
 
     def _silent(self) -> list[str]:
         """The processes that are not beating, in words; listens for a few intervals before it answers."""
@@ -93,7 +100,7 @@ class Heartbeat:
         before, began = dict(self._heard), time.monotonic()
         time.sleep(2.0 * self._interval)
         if self._reachable < began:  # without the store nobody is heard
-            return [self._keeper_name()]
+            return [] if self._keeper == self._rank else [self._keeper_name()]
         return [_name(other, beat) for other, (beat, _) in self._heard.items() if before[other][0] == beat]
 
     def _introduce(self) -> None:

@@ -30,7 +30,7 @@ class _Run(NamedTuple):
     """What a tracker is told of the run that it shows."""
 
     folder: Path
-    first_step: int  # the step it goes on from; 0: from the beginning
+    recorded: int | None  # the last step of its record, which it goes on from; None: from the beginning
     identity: str  # at services that keep the runs of many folders
     project: str
 
@@ -68,18 +68,18 @@ class Trackers:
     """All trackers that the settings ask for, as one sink.
 
     Args:
-        folder: the run directory, its records cut back to `first_step`.
-        first_step: the step the run goes on from. 0 is a run from the beginning, and a new one to every tracker.
+        folder: the run directory, its records cut back to `recorded`.
+        recorded: the last step of the record. None is a run from the beginning, and a new one to every tracker.
         say: hears once of each tracker that fails.
     """
 
-    def __init__(self, settings: TrackingConfig, folder: Path, first_step: int, say: Callable[[str], None]):
+    def __init__(self, settings: TrackingConfig, folder: Path, recorded: int | None, say: Callable[[str], None]):
         self._say, self._trackers = say, dict[str, Tracker]()
         self._samples = folder / "samples.jsonl"
         self._samples_read = _size(self._samples)
         if not (wanted := _wanted(settings)):
             return
-        run = _Run(folder, first_step, _identity(folder, first_step), settings.project)
+        run = _Run(folder, recorded, _identity(folder, recorded), settings.project)
         kinds: dict[str, Callable[[], Tracker]] = {
             "tensorboard": lambda: _TensorBoard(run),
             "wandb": lambda: _WeightsAndBiases(run, settings.wandb),
@@ -149,10 +149,10 @@ def _settings_and_environment(folder: Path) -> dict[str, Any]:
     return load([folder / "config.yaml"]).model_dump() | {"environment": environment}
 
 
-def _identity(folder: Path, first_step: int) -> str:
+def _identity(folder: Path, recorded: int | None) -> str:
     """Kept beside the record as `tracker_id`; new for a run from the beginning."""
     path = folder / "tracker_id"
-    if first_step and path.exists():
+    if recorded is not None and path.exists():
         return path.read_text(encoding="utf-8").strip()
     with files.atomic_write(path) as temporary:
         temporary.write_text(secrets.token_hex(4) + "\n", encoding="utf-8")
@@ -175,11 +175,11 @@ class _TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         events = run.folder / "tensorboard"
-        self.begin = run.first_step + 1 if run.first_step and any(events.glob("events.*")) else 0
+        self.begin = 0 if run.recorded is None or not any(events.glob("events.*")) else run.recorded + 1
         self._writer = SummaryWriter(str(events), purge_step=self.begin)
         for name in ("config.yaml", "environment.json"):
             text = _verbatim((run.folder / name).read_text(encoding="utf-8"))
-            self._writer.add_text(name, text, run.first_step)
+            self._writer.add_text(name, text, run.recorded or 0)
 
     def log(self, step: int, values: Mapping[str, float], samples: Samples) -> None:
         for name, value in values.items():

@@ -53,6 +53,11 @@ class Checkpoint:
         """Optimizer steps taken."""
         return int(self.state["step"])
 
+    @property
+    def recorded(self) -> int:
+        """The last step whose line stands in the record: who stops at a signal leaves its line to the next start."""
+        return self.step - bool(self.state.get("unlogged"))
+
     def restore_weights(self, model: GPT2) -> None:
         """Fill a model, before it is sharded.
 

@@ -108,7 +108,7 @@ def run(config: Config, watch: Sequence[Sink] = ()) -> None:
         dist.on_main(lambda: directory.prepare(config, start, dist, facts))
 
         events = _Events(directory, loader, dist, say)
-        sinks = [*_sinks(config, directory, first_step, say), *watch] if dist.is_main else []
+        sinks = [*_sinks(config, directory, start, say), *watch] if dist.is_main else []
         for sink in sinks:
             stack.callback(sink.close)
         if start is not None:
@@ -358,9 +358,10 @@ def _plain(model: GPT2, config: Config, dist: DistContext) -> Generator[nn.Modul
     yield copy
 
 
-def _sinks(config: Config, directory: RunDirectory, first_step: int, say: Say) -> list[Sink]:
+def _sinks(config: Config, directory: RunDirectory, start: checkpoint.Checkpoint | None, say: Say) -> list[Sink]:
+    first_step, recorded = (start.step, start.recorded) if start else (0, None)
     console = Console(config.train.max_steps, first_step, config.tracking.log_every, terminal=sys.stdout.isatty())
-    return [JsonLines(directory.metrics), console, Trackers(config.tracking, directory.path, first_step, say)]
+    return [JsonLines(directory.metrics), console, Trackers(config.tracking, directory.path, recorded, say)]
 
 
 def _val_loss(

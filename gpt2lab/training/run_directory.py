@@ -117,7 +117,9 @@ class RunDirectory:
         for record in (self.metrics, self.samples, self.events):
             if start is not None and start.path.parent.resolve() != self.checkpoints.resolve():
                 self._adopt(record, start.path.parent.parent / record.name)
-            truncate_jsonl(record, start.step if start else -1)
+            # What a signal left to be recorded may have been since, by a start that was killed before it could save.
+            last = -1 if start is None else start.step if record is self.events else start.recorded
+            truncate_jsonl(record, last)
         with files.atomic_write(self.path / "config.yaml") as temporary:
             temporary.write_text(config.to_yaml(), encoding="utf-8")
         with files.atomic_write(self.path / "environment.json") as temporary:

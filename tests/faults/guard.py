@@ -21,7 +21,7 @@ GUARD = {"guard__window": 8, "guard__deviations": 20, "guard__stop_after": 3}
 def skipped_steps(folder: Path, data: Path, ranks: int = 2, poisons: tuple[tuple[str, str], ...] = POISONS) -> Outcome:
     """NaN, inf and a spike, of the loss and of a gradient, on the last rank at five steps of a run each.
 
-    Whatever the poison, the runs must end with the same weights: those of a run without these five steps.
+    Whatever the poison, the runs must end with the same weights.
     """
     stream = open_split(data, "train")
     order = Loader(stream, block_size=BLOCK_SIZE, sequences_per_step=SEQUENCES, vocab_size=300, seed=1337)

@@ -15,9 +15,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gpt2lab.config import Config, TrackingConfig
-from gpt2lab.errors import GPT2LabError
+from gpt2lab.errors import GPT2LabError, Stopped
 from gpt2lab.tracking import trackers
 from gpt2lab.training import launch
+from gpt2lab.training.trainer import Trainer
 from tests.training.test_launch import REPOSITORY, STEPS, command, interrupted_at, learned, records, settings, tensors
 
 Shown = list[tuple[str, int, float]]  # (metric, step, value), as a tracker has it
@@ -96,6 +97,37 @@ def test_tensorboard_has_every_step_once(token_folder, tmp_path, straight, monke
     assert '"torch"' in texts["environment.json", 0]
     assert tensors(run) == tensors(straight)
     assert learned(run) == learned(straight)
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4])
+def test_a_signal_and_then_a_kill_leave_every_step_once(token_folder, tmp_path, straight, monkeypatch, stop_at):
+    """The step that a signal stopped at is recorded by the next start, and that is killed before it can save."""
+    config = settings(
+        token_folder, tmp_path, tracking__tensorboard=True, checkpoint__every=STEPS, train__sample_every=1
+    )
+    train_step = Trainer._train_step
+
+    def stopped(self, step, batches):
+        if step == stop_at:
+            self.asked_to_stop = lambda: signal.SIGTERM
+        return train_step(self, step, batches)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Trainer, "_train_step", stopped)
+        launch.run(config)
+    with interrupted_at(stop_at + 2, monkeypatch):
+        launch.run(config)
+    launch.run(config)
+    run = tmp_path / "tiny"
+    assert learned(run).keys() == learned(straight).keys()
+    assert all(
+        learned(run)[step]["train/loss"] == learned(straight)[step]["train/loss"] for step in range(1, STEPS + 1)
+    )
+    drawn = [(one["step"], one["seed"]) for one in records(run, "samples.jsonl")]
+    assert len(drawn) == len(set(drawn))
+    assert {step for step, _ in drawn} == set(range(STEPS + 1))
+    scalars, _ = in_tensorboard(run)
+    assert same(scalars, recorded(run))
 
 
 def test_what_came_before_is_shown_too(token_folder, tmp_path, straight):
