@@ -57,10 +57,11 @@ _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # straig
 
 
 @contextlib.contextmanager
-def served(precision: str) -> Iterator[tuple[str, int]]:
-    """(address, process id) of the page with a 124M model and an untrained one."""
+def served(precision: str, small: bool) -> Iterator[tuple[str, int]]:
+    """(address, process id) of the page with a 124M model, or one of a layer, and an untrained one."""
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=64) if small else GPT2Config()
     with tempfile.TemporaryDirectory() as folder:
-        GPT2(GPT2Config(), generator=torch.Generator().manual_seed(0)).save_pretrained(folder)
+        GPT2(config, generator=torch.Generator().manual_seed(0)).save_pretrained(folder)
         command = [sys.executable, "-m", "gpt2lab", "app", "--trained", folder, "--precision", precision]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:
@@ -154,12 +155,13 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(PARTS), metavar="A,B", help=f"parts of {', '.join(PARTS)}")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of crowd; of first, twice as many")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--small", action="store_true", help="models of one layer: what requests leave weighs more")
     arguments = parser.parse_args()
     ask = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     commit = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
     device = devices.choose("auto")
     print(f"commit {commit or 'unknown'}; torch {torch.__version__}; {devices.describe(device)}", flush=True)
-    with served(arguments.precision) as (address, pid):
+    with served(arguments.precision, arguments.small) as (address, pid):
         for part in arguments.only.split(","):
             ask_part = {"first": first, "crowd": crowd}[part]
             rounds = arguments.rounds * (2 if part == "first" else 1)
