@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Literal
 
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import decoding, text
+from gpt2lab.model import decoding, pretrained, text
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.model.sampling import Sampling
 from gpt2lab.model.text import Piece
@@ -60,14 +60,15 @@ def run(options: Options) -> None:
     """
     prompt = _prompt(options)
     device = devices.choose(options.device)
-    model = GPT2.from_pretrained(options.checkpoint).to(device)
+    found = pretrained.find(options.checkpoint, warn=lambda words: print(words, file=sys.stderr))
+    model = GPT2.from_pretrained(found.folder).to(device)
     tokenizer = Tokenizer()
     ids = text.encode(tokenizer, prompt, model)
     model = decoding.prepare(model, precisions.choose(options.precision, device).dtype)
     seeds = range(options.seed, options.seed + options.count)
     pieces = _pieces(model, tokenizer, ids, seeds, options)
     if options.as_json:
-        print(json.dumps(_as_json(options, prompt, seeds, pieces)))
+        print(json.dumps({"checkpoint": str(found.folder), **_as_json(options, prompt, seeds, pieces)}))
         return
     for part in in_order(prompt, options.count, pieces):
         print(part.translate(_UNPRINTABLE) if sys.stdout.isatty() else part, end="", flush=True)
@@ -118,7 +119,7 @@ def _as_json(options: Options, prompt: str, seeds: Sequence[int], pieces: Iterab
         sample["tokens"] += 1
         sample["end"] = piece.end
     settings = {"max_new_tokens": options.max_new_tokens, **vars(options.sampling), "stop": list(options.stop)}
-    return {"checkpoint": options.checkpoint, "prompt": prompt, "settings": settings, "samples": samples}
+    return {"prompt": prompt, "settings": settings, "samples": samples}
 
 
 def _prompt(options: Options) -> str:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gpt2lab import GPT2, GPT2Config, cli, sample
+from gpt2lab import GPT2, GPT2Config, cli, files, sample
 from gpt2lab.model.generate import Token
 from gpt2lab.model.text import Piece
 
@@ -61,6 +62,17 @@ def test_json_is_one_object_with_the_same_texts(ask):
     assert [(one["tokens"], one["end"]) for one in answer["samples"]] == [(6, "length")] * 2
     texts = ask(*options)[1].removesuffix("\n").split(sample.SEPARATOR)
     assert ["Once upon" + one["completion"] for one in answer["samples"]] == texts
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_word(ask, folder, tmp_path):
+    for step in (1, 2):
+        checkpoint = tmp_path / "x" / "checkpoints" / f"step_{step:08d}"
+        shutil.copytree(folder, checkpoint)
+        files.write_digests(checkpoint)
+    (checkpoint / "model.safetensors").write_bytes(b"damaged")
+    _, out, err = ask("--prompt", "Hello", "--json", "--model-checkpoint", str(tmp_path / "x"))
+    assert json.loads(out)["checkpoint"].endswith("step_00000001")
+    assert "trying the checkpoint before it" in err
 
 
 def test_temperature_0_is_greedy(ask):

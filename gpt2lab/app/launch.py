@@ -60,7 +60,7 @@ def prepare(options: Options) -> "gradio.Blocks":
         GPT2LabError: see `run`.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise GPT2LabError("the page needs gradio, which is not installed: pip install 'gpt2lab[app]'")
+        raise GPT2LabError("the page needs gradio, which is not installed: pip install -e '.[app]'")
     device = devices.choose(options.device)
     dtype = precisions.choose(options.precision, device).dtype
     found = pretrained.find(options.trained, warn=print)

@@ -106,7 +106,8 @@ def _serve(pipe: Connection, make: Callable[..., None], arguments: tuple[Any, ..
         return
     except Exception as error:  # a rival may fail in any way: it is left out, and the others go on
         kind_of = "" if isinstance(error, GPT2LabError) else f"{type(error).__name__}: "
-        pipe.send(f"{kind_of}{error}".partition("\n")[0])
+        mend = f"; pip install {error.name}" if isinstance(error, ModuleNotFoundError) else ""
+        pipe.send(f"{kind_of}{error}".partition("\n")[0] + mend)
 
 
 def ours(between: Between, settings: Mapping[str, Any], tokens: int) -> None:

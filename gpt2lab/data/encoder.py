@@ -111,7 +111,7 @@ class Encoder:
     def __init__(self, engine: Engine = "auto", check: bool = True, mirror: str | None = None):
         installed = importlib.util.find_spec("gigatoken") is not None
         if engine == "gigatoken" and not installed:
-            raise GPT2LabError("gigatoken is not installed: pip install 'gpt2lab[data]', or use --tokenizer tiktoken")
+            raise GPT2LabError("gigatoken is not installed: pip install -e '.[data]', or use --tokenizer tiktoken")
         self._reference = Tokenizer(mirror)
         self._check = check
         self._mirror = mirror

@@ -51,7 +51,7 @@ def _ray(jobs: Iterator[Job], recipe: Recipe, workers: int) -> Generator[tuple[J
     try:
         import ray
     except ImportError:
-        raise GPT2LabError("--executor ray needs Ray: pip install 'gpt2lab[ray]'") from None
+        raise GPT2LabError("--executor ray needs Ray: pip install -e '.[ray]'") from None
 
     ours = not ray.is_initialized()
     if ours:

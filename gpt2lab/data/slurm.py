@@ -50,7 +50,7 @@ def submit(source: Source, folder: Path, options: Options, settings: dict[str, s
     try:
         from datatrove.executor.slurm import SlurmPipelineExecutor
     except ImportError:
-        raise GPT2LabError("--executor slurm needs datatrove: pip install 'gpt2lab[slurm]'") from None
+        raise GPT2LabError("--executor slurm needs datatrove: pip install -e '.[slurm]'") from None
 
     settings = dict(settings)
     if not (partition := settings.pop("partition", "")):

@@ -10,6 +10,7 @@ Shapes: B batch, T time, C channels (n_embd), V vocabulary, H heads, D head size
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -211,10 +212,13 @@ class GPT2(nn.Module):
     def from_pretrained(cls, name: str | Path) -> "GPT2":
         """The model in a Hugging Face GPT-2 folder, a run's newest good checkpoint, or of the Hub; fp32, on the CPU.
 
+        A warning says which damaged checkpoints were passed over.
+
         Raises:
             GPT2LabError: see `pretrained.find` and `huggingface.read`.
         """
-        config, weights = huggingface.read(pretrained.find(name).folder)
+        found = pretrained.find(name, warn=lambda words: warnings.warn(words, stacklevel=6))
+        config, weights = huggingface.read(found.folder)
         with torch.device("meta"):  # no memory yet: every weight comes from the file
             model = cls(config)
         model.load_state_dict(weights, assign=True)

@@ -56,7 +56,7 @@ def check_installed(settings: TrackingConfig) -> None:
     for name in _wanted(settings):
         found = importlib.util.find_spec(name)
         if found is None or found.origin is None:  # a folder such as W&B leaves, `wandb/`, is no package
-            raise GPT2LabError(f"tracking.{name} needs the package {name}: pip install 'gpt2lab[track]'")
+            raise GPT2LabError(f"tracking.{name} needs the package {name}: pip install -e '.[track]'")
 
 
 def _wanted(settings: TrackingConfig) -> list[str]:

@@ -88,14 +88,17 @@ def run(config: Config, watch: Sequence[Sink] = ()) -> None:
         dist.on_main(lambda: _enter(stack, directory))
         start = dist.on_main(lambda: directory.starting_point(config.run.resume, say))
         data_digest = f"{train_data.fingerprint} {val_data.fingerprint}"
+        changed: dict[str, str] = {}
         if start is not None:
-            run_directory.check_match(start, config, data_digest, say)
+            changed = run_directory.changes(start, config, data_digest)
             if start.step >= config.train.max_steps:
                 say(
                     f"{directory.path} is finished: step {start.step} of {config.train.max_steps}. "
                     "To train on, raise --train.max_steps; to train anew, give another --run.name."
                 )
                 return
+            for name, what in changed.items():
+                say(f"note: from step {start.step} on {name} is {what} (another --run.name would train anew)")
         model, adamw = _build(config, dist, start)
         kernels = _attention_kernels(config, plan, policy, dist, stack)
         trained, wrap, plan = _as_it_trains(model, config, plan, policy, dist, say)
@@ -112,7 +115,8 @@ def run(config: Config, watch: Sequence[Sink] = ()) -> None:
         for sink in sinks:
             stack.callback(sink.close)
         if start is not None:
-            events.note(first_step, "resumed", {"checkpoint": str(start.path), "world_size": dist.world_size})
+            where = {"checkpoint": str(start.path), "world_size": dist.world_size}
+            events.note(first_step, "resumed", where | changed)
         saver = Saver(
             directory,
             config.checkpoint,

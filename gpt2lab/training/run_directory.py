@@ -136,8 +136,8 @@ def fingerprint(config: Config, data: str) -> dict[str, Any]:
     return {"data": data, "settings": config.flat()}
 
 
-def check_match(start: checkpoint.Checkpoint, config: Config, data: str, say: Callable[[str], None]) -> None:
-    """Hold the settings of a checkpoint against the ones of this start; `say` hears of changes that are allowed.
+def changes(start: checkpoint.Checkpoint, config: Config, data: str) -> dict[str, str]:
+    """The settings that differ between a checkpoint and this start, which goes on with them: "0.1, before 0.2" by name.
 
     Raises:
         GPT2LabError: architecture, data, seed or total_batch_size differ.
@@ -154,10 +154,12 @@ def check_match(start: checkpoint.Checkpoint, config: Config, data: str, say: Ca
             f"{start.path} was trained on other data than {config.data.dir or config.data.source} holds now; "
             "set data.dir back, or set another run.name to train anew"
         )
-    for name, value in now.items():
-        if was.get(name) != value and not name.startswith(_NO_MATTER):
-            more = "; the learning rate follows the new cosine from here" if name == _MAY_GROW else ""
-            say(f"note: {name} was {was.get(name)}, is {value} from step {start.step} on{more}")
+    return {
+        name: f"{value}, before {was.get(name)}"
+        + ("; the learning rate follows the new cosine from here" if name == _MAY_GROW else "")
+        for name, value in now.items()
+        if was.get(name) != value and not name.startswith(_NO_MATTER)
+    }
 
 
 def environment(dist: DistContext) -> dict[str, Any]:

@@ -185,7 +185,7 @@ def test_mistakes_end_in_one_line(tmp_path, capsys, monkeypatch):
         assert error.count("\n") == 1
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["app", "--trained", "x"]) == 2
-    assert "pip install 'gpt2lab[app]'" in capsys.readouterr().err
+    assert "pip install -e '.[app]'" in capsys.readouterr().err
 
 
 def test_a_taken_port_is_named_and_the_next_tried(monkeypatch, capsys):

@@ -54,6 +54,7 @@ def test_the_runs_own_figures(run, tmp_path):
     if environment["commit"]:
         assert environment["commit"] in rows["software"]
     assert "measured at step 6" in text.lower()
+    assert "max_new_tokens=8," in text  # of a window of 16: the prompt has to fit as well
     assert front == {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",

@@ -239,7 +239,9 @@ def test_a_finished_run_says_so(straight, tmp_path, token_folder, capsys):
 
 def test_more_steps_go_on_with_a_notice(straight, tmp_path, token_folder, capsys):
     run = run_again(straight, tmp_path, token_folder, train__max_steps=8)
-    assert "train.max_steps was 6, is 8 from step 6 on" in capsys.readouterr().out
+    assert "note: from step 6 on train.max_steps is 8, before 6; the learning rate" in capsys.readouterr().out
+    (event,) = records(run, "events.jsonl")
+    assert (event["event"], event["train.max_steps"][:11]) == ("resumed", "8, before 6")
     assert sorted(learned(run)) == list(range(9))
 
 
