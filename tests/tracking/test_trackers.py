@@ -212,9 +212,7 @@ def test_a_missing_package_is_an_error_before_there_is_a_run(token_folder, tmp_p
     for module in (name, "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, module, None)
     asked = {f"tracking__{name}": "offline" if name == "wandb" else True}
-    with pytest.raises(
-        GPT2LabError, match=rf"tracking\.{name} needs the package {name}: pip install -e '.\[track\]'"
-    ):
+    with pytest.raises(GPT2LabError, match=rf"tracking\.{name} needs the package {name}: pip install -e '.\[track\]'"):
         launch.run(settings(token_folder, tmp_path / "runs", **asked))
     assert not (tmp_path / "runs").exists()
 
