@@ -31,6 +31,7 @@ import torch
 
 from gpt2lab import GPT2, GPT2Config
 from gpt2lab.system import device as devices
+from gpt2lab.training.run_directory import commit
 
 PARTS = ("first", "crowd")
 CROWD, TOKENS = 20, 16
@@ -157,10 +158,8 @@ def main() -> None:
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--small", action="store_true", help="models of one layer: what requests leave weighs more")
     arguments = parser.parse_args()
-    ask = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    commit = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
     device = devices.choose("auto")
-    print(f"commit {commit or 'unknown'}; torch {torch.__version__}; {devices.describe(device)}", flush=True)
+    print(f"commit {commit() or 'unknown'}; torch {torch.__version__}; {devices.describe(device)}", flush=True)
     with served(arguments.precision, arguments.small) as (address, pid):
         for part in arguments.only.split(","):
             ask_part = {"first": first, "crowd": crowd}[part]

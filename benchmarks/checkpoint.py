@@ -10,7 +10,6 @@ here is as short as it gets, one sequence of 1,024 tokens, which is the hardest 
 import argparse
 import json
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from gpt2lab.config import Config
 from gpt2lab.system import device as devices
 from gpt2lab.tracking.metrics import JsonLines
 from gpt2lab.training import checkpoint, launch
+from gpt2lab.training.run_directory import commit
 
 
 def main() -> None:
@@ -69,11 +69,8 @@ def main() -> None:
     gaps = {step: ends[step] - ends[step - 1] for step in ends if step - 1 in ends and step > 2}
     beside = {step for save in saves for step in range(save + 1, save + 8)}  # steps that a write may run beside
     quiet = statistics.median(gap for step, gap in gaps.items() if step not in beside)
-    ask = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    commit = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
-    print(
-        f"commit {commit or 'unknown'}; torch {torch.__version__}; {devices.describe(devices.choose(arguments.device))}"
-    )
+    hardware = devices.describe(devices.choose(arguments.device))
+    print(f"commit {commit() or 'unknown'}; torch {torch.__version__}; {hardware}")
     peak = max(line.get("perf/peak_memory_gib", 0) for line in lines)
     print(f"a step of {1024 * arguments.sequences} tokens: {quiet:.2f} s; peak {peak:.1f} GiB")
     for save, seconds in zip(saves, written, strict=False):

@@ -21,7 +21,6 @@ import multiprocessing
 import os
 import shutil
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -38,6 +37,7 @@ from gpt2lab.evaluation.scoring import Request, score
 from gpt2lab.system import device as devices
 from gpt2lab.system import precision
 from gpt2lab.system.distributed import DistContext
+from gpt2lab.training.run_directory import commit
 
 PARTS = ("equality", "harness", "speed", "quality", "training")
 Bar = tuple[str, str, str, bool]  # part, what, figure, met
@@ -296,10 +296,8 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     bench = Bench(arguments)
-    ask = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    commit = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
     hardware: dict[str, Any] = devices.describe(bench.dist.device)
-    print(f"commit {commit or 'unknown'}; torch {torch.__version__}; {hardware}; {bench.data.describe()}", flush=True)
+    print(f"commit {commit() or 'unknown'}; torch {torch.__version__}; {hardware}; {bench.data.describe()}", flush=True)
     for part in arguments.only.split(","):
         for name, what, figure, met in getattr(bench, part)():
             print(f"{'ok  ' if met else 'MISS'} {name:9} {what}: {figure}", flush=True)

@@ -19,11 +19,9 @@ import argparse
 import copy
 import os
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +30,7 @@ from gpt2lab import GPT2, GPT2Config
 from gpt2lab.model import decoding, generate
 from gpt2lab.model.sampling import Sampling
 from gpt2lab.system import device as devices
+from gpt2lab.training.run_directory import commit
 
 PARTS = ("speed", "latency", "equality", "seeds")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -208,9 +207,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     bench = Bench(arguments)
-    ask = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    commit = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
-    print(f"commit {commit or 'unknown'}; torch {torch.__version__}; {devices.describe(bench.device)}", flush=True)
+    print(f"commit {commit() or 'unknown'}; torch {torch.__version__}; {devices.describe(bench.device)}", flush=True)
     for part in arguments.only.split(","):
         for what, figure, met in getattr(bench, part)():
             print(f"{'    ' if met is None else 'ok  ' if met else 'MISS'} {part:9} {what}: {figure}", flush=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from gpt2lab.system import device as devices
+from gpt2lab.training.run_directory import commit
 
 LIMIT = 10.0  # seconds, without compiling
 SHAPE = ["--model.block_size", "512", "--train.micro_batch_size", "2", "--train.total_batch_size", "1024"]
@@ -54,9 +55,7 @@ def first_step(arguments: list[str], name: str, folder: Path) -> float:
 
 def main() -> None:
     """Print a line a row; rows without the compiler say whether the bar is met."""
-    ask = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    commit = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
-    print(f"commit {commit or 'unknown'}; torch {torch.__version__}; {devices.describe(devices.choose('auto'))}")
+    print(f"commit {commit() or 'unknown'}; torch {torch.__version__}; {devices.describe(devices.choose('auto'))}")
     with tempfile.TemporaryDirectory() as scratch:
         first_step(ROWS["quickstart"], "warm-up", Path(scratch))  # data, and the files of Python and torch
         for number, (name, arguments) in enumerate(ROWS.items()):

@@ -61,7 +61,7 @@ def run(options: Options) -> None:
     prompt = _prompt(options)
     device = devices.choose(options.device)
     found = pretrained.find(options.checkpoint, warn=lambda words: print(words, file=sys.stderr))
-    model = GPT2.from_pretrained(found.folder).to(device)
+    model = GPT2.from_pretrained(found).to(device)
     tokenizer = Tokenizer()
     ids = text.encode(tokenizer, prompt, model)
     model = decoding.prepare(model, precisions.choose(options.precision, device).dtype)

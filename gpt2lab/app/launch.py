@@ -65,14 +65,14 @@ def prepare(options: Options) -> "gradio.Blocks":
     dtype = precisions.choose(options.precision, device).dtype
     found = pretrained.find(options.trained, warn=print)
     settings = _settings(found)
-    trained = GPT2.from_pretrained(found.folder)
+    trained = GPT2.from_pretrained(found)
     if options.untrained == RANDOM:
         seed = settings.run.seed
         untrained = GPT2(trained.config, generator=torch.Generator().manual_seed(seed))
         other = ("Untrained", f"the same architecture with the random weights of seed {seed}")
     else:
         there = pretrained.find(options.untrained, warn=print)
-        untrained = GPT2.from_pretrained(there.folder)
+        untrained = GPT2.from_pretrained(there)
         other = (_name(options.untrained, there), _note(there, untrained))
     mine = ("Trained" if options.untrained == RANDOM else _name(options.trained, found), _note(found, trained))
     writers = [

@@ -46,33 +46,23 @@ def rungs(device: str) -> tuple[list[Rung], dict[str, str]]:
     return found, left_out
 
 
-class _WrittenOut(nn.Module):
-    """Attention as the lessons write it first: all T x T scores, a mask, a softmax, a product."""
+class _Lesson(nn.Module):
+    """Attention as the lessons write it: all T x T scores, a mask, a softmax, a product; or torch's fused kernel."""
 
-    def __init__(self, attention: Attention):
+    def __init__(self, attention: Attention, flash: bool):
         super().__init__()
         self.n_head, self.c_attn, self.c_proj = attention.n_head, attention.c_attn, attention.c_proj
+        self.flash = flash
 
     def forward(self, x: Tensor, mask: Tensor | None = None, *_: object) -> Tensor:
         B, T, C = x.shape
         q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
-        scores = (q @ k.transpose(-2, -1)) / math.sqrt(q.shape[-1])
-        hidden = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)
-        y = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1) @ v
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # type: ignore[no-any-return]
-
-
-class _Fused(nn.Module):
-    """Attention through torch's fused kernel."""
-
-    def __init__(self, attention: Attention):
-        super().__init__()
-        self.n_head, self.c_attn, self.c_proj = attention.n_head, attention.c_attn, attention.c_proj
-
-    def forward(self, x: Tensor, mask: Tensor | None = None, *_: object) -> Tensor:
-        B, T, C = x.shape
-        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if self.flash:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            scores = (q @ k.transpose(-2, -1)) / math.sqrt(q.shape[-1])
+            hidden = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)
+            y = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1) @ v
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # type: ignore[no-any-return]
 
 
@@ -84,7 +74,7 @@ def climb(between: Between, shape: Shape, rung: Rung) -> None:
     model = GPT2(config).to(shape.device)
     for block in model.transformer.h:
         attention: Any = block.attn
-        block.attn = (_Fused if rung.flash else _WrittenOut)(attention)
+        block.attn = _Lesson(attention, rung.flash)
     _make_linear_plain(model)
     trained: Any = torch.compile(model.transformer) if rung.compiled else model.transformer
     head = model.lm_head.weight

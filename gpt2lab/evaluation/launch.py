@@ -87,7 +87,7 @@ def evaluate(options: Options, dist: DistContext, say: Say) -> dict[str, Any]:
     if dist.device.type == "cpu":
         devices.keep_freed_memory()
     policy = precision.choose(options.precision, dist.device)
-    model = GPT2.from_pretrained(found.folder).to(dist.device).eval()
+    model = GPT2.from_pretrained(found).to(dist.device).eval()
     say(f"{found.folder}: {model.num_parameters():,} parameters; {dist.device.type}, {policy.name}")
     requests = [list(one.requests) for one in sets.values()]
     scores = scoring.score(

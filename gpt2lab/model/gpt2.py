@@ -209,7 +209,7 @@ class GPT2(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     @classmethod
-    def from_pretrained(cls, name: str | Path) -> "GPT2":
+    def from_pretrained(cls, name: str | Path | pretrained.Found) -> "GPT2":
         """The model in a Hugging Face GPT-2 folder, a run's newest good checkpoint, or of the Hub; fp32, on the CPU.
 
         A warning says which damaged checkpoints were passed over.
@@ -217,8 +217,9 @@ class GPT2(nn.Module):
         Raises:
             GPT2LabError: see `pretrained.find` and `huggingface.read`.
         """
-        found = pretrained.find(name, warn=lambda words: warnings.warn(words, stacklevel=6))
-        config, weights = huggingface.read(found.folder)
+        if not isinstance(name, pretrained.Found):  # one that was found has been verified
+            name = pretrained.find(name, warn=lambda words: warnings.warn(words, stacklevel=6))
+        config, weights = huggingface.read(name.folder)
         with torch.device("meta"):  # no memory yet: every weight comes from the file
             model = cls(config)
         model.load_state_dict(weights, assign=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from gpt2lab.bench import contenders, ladder
+from gpt2lab.bench import contenders, ladder, worker
 from gpt2lab.bench.worker import flops_of_products, products
 from gpt2lab.cli import main
 from gpt2lab.config import GPT2Config
@@ -112,6 +112,9 @@ def test_the_rungs_take_steps(rung):
     assert steps_of(ladder.climb, 1, SHAPE, rung) == 1
 
 
-def test_the_limits_products_are_those_of_the_model():
+def test_the_limits_products_are_those_of_the_model(monkeypatch):
+    work = []
+    monkeypatch.setattr(worker, "linear", lambda x, weight: work.append(2 * x.numel() * len(weight)))
     steps_of(products, 1, 8, 16, 100, "float32", "cpu")
+    assert sum(work) == flops_of_products(8, 16, 100)
     assert flops_of_products(1, 1, 0) == 2 * 36

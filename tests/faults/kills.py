@@ -41,10 +41,9 @@ def random_kills(folder: Path, data: Path, count: int, ranks: int = 1, real: boo
     steps = changes["train__max_steps"]
     reference = straight(folder / "straight", data, ranks, **changes)
     outcome, costs = Outcome(), {True: [0], False: [0]}
-    for attempt in itertools.count():
-        if outcome.tried >= count:
-            break
-        name = f"killed-{attempt}"
+    attempts = itertools.count()
+    while outcome.tried < count:
+        name = f"killed-{next(attempts)}"
         run = runs.make(folder / name, data, system__timeout=4, **changes)
         targets = chance.sample(range(1, steps - INTERVAL), min(count - outcome.tried, KILLS_A_RUN))
         deaths = _killed(run, sorted(targets), ranks, real, chance)
