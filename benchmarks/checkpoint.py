@@ -21,7 +21,8 @@ import torch
 from gpt2lab.config import Config
 from gpt2lab.system import device as devices
 from gpt2lab.tracking.metrics import JsonLines
-from gpt2lab.training import checkpoint, launch
+from gpt2lab.training import checkpoint
+from gpt2lab.training import run as training_run
 from gpt2lab.training.run_directory import commit
 
 
@@ -64,7 +65,7 @@ def main() -> None:
             "checkpoint": {"every": saves[0], "keep_last": 1, "keep_best": False},
             "system": {"device": arguments.device},
         }
-        launch.run(Config.model_validate(settings))
+        training_run.run(Config.model_validate(settings))
         lines = [json.loads(line) for line in (folder / "stall/metrics.jsonl").read_text().splitlines()]
     gaps = {step: ends[step] - ends[step - 1] for step in ends if step - 1 in ends and step > 2}
     beside = {step for save in saves for step in range(save + 1, save + 8)}  # steps that a write may run beside

@@ -1,7 +1,7 @@
 """How fast is a token, how near to what the memory allows, and is it the right one? The bars of generation, in one run.
 
-    python benchmarks/generate.py --only speed,latency        # some 4 minutes on two cores
-    python benchmarks/generate.py --only equality,seeds       # some 15 minutes
+    python benchmarks/engine.py --only speed,latency        # some 4 minutes on two cores
+    python benchmarks/engine.py --only equality,seeds       # some 15 minutes
 
 The weights are GPT-2 124M's shape, drawn at random (seed 0): speed and equality do not need trained ones. Parts:
 
@@ -27,8 +27,8 @@ from typing import Any
 import torch
 
 from gpt2lab import GPT2, GPT2Config
-from gpt2lab.model import decoding, generate
-from gpt2lab.model.sampling import Sampling
+from gpt2lab.generation import engine, inference
+from gpt2lab.generation.sampling import Sampling
 from gpt2lab.system import device as devices
 from gpt2lab.training.run_directory import commit
 
@@ -45,7 +45,7 @@ class Bench:
         self.arguments = arguments
         self.device = devices.choose(arguments.device)
         self.model = GPT2(GPT2Config(), generator=torch.Generator().manual_seed(0)).to(self.device)
-        self.ours = {name: decoding.prepare(self.model, dtype) for name, dtype in DTYPES.items()}
+        self.ours = {name: inference.optimize_for_inference(self.model, dtype) for name, dtype in DTYPES.items()}
 
     def prompts(self, count: int, shortest: int, longest: int) -> list[list[int]]:
         """`count` prompts of random tokens, their lengths spread over the range."""
@@ -117,9 +117,9 @@ class Bench:
         for name in DTYPES:
             theirs = self.theirs(name)
             ways[f"transformers {name}"] = lambda run=theirs: run(prompt, count)
-            ways[name] = lambda name=name: generate.generate(self.ours[name], [prompt], count, GREEDY)
+            ways[name] = lambda name=name: engine.generate(self.ours[name], [prompt], count, GREEDY)
             theirs(prompt, 8)  # first calls set things up
-            generate.generate(self.ours[name], [prompt], 8, GREEDY)
+            engine.generate(self.ours[name], [prompt], 8, GREEDY)
         before = self.copy_rate()
         seconds = self.timed(ways, self.arguments.rounds)
         copied = max(before, self.copy_rate())
@@ -150,8 +150,8 @@ class Bench:
         short, full = self.prompts(1, 32, 32), self.prompts(1, 1024, 1024)
         for name, model in self.ours.items():
             ways = {
-                "32": lambda model=model: generate.generate(model, short, 1, GREEDY),
-                "1024": lambda model=model: generate.generate(model, full, 1, GREEDY),
+                "32": lambda model=model: engine.generate(model, short, 1, GREEDY),
+                "1024": lambda model=model: engine.generate(model, full, 1, GREEDY),
             }
             seconds = {key: statistics.median(taken) for key, taken in self.timed(ways, 5).items()}
             figure = f"{1e3 * seconds['32']:.0f} ms after 32 tokens, {1e3 * seconds['1024']:.0f} ms after 1024"
@@ -159,7 +159,7 @@ class Bench:
             figures = []
             for rows in (1, 5, 20):
                 prompts = self.prompts(rows, 16, 32)
-                way = {"": lambda model=model, prompts=prompts: generate.generate(model, prompts, 64, GREEDY)}
+                way = {"": lambda model=model, prompts=prompts: engine.generate(model, prompts, 64, GREEDY)}
                 figures.append(f"{rows}: {rows * 64 / statistics.median(self.timed(way, 3)['']):.0f}")
             lines.append((f"{name}: tokens/s by rows", ", ".join(figures), None))
         return lines
@@ -178,7 +178,7 @@ class Bench:
             same = sum(map(list.__eq__, way(), reference))
             figure = f"{same} of {len(prompts)} identical"
             lines.append((f"fp32, 64 greedy tokens: {name} and without a cache", figure, same == len(prompts)))
-        half = generate.generate(self.ours["bf16"], prompts, count, GREEDY)
+        half = engine.generate(self.ours["bf16"], prompts, count, GREEDY)
         same = sum(map(list.__eq__, half, reference))
         lines.append(("bf16, the same, in one batch", f"{same} of {len(prompts)} as in fp32", None))
         return lines
@@ -188,8 +188,8 @@ class Bench:
         lines: list[Line] = []
         for name, model in self.ours.items():
             sampling = Sampling(temperature=0.8, top_k=50)
-            alone = [generate.generate(model, [p], 64, sampling, seeds=[n])[0] for n, p in enumerate(prompts)]
-            together = generate.generate(model, prompts, 64, sampling, seeds=range(len(prompts)))
+            alone = [engine.generate(model, [p], 64, sampling, seeds=[n])[0] for n, p in enumerate(prompts)]
+            together = engine.generate(model, prompts, 64, sampling, seeds=range(len(prompts)))
             same = sum(map(list.__eq__, alone, together))
             bar = same == len(prompts) if name == "fp32" else None
             lines.append((f"{name}, 64 sampled tokens: alone and in one batch", f"{same} of {len(prompts)}", bar))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from gpt2lab import __version__
+from gpt2lab import __version__, logs
 from gpt2lab.errors import GPT2LabError, Stopped
 from gpt2lab.system import startup
 
@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without a sample's letters must not end a run
+    logs.configure()
     try:
         return _dispatch(arguments)
     except BrokenPipeError:  # whoever read our output has gone, as in `gpt2lab train --help | head`
@@ -105,9 +106,9 @@ def _train(arguments: list[str]) -> int:
 
     settings = config.load([config.find_recipe(name) for name in parsed.config or ["quickstart"]], overrides)
 
-    from gpt2lab.training import launch  # torch is imported here, after the settings are known to be good
+    from gpt2lab.training import run as training_run  # torch is imported here, after the settings are known to be good
 
-    launch.run(settings)
+    training_run.run(settings)
     return 0
 
 
@@ -187,13 +188,13 @@ def _bench(arguments: list[str]) -> int:
             overrides = {"train.total_batch_size": str(int(sizes[0]) * int(sizes[1]))} | overrides
     settings = config.load([config.find_recipe(name) for name in parsed.config or ["gpt2_124m"]], overrides)
 
-    from gpt2lab.bench import launch
+    from gpt2lab.bench import run as bench_run
 
     rivals = tuple(name.strip() for name in parsed.rivals.split(",") if name.strip() not in ("", "none"))
     checkouts = {"nanogpt": parsed.nanogpt, "build-nanogpt": parsed.build_nanogpt}
-    launch.run(
+    bench_run.run(
         settings,
-        launch.Options(
+        bench_run.Options(
             rivals=rivals,
             checkouts=tuple((name, folder) for name, folder in checkouts.items() if folder),
             rounds=parsed.rounds,
@@ -250,13 +251,13 @@ def _prepare(arguments: list[str]) -> int:
 
     from pathlib import Path
 
-    from gpt2lab.data import adopt, prepare
+    from gpt2lab.data import index, prepare
 
     if parsed.source == "pretokenized":
         if len(parsed.input or []) != 1:
             raise GPT2LabError("prepare pretokenized takes one --input, the folder that holds the shards")
         folder = Path(parsed.out or parsed.input[0])
-        summary = adopt.adopt(parsed.input[0], folder)
+        summary = index.index_shards(parsed.input[0], folder)
     else:
         source = prepare.open_source(
             parsed.source,
@@ -298,12 +299,12 @@ def _data(arguments: list[str]) -> int:
     parser.add_argument("--mirror", metavar="DIR", help="where the tokenizer's files may be found")
     parsed = parser.parse_args(arguments)
 
-    from gpt2lab.data import check
+    from gpt2lab.data import verify
 
     if parsed.action == "inspect":
-        print("\n".join(check.inspect(parsed.folder, parsed.mirror)))
+        print("\n".join(verify.inspect(parsed.folder, parsed.mirror)))
     else:
-        print(check.verify(parsed.folder))
+        print(verify.verify(parsed.folder))
     return 0
 
 
@@ -350,11 +351,11 @@ def _evaluate(arguments: list[str]) -> int:
     add("--include", metavar="DIR", help="folder of further task files for lm_eval:NAME")
     parsed = parser.parse_args(arguments)
 
-    from gpt2lab.evaluation import launch
+    from gpt2lab.evaluation import run as evaluation_run
 
     names = tuple(dict.fromkeys(name.strip() for name in parsed.tasks.split(",") if name.strip()))
-    launch.run(
-        launch.Options(
+    evaluation_run.run(
+        evaluation_run.Options(
             checkpoint=parsed.model_checkpoint,
             tasks=names,
             hellaswag_file=parsed.hellaswag_file,
@@ -425,7 +426,7 @@ echo "Once upon" | gpt2lab sample --model-checkpoint runs/x --json             f
     parsed = parser.parse_args(arguments)
 
     from gpt2lab import sample
-    from gpt2lab.model.sampling import Sampling
+    from gpt2lab.generation.sampling import Sampling
 
     sample.run(
         sample.Options(
@@ -469,9 +470,9 @@ def _app(arguments: list[str]) -> int:
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the matrix products (default: auto)")
     parsed = parser.parse_args(arguments)
 
-    from gpt2lab.app import launch
+    from gpt2lab.app import run as app_run
 
-    launch.run(launch.Options(parsed.trained, parsed.untrained, parsed.port, parsed.device, parsed.precision))
+    app_run.run(app_run.Options(parsed.trained, parsed.untrained, parsed.port, parsed.device, parsed.precision))
     return 0
 
 
@@ -526,9 +527,9 @@ def _export(arguments: list[str]) -> int:
     add("--mirror", metavar="DIR", help="folder to take models from instead of the Hub (or $GPT2LAB_MIRROR)")
     parsed = parser.parse_args(arguments)
 
-    from gpt2lab.export import launch
+    from gpt2lab.export import run as export_run
 
-    launch.export(parsed.model_checkpoint, parsed.out, parsed.dtype, mirror=parsed.mirror)
+    export_run.export(parsed.model_checkpoint, parsed.out, parsed.dtype, mirror=parsed.mirror)
     return 0
 
 

@@ -18,10 +18,11 @@ from typing import Any, BinaryIO, Literal
 
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import decoding, pretrained, text
+from gpt2lab.generation import inference, text
+from gpt2lab.generation.sampling import Sampling
+from gpt2lab.generation.text import TextDelta
+from gpt2lab.model import resolve
 from gpt2lab.model.gpt2 import GPT2
-from gpt2lab.model.sampling import Sampling
-from gpt2lab.model.text import Piece
 from gpt2lab.system import device as devices
 from gpt2lab.system import precision as precisions
 
@@ -60,11 +61,11 @@ def run(options: Options) -> None:
     """
     prompt = _prompt(options)
     device = devices.choose(options.device)
-    found = pretrained.find(options.checkpoint, warn=lambda words: print(words, file=sys.stderr))
+    found = resolve.find_checkpoint(options.checkpoint, warn=lambda words: print(words, file=sys.stderr))
     model = GPT2.from_pretrained(found).to(device)
     tokenizer = Tokenizer()
     ids = text.encode(tokenizer, prompt, model)
-    model = decoding.prepare(model, precisions.choose(options.precision, device).dtype)
+    model = inference.optimize_for_inference(model, precisions.choose(options.precision, device).dtype)
     seeds = range(options.seed, options.seed + options.count)
     pieces = _pieces(model, tokenizer, ids, seeds, options)
     if options.as_json:
@@ -77,7 +78,7 @@ def run(options: Options) -> None:
 
 def _pieces(
     model: GPT2, tokenizer: Tokenizer, prompt: Sequence[int], seeds: Sequence[int], options: Options
-) -> Generator[Piece, None, None]:
+) -> Generator[TextDelta, None, None]:
     """The pieces of all samples, `ROWS` samples at a time."""
     for first in range(0, len(seeds), ROWS):
         some = seeds[first : first + ROWS]
@@ -93,7 +94,7 @@ def _pieces(
             yield piece._replace(row=first + piece.row)
 
 
-def in_order(prompt: str, count: int, pieces: Iterable[Piece]) -> Iterator[str]:
+def in_order(prompt: str, count: int, pieces: Iterable[TextDelta]) -> Iterator[str]:
     """What to print when: the first sample as it grows, then the next with all it has by then, and so on."""
     waiting = [prompt] * count
     ended = [False] * count
@@ -111,7 +112,7 @@ def in_order(prompt: str, count: int, pieces: Iterable[Piece]) -> Iterator[str]:
             yield SEPARATOR
 
 
-def _as_json(options: Options, prompt: str, seeds: Sequence[int], pieces: Iterable[Piece]) -> dict[str, Any]:
+def _as_json(options: Options, prompt: str, seeds: Sequence[int], pieces: Iterable[TextDelta]) -> dict[str, Any]:
     samples: list[dict[str, Any]] = [{"seed": seed, "completion": "", "tokens": 0, "end": None} for seed in seeds]
     for piece in pieces:
         sample = samples[piece.row]

@@ -13,7 +13,7 @@
 #   SAVE_SECONDS     how long a stopped run may take to finish its step and save (default: 300; from torch 2.12 on)
 #   PYTHON           the interpreter that has gpt2lab (default: python)
 #
-# What happens to a run when a machine or a process goes: docs/scaling.md.
+# What happens to a run when a machine or a process goes: docs/distributed.md.
 set -euo pipefail
 
 nodes="${NNODES:-${SLURM_NNODES:-${SKYPILOT_NUM_NODES:-1}}}"

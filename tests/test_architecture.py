@@ -10,26 +10,27 @@ PACKAGE = Path(__file__).parent.parent / "gpt2lab"
 # Module or room -> what it may import of gpt2lab, beside config, errors and the package itself (docs/architecture.md).
 ALLOWED = {
     "cli": {
-        "bench.launch",
-        "training.launch",
-        "evaluation.launch",
+        "bench.run",
+        "training.run",
+        "evaluation.run",
         "data.prepare",
-        "data.adopt",
-        "data.check",
+        "data.index",
+        "data.verify",
         "data.slurm",
         "system.device",
         "system.startup",
+        "logs",
         "sample",
-        "model.sampling",
+        "generation.sampling",
         "tracking.report",
-        "export.launch",
-        "app.launch",
+        "export.run",
+        "app.run",
     },
     "export": {"export", "model", "data.tokenizer", "data.huggingface_tokenizer", "tracking.records", "files"},
-    "app.launch": {"app", "model", "data.tokenizer", "system"},
-    "app": {"app", "model", "data.tokenizer", "tracking.records"},
-    "sample": {"model", "data.tokenizer", "system"},
-    "training.launch": {"training", "data", "model", "evaluation", "tracking", "system", "files"},
+    "app.run": {"app", "model", "generation", "data.tokenizer", "system"},
+    "app": {"app", "model", "generation", "data.tokenizer", "tracking.records"},
+    "sample": {"model", "generation", "data.tokenizer", "system"},
+    "training.run": {"training", "data", "model", "generation", "evaluation", "tracking", "system", "files"},
     "training.run_directory": {"files", "system", "tracking.metrics", "training.checkpoint"},
     "training.saver": {
         "files",
@@ -40,27 +41,28 @@ ALLOWED = {
         "training.run_directory",
     },
     "training.trainer": {"system", "tracking.metrics", "training.guard", "training.optimizer"},
-    "training.rehearsal": {"system", "training.trainer"},
+    "training.memory": {"system", "training.trainer"},
     "training.checkpoint": {"files", "model", "system", "training.optimizer"},
     "training.optimizer": {"system"},
     "training": set(),  # schedule, guard
-    "evaluation.launch": {"evaluation", "model", "data", "system", "files"},
+    "evaluation.run": {"evaluation", "model", "generation", "data", "system", "files"},
     "evaluation.baselines": set(),
     "evaluation.jsonl": set(),
-    "evaluation": {"evaluation", "model", "data.tokenizer", "system", "resources", "files"},
+    "evaluation": {"evaluation", "model", "generation", "data.tokenizer", "system", "resources", "files"},
     "tracking": {"files", "tracking", "evaluation.baselines"},
     "bench.contenders": set(),
     "bench.ladder": {"bench.contenders", "model.gpt2"},
-    "bench": {"bench", "training.launch", "training.run_directory", "model", "system", "files"},
+    "bench": {"bench", "training.run", "training.run_directory", "model", "system", "files"},
     "data": {"resources", "files", "data"},
     "model.huggingface": {"files", "resources"},
-    "model.pretrained": {"files", "resources", "model.huggingface"},
-    "model.text": {"model", "data.tokenizer"},
-    "model.gpt2": {"model", "data.tokenizer"},
+    "model.resolve": {"files", "resources", "model.huggingface"},
+    "model.gpt2": {"model", "generation", "data.tokenizer"},
+    "generation": {"generation", "data.tokenizer", "model"},
     "model": {"model"},
     "system": {"system"},
     "resources": {"files"},
     "files": set(),
+    "logs": set(),
     "config": set(),
     "errors": set(),
     "__main__": {"cli"},
@@ -120,8 +122,8 @@ def test_nothing_heavy_at_import():
     heavy = {"torch", "numpy", "matplotlib", "rich", "tiktoken", "transformers", "pyarrow", "gradio", "lm_eval"}
     assert not heavy & loaded_after("import gpt2lab.cli, gpt2lab.config")
     optional = {"torch", "tiktoken", "pyarrow", "gigatoken", "awkward", "huggingface_hub", "ray", "datatrove"}
-    data = "adopt, check, executors, loader, prepare, slurm"
+    data = "executors, index, loader, prepare, slurm, verify"
     assert not optional & loaded_after(f"from gpt2lab.data import {data}; from gpt2lab.data.sources import fineweb_edu")
     later = {"matplotlib", "rich", "transformers", "lm_eval", "huggingface_hub"}
-    assert not later & loaded_after("import gpt2lab.training.launch, gpt2lab.evaluation.launch")
-    assert not {"gradio", "pandas", "matplotlib"} & loaded_after("import gpt2lab.app.launch")
+    assert not later & loaded_after("import gpt2lab.training.run, gpt2lab.evaluation.run")
+    assert not {"gradio", "pandas", "matplotlib"} & loaded_after("import gpt2lab.app.run")

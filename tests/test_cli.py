@@ -97,10 +97,10 @@ def test_unknown_verb():
 
 
 def test_flags_beat_every_config_wherever_they_stand(tmp_path, monkeypatch):
-    from gpt2lab.training import launch
+    from gpt2lab.training import run as training_run
 
     seen = []
-    monkeypatch.setattr(launch, "run", seen.append)
+    monkeypatch.setattr(training_run, "run", seen.append)
     (tmp_path / "a.yaml").write_text("train: {max_steps: 7, eval_every: 8}")
     (tmp_path / "b.yaml").write_text("train: {eval_every: 9}")
     files = ["--config", str(tmp_path / "a.yaml"), "--train.max_steps", "3", "--config", str(tmp_path / "b.yaml")]
@@ -110,10 +110,10 @@ def test_flags_beat_every_config_wherever_they_stand(tmp_path, monkeypatch):
 
 
 def test_no_config_is_the_quickstart_and_says_how_to_get_the_124m(monkeypatch, capsys):
-    from gpt2lab.training import launch
+    from gpt2lab.training import run as training_run
 
     seen = []
-    monkeypatch.setattr(launch, "run", seen.append)
+    monkeypatch.setattr(training_run, "run", seen.append)
     assert cli.main(["train"]) == 0
     assert seen[0].run.name == "quickstart"
     assert "--config config/gpt2_124m.yaml" in capsys.readouterr().out

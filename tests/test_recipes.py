@@ -7,7 +7,7 @@ import pytest
 from gpt2lab import cli, config
 from gpt2lab.config import Config
 from gpt2lab.model import flops
-from gpt2lab.training import launch
+from gpt2lab.training import run as training_run
 
 # recipe: parameters, sequences a step, tokens of the run, GPUs its origin used, micro-steps on those
 ARITHMETIC = {
@@ -66,7 +66,7 @@ def test_it_trains_a_step_of_a_shrunken_model(name, token_folder, hellaswag_mirr
     settings["train"] |= {"max_steps": 1, "total_batch_size": 64, "micro_batch_size": 4, "eval_tokens": 64}
     settings["train"] |= {"sample_count": 1, "sample_tokens": 2, "hellaswag_limit": 2}
     settings["system"] |= {"device": "cpu", "compile": "off"}
-    launch.run(Config.model_validate(settings))
+    training_run.run(Config.model_validate(settings))
     assert (tmp_path / name / "checkpoints" / "step_00000001" / "model.safetensors").exists()
 
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from gpt2lab import GPT2, GPT2Config, cli, files, sample
-from gpt2lab.model.generate import Token
-from gpt2lab.model.text import Piece
+from gpt2lab.generation.engine import Token
+from gpt2lab.generation.text import TextDelta
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -119,7 +119,7 @@ def test_a_real_pipe_and_no_pipe_at_all(folder):
 
 def test_the_first_sample_is_shown_as_it_grows_and_the_others_follow_in_order():
     def piece(row, text, end=None):
-        return Piece(row, text, Token(row, 0), end)
+        return TextDelta(row, text, Token(row, 0), end)
 
     pieces = [piece(0, "a"), piece(1, "b"), piece(2, "c"), piece(0, "d"), piece(1, "e"), piece(2, "f", "stop")]
     pieces += [piece(0, "", "stop"), piece(1, "g"), piece(1, "h", "length")]

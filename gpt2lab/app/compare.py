@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import text
+from gpt2lab.generation import text
+from gpt2lab.generation.sampling import Sampling
+from gpt2lab.generation.text import TextDelta
 from gpt2lab.model.gpt2 import GPT2
-from gpt2lab.model.sampling import Sampling
-from gpt2lab.model.text import Piece
 
 LONGEST_PROMPT = 8_000  # characters; no window of GPT-2's takes many more
 MOST_TOKENS = 512  # new ones of each model
@@ -46,7 +46,7 @@ class Request:
 class Writing:
     """What a model has written so far."""
 
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[TextDelta] = field(default_factory=list)
     first: float | None = None  # seconds from the request to this model's first token
     seconds: float = 0.0  # that this model computed after its first token
 

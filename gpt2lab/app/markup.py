@@ -12,7 +12,7 @@ from html import escape
 
 from gpt2lab.app.compare import Writer, Writing
 from gpt2lab.data.tokenizer import Tokenizer
-from gpt2lab.model.text import Piece
+from gpt2lab.generation.text import TextDelta
 
 # Classes u0 … u4 of page.css, by the probability from which on they hold.
 LEVELS = ((0.0, "under 1%"), (0.01, "1% to 5%"), (0.05, "5% to 20%"), (0.2, "20% to 50%"), (0.5, "50% and more"))
@@ -56,7 +56,7 @@ def prompt(text: str) -> str:
     return f'<span class="prompt">{_plain(text)}</span>'
 
 
-def token(piece: Piece, position: int, tokenizer: Tokenizer) -> str:
+def token(piece: TextDelta, position: int, tokenizer: Tokenizer) -> str:
     """A token in its colour. `position` is 1 for the first after the prompt.
 
     Half a character is shown as a dot until the token that completes it, which then stands for the whole of it.

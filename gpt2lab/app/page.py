@@ -11,7 +11,7 @@ from gpt2lab.app.compare import LONGEST_PROMPT, MOST_TOKENS, Request, Writer, co
 from gpt2lab.app.record import COLORS, Record
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model.sampling import Sampling
+from gpt2lab.generation.sampling import Sampling
 
 if TYPE_CHECKING:
     import gradio

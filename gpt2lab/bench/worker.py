@@ -117,7 +117,7 @@ def ours(between: Between, settings: Mapping[str, Any], tokens: int) -> None:
         settings: of a Config; data, run and what is measured beside the steps are replaced.
         tokens: of the made-up corpus.
     """
-    from gpt2lab.training import launch
+    from gpt2lab.training import run as training_run
 
     class Gate:
         def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -138,7 +138,7 @@ def ours(between: Between, settings: Mapping[str, Any], tokens: int) -> None:
         }
         quiet = {"max_steps": 10**6, "eval_every": 0, "sample_every": 0, "hellaswag_every": 0}
         config = Config.model_validate({**settings, **own, "train": {**settings["train"], **quiet}})
-        launch.run(config, watch=[Gate()])
+        training_run.run(config, watch=[Gate()])
 
 
 def products(between: Between, tokens: int, channels: int, vocabulary: int, dtype: str, device: str) -> NoReturn:

@@ -15,9 +15,9 @@ from gpt2lab.data.tokenizer import EOT, Tokenizer
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.evaluation import scoring
 from gpt2lab.evaluation.scoring import Request
-from gpt2lab.model import decoding, text
+from gpt2lab.generation import inference, text
+from gpt2lab.generation.sampling import Sampling
 from gpt2lab.model.gpt2 import GPT2
-from gpt2lab.model.sampling import Sampling
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
 
@@ -108,7 +108,7 @@ def adapter(
             return totals
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-            writer = decoding.prepare(model, precision.dtype)
+            writer = inference.optimize_for_inference(model, precision.dtype)
             return [self._generate(writer, *request.args) for request in requests]
 
         def _score(self, requests: list[Request]) -> scoring.Scores:

@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 from gpt2lab.data.tokenizer import Tokenizer
-from gpt2lab.model import decoding, text
+from gpt2lab.generation import inference, text
+from gpt2lab.generation.sampling import Sampling
 from gpt2lab.model.gpt2 import GPT2
-from gpt2lab.model.sampling import Sampling
 
 
 class Sample(NamedTuple):
@@ -22,7 +22,7 @@ def draw(
     """`count` continuations of `prompt` with seeds seed, seed + 1, …; the global random state is left alone."""
     seeds = range(seed, seed + count)
     continuations = text.complete(
-        decoding.prepare(model),
+        inference.optimize_for_inference(model),
         [prompt] * count,
         max_new_tokens,
         Sampling(top_k=top_k),

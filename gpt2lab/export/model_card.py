@@ -10,7 +10,7 @@ from typing import Any
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import flops
-from gpt2lab.model.pretrained import Found
+from gpt2lab.model.resolve import ResolvedCheckpoint
 from gpt2lab.tracking import records
 from gpt2lab.tracking.records import Run
 
@@ -19,7 +19,7 @@ NOT_MEASURED = "not measured"
 HELLASWAG_ITEMS = 10_042  # published figures are of all of them
 
 
-def render(name: str, found: Found, config: GPT2Config, dtype: str) -> str:
+def render(name: str, found: ResolvedCheckpoint, config: GPT2Config, dtype: str) -> str:
     """The card as Markdown, with the YAML front matter that the Hub reads.
 
     Args:

@@ -23,10 +23,11 @@ from torch.utils.checkpoint import checkpoint
 from gpt2lab.config import GPT2Config
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import cpu_attention, decoding, generate, head, huggingface, pretrained, text
-from gpt2lab.model.cache import Attend, KVCache
+from gpt2lab.generation import engine, inference, text
+from gpt2lab.generation.cache import Attend, KVCache
+from gpt2lab.generation.sampling import Sampling
+from gpt2lab.model import cpu_attention, head, huggingface, resolve
 from gpt2lab.model.linear import linear
-from gpt2lab.model.sampling import Sampling
 
 Ids = TypeVar("Ids", Tensor, list[list[int]])
 
@@ -137,7 +138,7 @@ class Transformer(nn.Module):
             mask: bool (B, 1, T, T), true where a position (row) may look at another; what came before unless given.
                 Both together let one row hold several texts that begin alike (evaluation/scoring.py).
             cache: holds what came before these tokens, and takes their keys and values; without a mask
-                (model/generate.py).
+                (model/engine.py).
 
         Raises:
             GPT2LabError: T is above block_size, and no positions are given.
@@ -209,16 +210,16 @@ class GPT2(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     @classmethod
-    def from_pretrained(cls, name: str | Path | pretrained.Found) -> "GPT2":
+    def from_pretrained(cls, name: str | Path | resolve.ResolvedCheckpoint) -> "GPT2":
         """The model in a Hugging Face GPT-2 folder, a run's newest good checkpoint, or of the Hub; fp32, on the CPU.
 
         A warning says which damaged checkpoints were passed over.
 
         Raises:
-            GPT2LabError: see `pretrained.find` and `huggingface.read`.
+            GPT2LabError: see `resolve.find` and `huggingface.read`.
         """
-        if not isinstance(name, pretrained.Found):  # one that was found has been verified
-            name = pretrained.find(name, warn=lambda words: warnings.warn(words, stacklevel=6))
+        if not isinstance(name, resolve.ResolvedCheckpoint):  # one that was found has been verified
+            name = resolve.find_checkpoint(name, warn=lambda words: warnings.warn(words, stacklevel=6))
         config, weights = huggingface.read(name.folder)
         with torch.device("meta"):  # no memory yet: every weight comes from the file
             model = cls(config)
@@ -246,10 +247,10 @@ class GPT2(nn.Module):
         repetition_penalty: float = 1.0,
         seed: int | None = None,
     ) -> Ids:
-        """Continue token ids; what the sampling settings mean: `gpt2lab.model.sampling.Sampling`.
+        """Continue token ids; what the sampling settings mean: `gpt2lab.generation.sampling.Sampling`.
 
         Args:
-            idx: int64 (B, T), or lists of any lengths. Beyond block_size the window moves on: see model/generate.py.
+            idx: int64 (B, T), or lists of any lengths. Beyond block_size the window moves on: see model/engine.py.
             temperature: 0 takes the likeliest token.
             seed: row i draws with seed + i, so it gets the same tokens alone or in a batch; None: a fresh one.
 
@@ -266,9 +267,11 @@ class GPT2(nn.Module):
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         seeds = None if seed is None else range(seed, seed + len(idx))
         if isinstance(idx, Tensor):
-            rows = generate.generate(decoding.prepare(self), idx.tolist(), max_new_tokens, sampling, seeds=seeds)
+            rows = engine.generate(
+                inference.optimize_for_inference(self), idx.tolist(), max_new_tokens, sampling, seeds=seeds
+            )
             return torch.tensor(rows, device=idx.device)
-        return generate.generate(decoding.prepare(self), idx, max_new_tokens, sampling, seeds=seeds)
+        return engine.generate(inference.optimize_for_inference(self), idx, max_new_tokens, sampling, seeds=seeds)
 
     def complete(
         self,
@@ -298,7 +301,13 @@ class GPT2(nn.Module):
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         seeds = None if seed is None else [seed]
         (more,) = text.complete(
-            decoding.prepare(self), [prompt], max_new_tokens, sampling, stop=stop, seeds=seeds, tokenizer=tokenizer
+            inference.optimize_for_inference(self),
+            [prompt],
+            max_new_tokens,
+            sampling,
+            stop=stop,
+            seeds=seeds,
+            tokenizer=tokenizer,
         )
         return prompt + more
 

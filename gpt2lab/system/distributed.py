@@ -90,7 +90,7 @@ class DistContext:
         """Mean of a tensor over ranks; the same on every rank."""
         return self.sum(value) / self.world_size
 
-    def highest(self, value: int) -> int:
+    def all_reduce_max(self, value: int) -> int:
         """The largest of the ranks' numbers, on every rank; does not wait for a card's queue."""
         if self.world_size == 1:
             return value
@@ -114,12 +114,12 @@ class DistContext:
         return outcome[0]  # type: ignore[no-any-return]
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor itself, or all of a sharded one: then every rank must ask at the same time."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(parameter: Tensor, tensor: Tensor) -> Tensor:
+def shard_like(parameter: Tensor, tensor: Tensor) -> Tensor:
     """`tensor`, which is whole on every rank, placed as `parameter` is: this rank's shard if that is sharded."""
     if not isinstance(parameter, DTensor):
         return tensor

@@ -30,9 +30,9 @@ from torch import Tensor
 from gpt2lab import files
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import huggingface, pretrained
+from gpt2lab.model import huggingface, resolve
 from gpt2lab.model.gpt2 import GPT2
-from gpt2lab.model.pretrained import steps as steps
+from gpt2lab.model.resolve import list_checkpoints as list_checkpoints
 from gpt2lab.system import device as devices
 from gpt2lab.system import distributed
 from gpt2lab.training import optimizer as optimizers
@@ -117,7 +117,7 @@ class Snapshots:
         live: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in model.named_parameters()}
         live |= {f"optimizer.{name}": t for name, t in optimizers.state_tensors(model, optimizer).items()}
         for name, tensor in live.items():
-            all_of_it = distributed.whole(tensor.detach())
+            all_of_it = distributed.full_tensor(tensor.detach())
             if keep:
                 if name not in self._buffers:
                     pinned = device.type == "cuda"  # a card writes into such memory at full speed, and by itself
@@ -214,13 +214,13 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, state)
 
 
-def newest_good(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+def newest_valid(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint that verifies; `warn` hears of every newer one that does not. None without any.
 
     Raises:
         GPT2LabError: there are checkpoints, and none of them is good.
     """
-    return pretrained.newest_good(folder, read, warn)
+    return resolve.newest_valid(folder, read, warn)
 
 
 def prune(folder: Path, newest: int, keep_last: int, keep_every: int, keep_best: bool = False) -> None:
@@ -229,7 +229,7 @@ def prune(folder: Path, newest: int, keep_last: int, keep_every: int, keep_best:
     Later ones do not count: they are damaged ones that the run went back behind, and will be written again. The best
     has the lowest validation loss of those that were measured at their very step.
     """
-    present = [(step, path) for step, path in steps(folder) if step <= newest]
+    present = [(step, path) for step, path in list_checkpoints(folder) if step <= newest]
     losses = [(loss, step) for step, path in present if (loss := _val_loss(path)) is not None]
     best = min(losses)[1] if keep_best and losses else None
     for step, path in present[:-keep_last]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gpt2lab.config import OptimizerConfig
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.system.distributed import like, whole
+from gpt2lab.system.distributed import full_tensor, shard_like
 
 _STATE = ("exp_avg", "exp_avg_sq", "step")
 
@@ -34,7 +34,7 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
     """Scale all gradients together down to `max_norm` (0: leave them) and return the norm before, a float32 scalar."""
     parameters = [p for p in model.parameters() if p.grad is not None]
     total = nn.utils.get_total_norm([p.grad for p in parameters])  # type: ignore[misc]
-    norm = whole(total)
+    norm = full_tensor(total)
     # A CPU knows the norm by now, and need not walk through the gradients again to multiply by 1. (nan is above all.)
     if max_norm > 0 and not (norm.device.type == "cpu" and norm <= max_norm):
         nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
@@ -71,7 +71,7 @@ def load_state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tenso
             if found is None or found.shape != shape:
                 raise GPT2LabError(f"optimizer.safetensors: {name}.{key} is missing or does not fit the model")
         state[i] = {
-            key: tensors[f"{name}.{key}"] if key == "step" else like(parameters[name], tensors[f"{name}.{key}"])
+            key: tensors[f"{name}.{key}"] if key == "step" else shard_like(parameters[name], tensors[f"{name}.{key}"])
             for key in _STATE
         }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

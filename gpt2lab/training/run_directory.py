@@ -71,7 +71,7 @@ class RunDirectory:
             GPT2LabError: `never` and the run exists; a path that is no good checkpoint, or that is older than what
                 this run already has; checkpoints that are all damaged.
         """
-        existing = checkpoint.steps(self.checkpoints)
+        existing = checkpoint.list_checkpoints(self.checkpoints)
         if resume == "never":
             if existing or self.metrics.exists():
                 raise GPT2LabError(
@@ -80,10 +80,10 @@ class RunDirectory:
                 )
             return None
         if resume == "auto" or (existing and self._began_from() == resume):
-            return checkpoint.newest_good(self.checkpoints, say)
+            return checkpoint.newest_valid(self.checkpoints, say)
         path = Path(resume)
         if (path / "checkpoints").is_dir():
-            found = checkpoint.newest_good(path / "checkpoints", say)
+            found = checkpoint.newest_valid(path / "checkpoints", say)
         else:
             found = checkpoint.read(path)
         if found is None:
@@ -104,7 +104,7 @@ class RunDirectory:
 
     def what_is_kept(self) -> str:
         """What an interruption leaves, in words: the last checkpoint, by name."""
-        if present := checkpoint.steps(self.checkpoints):
+        if present := checkpoint.list_checkpoints(self.checkpoints):
             return f"{present[-1][1]} is kept, and the same command goes on from there"
         return "nothing is kept yet: the first checkpoint had not been written (checkpoint.every)"
 

@@ -81,7 +81,7 @@ class Saver:
             GPT2LabError: it could not be written.
         """
         # A disk may take longer than a collective waits, so ranks meet again every second.
-        while self._dist.highest(int(self._writer.busy(1.0))):
+        while self._dist.all_reduce_max(int(self._writer.busy(1.0))):
             pass
         self._dist.on_main(self._writer.wait)
 

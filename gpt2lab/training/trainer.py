@@ -82,7 +82,7 @@ class Trainer:
             self._log(start, self._unlogged | self._evaluate(start, stop))
         for step in range(start + 1, stop + 1):
             values = self._train_step(step, batches)
-            asked = self.dist.highest(self.asked_to_stop())
+            asked = self.dist.all_reduce_max(self.asked_to_stop())
             if asked and step < stop:
                 self.save(step, values, self.state() | {"unlogged": values})
                 return asked
@@ -190,7 +190,7 @@ class Trainer:
                     if self.sharded:
                         raise  # the others are in the middle of the same layer, and wait
                     loss, full = None, True
-                if last and self.dist.highest(int(full)):  # before gradients cross ranks: all of them turn back
+                if last and self.dist.all_reduce_max(int(full)):  # before gradients cross ranks: all of them turn back
                     raise _OutOfMemory
                 try:
                     if loss is not None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gpt2lab import GPT2, GPT2Config, files
-from gpt2lab.app import launch
+from gpt2lab.app import run as app_run
 
 SEED = 7
 
@@ -58,10 +58,10 @@ class Counter:
 def served(run):
     """(address, counter of the trained model's steps) of a page that this process serves."""
     made = []
-    prepare = launch.decoding.prepare
+    prepare = app_run.inference.optimize_for_inference
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch.decoding, "prepare", lambda model, dtype: made.append(prepare(model, dtype)) or made[-1])
-        page = launch.prepare(launch.Options(str(run), device="cpu", precision="fp32"))
+        patch.setattr(app_run.decoding, "prepare", lambda model, dtype: made.append(prepare(model, dtype)) or made[-1])
+        page = app_run.prepare(app_run.Options(str(run), device="cpu", precision="fp32"))
     counter = Counter(made[0])
-    yield launch.serve(page, 17860), counter
+    yield app_run.serve(page, 17860), counter
     page.close(verbose=False)

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from gpt2lab import GPT2, Tokenizer, cli
-from gpt2lab.app import launch, markup, page, record
+from gpt2lab.app import markup, page, record
+from gpt2lab.app import run as app_run
 from gpt2lab.app.compare import LONGEST_PROMPT, MOST_TOKENS, Request, Writer, compare
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model.generate import Token
-from gpt2lab.model.sampling import Sampling
-from gpt2lab.model.text import Piece
+from gpt2lab.generation.engine import Token
+from gpt2lab.generation.sampling import Sampling
+from gpt2lab.generation.text import TextDelta
 from tests.app.conftest import SEED
 
 SETTINGS = {"temperature": 0.8, "top_k": 50, "top_p": 1, "min_p": 0, "penalty": 1, "max_new_tokens": 6, "seed": 3}
@@ -119,7 +120,7 @@ def test_what_a_model_writes_is_escaped(tokenizer):
     ids = [tokenizer.encode(text)[0] for text in ("<", '"', "&")]
     for one in ids:
         text = tokenizer.decode([one])
-        html = markup.token(Piece(0, text, Token(0, one, 0.5, ((one, 0.5),))), 1, tokenizer)
+        html = markup.token(TextDelta(0, text, Token(0, one, 0.5, ((one, 0.5),))), 1, tokenizer)
         assert shown(html) == text
         assert re.fullmatch(r'<span [^<>]*"[^<>]*>[^<>"]*</span>', html)
     assert "<script" not in markup.prompt("<script>") + markup.message("<script>")
@@ -132,8 +133,8 @@ def test_levels_cover_all_probabilities():
 
 def test_the_untrained_model_is_the_one_the_run_began_with(run, monkeypatch):
     seen = []
-    monkeypatch.setattr(launch.pages, "build", lambda writers, *_: seen.extend(writers))
-    launch.prepare(launch.Options(str(run), device="cpu", precision="fp32"))
+    monkeypatch.setattr(app_run.pages, "build", lambda writers, *_: seen.extend(writers))
+    app_run.prepare(app_run.Options(str(run), device="cpu", precision="fp32"))
     torch.manual_seed(SEED)  # as training does
     began = GPT2(seen[1].model.config)
     assert torch.equal(seen[1].model.transformer.wpe.weight, began.transformer.wpe.weight)
@@ -144,8 +145,8 @@ def test_the_untrained_model_is_the_one_the_run_began_with(run, monkeypatch):
 def test_two_models_are_called_by_their_names(run, tmp_path, monkeypatch):
     GPT2.from_pretrained(run).save_pretrained(tmp_path / "other")
     seen = []
-    monkeypatch.setattr(launch.pages, "build", lambda writers, *_: seen.extend(writers))
-    launch.prepare(launch.Options(str(run), str(tmp_path / "other"), device="cpu"))
+    monkeypatch.setattr(app_run.pages, "build", lambda writers, *_: seen.extend(writers))
+    app_run.prepare(app_run.Options(str(run), str(tmp_path / "other"), device="cpu"))
     assert [writer.name for writer in seen] == ["tiny", str(tmp_path / "other")]
 
 
@@ -183,7 +184,7 @@ def test_mistakes_end_in_one_line(tmp_path, capsys, monkeypatch):
         error = capsys.readouterr().err
         assert says in error
         assert error.count("\n") == 1
-    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(app_run.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["app", "--trained", "x"]) == 2
     assert "pip install -e '.[app]'" in capsys.readouterr().err
 
@@ -197,14 +198,14 @@ def test_a_taken_port_is_named_and_the_next_tried(monkeypatch, capsys):
             raise OSError("taken")
         return f"http://127.0.0.1:{port}/"
 
-    monkeypatch.setattr(launch.pages, "serve", serve)
-    assert launch.serve(None, 9001) == "http://127.0.0.1:9003/"
+    monkeypatch.setattr(app_run.pages, "serve", serve)
+    assert app_run.serve(None, 9001) == "http://127.0.0.1:9003/"
     assert capsys.readouterr().out == "port 9001 is taken\nport 9002 is taken\n"
     tried.clear()
     with pytest.raises(GPT2LabError, match="no port from 8000 to 8099 is free"):
-        launch.serve(None, 8000)
+        app_run.serve(None, 8000)
     with pytest.raises(GPT2LabError, match="no port from 8500"):
-        launch.serve(None, 8500)
+        app_run.serve(None, 8500)
 
 
 def get(address):

@@ -13,13 +13,13 @@ import pytest
 
 from gpt2lab.data import executors
 from gpt2lab.data import prepare as preparing
-from gpt2lab.data.check import verify
 from gpt2lab.data.jobs import Unreadable
 from gpt2lab.data.parts import FOLDER as PARTS
 from gpt2lab.data.prepare import DEFAULT_DIRS, Options, make, prepare
 from gpt2lab.data.shards import MANIFEST, PREPARING, open_split
 from gpt2lab.data.sources import Document, Gathered, Source, fineweb_edu, local_files, stdlib
 from gpt2lab.data.tokenizer import Tokenizer
+from gpt2lab.data.verify import verify
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import DirectoryLock
 from tests.data import corpora

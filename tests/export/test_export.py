@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from gpt2lab import GPT2, GPT2Config, Tokenizer, cli
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.export import launch
-from gpt2lab.export.launch import export
+from gpt2lab.export import run as export_run
+from gpt2lab.export.run import export
 from tests.model.test_huggingface import random_model
 
 PROMPTS = ("Hello this is AI model,", "  two spaces", "naïve 東京 🙂", "\n\ndef f(x):", "7")
@@ -60,7 +60,7 @@ def test_padding_is_gone_and_nothing_else(tmp_path, tied):
     model = padded(tied)
     model.save_pretrained(tmp_path / "source")
     out = quiet(tmp_path / "source", tmp_path / "out")
-    assert {file.name for file in out.iterdir()} == launch.NAMES
+    assert {file.name for file in out.iterdir()} == export_run.NAMES
     state = model.state_dict()
     for name, tensor in GPT2.from_pretrained(out).state_dict().items():
         assert torch.equal(tensor, state[name][:50257] if len(state[name]) == 50304 else state[name])

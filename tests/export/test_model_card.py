@@ -7,9 +7,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.export.launch import export
-from gpt2lab.training import launch
-from tests.training.test_launch import records, settings
+from gpt2lab.export.run import export
+from gpt2lab.training import run as training_run
+from tests.training.test_run import records, settings
 
 TOKENS_A_STEP = 128
 SCORES = {"acc": 0.2859, "acc_norm": 0.2955, "interval95": [0.2866, 0.3045], "total": 10042}
@@ -19,7 +19,7 @@ SCORES = {"acc": 0.2859, "acc_norm": 0.2955, "interval95": [0.2866, 0.3045], "to
 def trained(token_folder, hellaswag_mirror, tmp_path_factory):
     """A real run of 6 steps, evaluated at 0, 3 and 6, with a checkpoint every two. Do not write to it."""
     out = tmp_path_factory.mktemp("runs")
-    launch.run(settings(token_folder, out, model__vocab_size=50304, train__sample_every=0))
+    training_run.run(settings(token_folder, out, model__vocab_size=50304, train__sample_every=0))
     return out / "tiny"
 
 

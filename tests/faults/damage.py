@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import pretrained
+from gpt2lab.model import resolve
 from gpt2lab.training import checkpoint
 from tests.faults import runs
 from tests.faults.kills import straight
@@ -63,14 +63,14 @@ def _passed_over(run: Run, damaged: Path) -> list[str]:
     heard: list[str] = []
     wrong = []
     try:
-        found = checkpoint.newest_good(run.checkpoints, heard.append)
+        found = checkpoint.newest_valid(run.checkpoints, heard.append)
     except GPT2LabError as error:
         return [str(error)]
     if found is None or found.step != STEPS - EVERY:
         wrong.append(f"training would go on from step {found and found.step}")
     if not any(damaged.parent.name in line for line in heard):
         wrong.append(f"the damaged checkpoint is not named: {heard}")
-    if pretrained.find(run.path).step != STEPS - EVERY:
+    if resolve.find_checkpoint(run.path).step != STEPS - EVERY:
         wrong.append("evaluation would use it")
     return wrong
 

@@ -8,7 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from gpt2lab.model.pretrained import steps as checkpoints_in
+from gpt2lab.model.resolve import list_checkpoints as checkpoints_in
 from gpt2lab.training import checkpoint
 from tests.faults import harm, runs
 from tests.faults.kills import straight
@@ -40,7 +40,7 @@ def full_disk(folder: Path, data: Path, ranks: int = 1) -> Outcome:
             wrong.append("traceback")
         wrong += [f"left {name}" for name in runs.leftovers(run)]
         there = STEP if file == "metrics.jsonl" else STEP - EVERY
-        found = checkpoint.newest_good(run.checkpoints, wrong.append)
+        found = checkpoint.newest_valid(run.checkpoints, wrong.append)
         if (found.step if found else 0) != there:
             wrong.append(f"the newest checkpoint is {found and found.step}, not {there}")
         with Forked(run, place / "output-1", ranks=ranks) as again:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt2lab.config import Config
-from gpt2lab.model.pretrained import steps as checkpoints_in
+from gpt2lab.model.resolve import list_checkpoints as checkpoints_in
 
 STEPS = 60
 EVERY = 10  # steps from one checkpoint to the next

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from gpt2lab.training import launch
-from tests.training.test_launch import REPOSITORY, STEPS, interrupted_at, learned, records, settings, tensors
+from gpt2lab.training import run as training_run
+from tests.training.test_run import REPOSITORY, STEPS, interrupted_at, learned, records, settings, tensors
 
 SCRIPTS = REPOSITORY / "launch"
 STEPS_OF_TWO = 300
@@ -183,15 +183,15 @@ def test_a_run_goes_on_from_its_copy(token_folder, tmp_path, monkeypatch, harm):
     first, bucket, second, undisturbed = (tmp_path / name for name in ("first", "bucket", "second", "undisturbed"))
     for kill_at in (3, 6):
         with interrupted_at(kill_at, monkeypatch):
-            launch.run(settings(token_folder, first))
+            training_run.run(settings(token_folder, first))
         copy_runs(first, bucket)
     if harm == "half a checkpoint":
         copied = bucket / "tiny" / "checkpoints" / "step_00000004"
         (copied / "SHA256SUMS").unlink()
         (copied / "model.safetensors").write_bytes(b"")
     copy_runs(bucket, second)
-    launch.run(settings(token_folder, second))
-    launch.run(settings(token_folder, undisturbed))
+    training_run.run(settings(token_folder, second))
+    training_run.run(settings(token_folder, undisturbed))
     assert tensors(second / "tiny") == tensors(undisturbed / "tiny")
     assert learned(second / "tiny") == learned(undisturbed / "tiny")
     copy_runs(second, bucket)  # mends what was half
@@ -205,7 +205,7 @@ def task() -> dict:
 
 
 def test_the_skypilot_task_keeps_what_a_lost_machine_must_not_take_along(task):
-    """Whether its fields are SkyPilot's was looked up by hand (docs/scaling.md); here, that they go together."""
+    """Whether its fields are SkyPilot's was looked up by hand (docs/distributed.md); here, that they go together."""
     assert task["resources"]["use_spot"]
     assert task["file_mounts"]["/bucket"]["mode"] == "MOUNT_CACHED"
     lines = task["run"].splitlines()

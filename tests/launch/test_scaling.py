@@ -1,4 +1,4 @@
-"""docs/scaling.md: its table is what its formulas give, and its formulas are what the model keeps."""
+"""docs/distributed.md: its table is what its formulas give, and its formulas are what the model keeps."""
 
 import re
 
@@ -8,7 +8,7 @@ import torch
 from gpt2lab.config import GPT2Config
 from gpt2lab.model import cpu_attention, flops
 from gpt2lab.model.gpt2 import GPT2
-from tests.training.test_launch import REPOSITORY
+from tests.training.test_run import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "scaling.md").read_text()
 BLOCK, CHECKPOINTED = 36, 4  # bytes a token, channel and block

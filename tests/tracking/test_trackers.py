@@ -17,9 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gpt2lab.config import Config, TrackingConfig
 from gpt2lab.errors import GPT2LabError, Stopped
 from gpt2lab.tracking import trackers
-from gpt2lab.training import launch
+from gpt2lab.training import run as training_run
 from gpt2lab.training.trainer import Trainer
-from tests.training.test_launch import REPOSITORY, STEPS, command, interrupted_at, learned, records, settings, tensors
+from tests.training.test_run import REPOSITORY, STEPS, command, interrupted_at, learned, records, settings, tensors
 
 Shown = list[tuple[str, int, float]]  # (metric, step, value), as a tracker has it
 
@@ -77,7 +77,7 @@ def same(shown: Shown, expected: Shown) -> bool:
 def straight(token_folder, tmp_path_factory) -> Path:
     """A run without trackers, that nobody interrupted."""
     out = tmp_path_factory.mktemp("straight")
-    launch.run(settings(token_folder, out))
+    training_run.run(settings(token_folder, out))
     return out / "tiny"
 
 
@@ -86,8 +86,8 @@ def test_tensorboard_has_every_step_once(token_folder, tmp_path, straight, monke
     """Before the first checkpoint, one step after one, and at the end. The weights do not notice."""
     config = settings(token_folder, tmp_path, tracking__tensorboard=True)
     with interrupted_at(kill_at, monkeypatch):
-        launch.run(config)
-    launch.run(config)
+        training_run.run(config)
+    training_run.run(config)
     run = tmp_path / "tiny"
     scalars, texts = in_tensorboard(run)
     assert same(scalars, recorded(run))
@@ -114,10 +114,10 @@ def test_a_signal_and_then_a_kill_leave_every_step_once(token_folder, tmp_path, 
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(Trainer, "_train_step", stopped)
-        launch.run(config)
+        training_run.run(config)
     with interrupted_at(stop_at + 2, monkeypatch):
-        launch.run(config)
-    launch.run(config)
+        training_run.run(config)
+    training_run.run(config)
     run = tmp_path / "tiny"
     assert learned(run).keys() == learned(straight).keys()
     assert all(
@@ -132,10 +132,10 @@ def test_a_signal_and_then_a_kill_leave_every_step_once(token_folder, tmp_path, 
 
 def test_what_came_before_is_shown_too(token_folder, tmp_path, straight):
     """A tracker that is asked for when a run goes on, and a branch off another run."""
-    launch.run(settings(token_folder, tmp_path, train__max_steps=4))
-    launch.run(settings(token_folder, tmp_path, tracking__tensorboard=True))
+    training_run.run(settings(token_folder, tmp_path, train__max_steps=4))
+    training_run.run(settings(token_folder, tmp_path, tracking__tensorboard=True))
     branch = {"run__resume": str(straight / "checkpoints" / "step_00000002"), "run__name": "branch"}
-    launch.run(settings(token_folder, tmp_path, tracking__tensorboard=True, **branch))
+    training_run.run(settings(token_folder, tmp_path, tracking__tensorboard=True, **branch))
     for name in ("tiny", "branch"):
         scalars, texts = in_tensorboard(tmp_path / name)
         assert same(scalars, recorded(tmp_path / name))
@@ -181,7 +181,7 @@ def test_a_tracker_that_raises_is_left_out_with_one_line(token_folder, tmp_path,
         raise ConnectionError("no route to the tracker\nand more of it")
 
     monkeypatch.setattr(trackers._TensorBoard, where, broken)
-    launch.run(settings(token_folder, tmp_path, tracking__tensorboard=True))
+    training_run.run(settings(token_folder, tmp_path, tracking__tensorboard=True))
     shown = capsys.readouterr()
     assert shown.out.count("no route to the tracker") == 1
     assert "warning: tracking.tensorboard is left out from here on: no route to the tracker (" in shown.out
@@ -213,14 +213,14 @@ def test_a_missing_package_is_an_error_before_there_is_a_run(token_folder, tmp_p
         monkeypatch.setitem(sys.modules, module, None)
     asked = {f"tracking__{name}": "offline" if name == "wandb" else True}
     with pytest.raises(GPT2LabError, match=rf"tracking\.{name} needs the package {name}: pip install -e '.\[track\]'"):
-        launch.run(settings(token_folder, tmp_path / "runs", **asked))
+        training_run.run(settings(token_folder, tmp_path / "runs", **asked))
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_missing_package_does_not_end_a_run_that_goes_on(token_folder, tmp_path, monkeypatch, capsys):
-    launch.run(settings(token_folder, tmp_path, train__max_steps=4))
+    training_run.run(settings(token_folder, tmp_path, train__max_steps=4))
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    launch.run(settings(token_folder, tmp_path, tracking__tensorboard=True))
+    training_run.run(settings(token_folder, tmp_path, tracking__tensorboard=True))
     assert "warning: tracking.tensorboard is left out from here on: " in capsys.readouterr().out
     assert sorted(learned(tmp_path / "tiny")) == list(range(STEPS + 1))
 

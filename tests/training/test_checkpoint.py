@@ -62,7 +62,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(folder):
     weights.write_bytes(content)
     (folder / "step_00000002" / "state.json").unlink()
     heard = []
-    found = checkpoint.newest_good(folder, heard.append)
+    found = checkpoint.newest_valid(folder, heard.append)
     assert found is not None
     assert found.step == 1
     assert "step_00000003/model.safetensors" in heard[0]
@@ -70,11 +70,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(folder):
 
 
 def test_none_intact_is_an_error_and_none_at_all_is_not(folder, tmp_path):
-    assert checkpoint.newest_good(tmp_path / "empty", print) is None
+    assert checkpoint.newest_valid(tmp_path / "empty", print) is None
     for path in folder.glob("step_*"):
         (path / "config.json").write_text("{}")
     with pytest.raises(GPT2LabError, match="no checkpoint is intact"):
-        checkpoint.newest_good(folder, lambda text: None)
+        checkpoint.newest_valid(folder, lambda text: None)
 
 
 def test_pruning_keeps_the_newest_and_the_multiples(tmp_path):
@@ -82,7 +82,7 @@ def test_pruning_keeps_the_newest_and_the_multiples(tmp_path):
         (tmp_path / f"step_{step:08d}").mkdir()
     (tmp_path / "step_00000050").mkdir()  # a damaged one that the run went back behind
     checkpoint.prune(tmp_path, newest=10, keep_last=2, keep_every=4)
-    assert [step for step, _ in checkpoint.steps(tmp_path)] == [4, 8, 9, 10, 50]
+    assert [step for step, _ in checkpoint.list_checkpoints(tmp_path)] == [4, 8, 9, 10, 50]
 
 
 def test_too_little_space_is_refused_before_anything_is_written(tmp_path, monkeypatch):
@@ -105,9 +105,9 @@ def test_the_best_stays_and_a_damaged_one_is_not_the_best(tmp_path):
         checkpoint.write(tmp_path, taken(step, model, adamw, val_loss=loss))
     (tmp_path / "step_00000003" / "state.json").write_text("{")
     checkpoint.prune(tmp_path, newest=6, keep_last=1, keep_every=0, keep_best=True)
-    assert [step for step, _ in checkpoint.steps(tmp_path)] == [2, 6]
+    assert [step for step, _ in checkpoint.list_checkpoints(tmp_path)] == [2, 6]
     checkpoint.prune(tmp_path, newest=6, keep_last=1, keep_every=0)
-    assert [step for step, _ in checkpoint.steps(tmp_path)] == [6]
+    assert [step for step, _ in checkpoint.list_checkpoints(tmp_path)] == [6]
 
 
 def test_a_snapshot_is_of_its_moment_while_training_goes_on(tmp_path):

@@ -16,10 +16,11 @@ import torch
 from gpt2lab.config import GuardConfig
 from gpt2lab.errors import GPT2LabError, Stopped
 from gpt2lab.model.gpt2 import GPT2
-from gpt2lab.training import launch, rehearsal, saver
+from gpt2lab.training import memory, saver
+from gpt2lab.training import run as training_run
 from gpt2lab.training.guard import Guard
 from gpt2lab.training.trainer import Trainer, smaller_micro_batch
-from tests.training.test_launch import (
+from tests.training.test_run import (
     REPOSITORY,
     STEPS,
     interrupted_at,
@@ -90,7 +91,7 @@ def spoil(monkeypatch, at: set[int], value: float) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_bad_step_is_left_out_and_named(token_folder, tmp_path, straight, monkeypatch, value):
     spoil(monkeypatch, {3}, value)
-    launch.run(settings(token_folder, tmp_path))
+    training_run.run(settings(token_folder, tmp_path))
     run = tmp_path / "tiny"
     assert [line["train/loss"] for line in records(run) if line["step"] == 3] == [None]
     (event,) = records(run, "events.jsonl")
@@ -116,9 +117,9 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(token_folder, tmp_path, s
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_step", asked)
         with pytest.raises(Stopped, match="step_00000003 is kept") as stop:
-            launch.run(settings(token_folder, tmp_path))
+            training_run.run(settings(token_folder, tmp_path))
     assert stop.value.status == 128 + number
-    launch.run(settings(token_folder, tmp_path))
+    training_run.run(settings(token_folder, tmp_path))
     assert learned(tmp_path / "tiny") == learned(straight)
     assert tensors(tmp_path / "tiny") == tensors(straight)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # ours are gone again
@@ -148,7 +149,7 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(token_folder, tmp_path
         return forward(self, idx, targets)
 
     monkeypatch.setattr(GPT2, "forward", hungry)
-    launch.run(settings(token_folder, tmp_path))
+    training_run.run(settings(token_folder, tmp_path))
     (event,) = records(tmp_path / "tiny", "events.jsonl")
     assert (event["event"], event["was"], event["micro_batch_size"]) == ("out of memory", 4, 2)
     ours, theirs = learned(tmp_path / "tiny"), learned(straight)
@@ -172,7 +173,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved_before_the_first_step(monkeyp
 
     said = []
     alone = DistContext(0, 1, torch.device("cpu"))
-    assert rehearsal.fitting(try_it, 32, 32, 1000, alone, said.append) == 4
+    assert memory.fitting(try_it, 32, 32, 1000, alone, said.append) == 4
     assert len(said) == 3
 
 
@@ -180,10 +181,10 @@ def test_a_micro_batch_that_does_not_fit_is_halved_before_the_first_step(monkeyp
 def test_sixteen_bits_train_and_resume_exactly(token_folder, tmp_path, straight, monkeypatch, precision):
     """With overflows on the way, so that the loss scale and the guard's window have something to remember."""
     overflow(monkeypatch, {2, 5})
-    launch.run(settings(token_folder, tmp_path / "whole", system__precision=precision))
+    training_run.run(settings(token_folder, tmp_path / "whole", system__precision=precision))
     with interrupted_at(5, monkeypatch):
-        launch.run(settings(token_folder, tmp_path / "parts", system__precision=precision))
-    launch.run(settings(token_folder, tmp_path / "parts", system__precision=precision))
+        training_run.run(settings(token_folder, tmp_path / "parts", system__precision=precision))
+    training_run.run(settings(token_folder, tmp_path / "parts", system__precision=precision))
     whole, parts = tmp_path / "whole" / "tiny", tmp_path / "parts" / "tiny"
     assert learned(whole) == learned(parts)
     assert tensors(whole) == tensors(parts)
@@ -210,7 +211,7 @@ def overflow(monkeypatch, at: set[int]) -> None:
 
 def test_an_overflow_of_fp16_is_not_the_guards_business(token_folder, tmp_path, monkeypatch):
     overflow(monkeypatch, {2, 3})
-    launch.run(settings(token_folder, tmp_path, system__precision="fp16"))
+    training_run.run(settings(token_folder, tmp_path, system__precision="fp16"))
     lines = learned(tmp_path / "tiny")
     assert "guard/skipped" not in lines[STEPS]
     assert lines[1]["train/loss_scale"] == 4 * lines[3]["train/loss_scale"] == 4 * lines[STEPS]["train/loss_scale"]
@@ -221,7 +222,7 @@ def test_tf32_is_refused_where_it_is_not(token_folder, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("no GPU is what this test needs")
     with pytest.raises(GPT2LabError, match=r"system\.precision tf32"):
-        launch.run(settings(token_folder, tmp_path, system__precision="tf32"))
+        training_run.run(settings(token_folder, tmp_path, system__precision="tf32"))
 
 
 def test_a_compiler_that_fails_is_left_out(token_folder, tmp_path, straight, monkeypatch, capsys):
@@ -234,14 +235,14 @@ def test_a_compiler_that_fails_is_left_out(token_folder, tmp_path, straight, mon
             raise RuntimeError("no compiler found\nmore about it")
 
     monkeypatch.setattr(torch, "compile", Broken)
-    launch.run(settings(token_folder, tmp_path, system__compile="on"))
+    training_run.run(settings(token_folder, tmp_path, system__compile="on"))
     said = capsys.readouterr().out
     assert "torch.compile does not work here, so training goes on without it (RuntimeError: no compiler found)" in said
     assert tensors(tmp_path / "tiny") == tensors(straight)
 
 
 def test_activation_checkpointing_changes_nothing_but_memory(token_folder, tmp_path, straight):
-    launch.run(settings(token_folder, tmp_path, system__activation_checkpointing=True))
+    training_run.run(settings(token_folder, tmp_path, system__activation_checkpointing=True))
     assert tensors(tmp_path / "tiny") == tensors(straight)
 
 
@@ -285,7 +286,7 @@ def test_sharded_ranks_train_like_one_and_leave_an_ordinary_checkpoint(token_fol
     process = torchrun("", recipe(token_folder, tmp_path, system__shard=True, **more))
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    launch.run(settings(token_folder, tmp_path / "alone", **more))
+    training_run.run(settings(token_folder, tmp_path / "alone", **more))
     ours, theirs = learned(tmp_path / "tiny"), learned(tmp_path / "alone" / "tiny")
     for step in range(STEPS + 1, 11):
         assert ours[step]["train/loss"] == pytest.approx(theirs[step]["train/loss"], abs=1e-4)
@@ -376,7 +377,7 @@ def test_the_page_of_a_long_run_is_drawn_beside_it(token_folder, tmp_path, monke
 
     monkeypatch.setattr(subprocess, "Popen", Drawing)
     monkeypatch.setattr(saver, "_REPORT_SECONDS", 0.0)
-    launch.run(settings(token_folder, tmp_path, train__max_steps=2))
+    training_run.run(settings(token_folder, tmp_path, train__max_steps=2))
     assert drawn == [0]
     assert "warning" not in capsys.readouterr().out
 
@@ -387,15 +388,15 @@ def test_the_page_of_a_long_run_is_drawn_beside_it(token_folder, tmp_path, monke
             super().__init__(command, **options)
 
     monkeypatch.setattr(subprocess, "Popen", Refused)
-    launch.run(settings(token_folder, tmp_path, train__max_steps=4))
+    training_run.run(settings(token_folder, tmp_path, train__max_steps=4))
     assert "warning: no report this time: cannot allocate memory" in capsys.readouterr().out
 
 
 def test_a_first_step_that_is_skipped_can_be_resumed_from(token_folder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         spoil(patch, {1, 2}, float("nan"))
-        launch.run(settings(token_folder, tmp_path, train__max_steps=2))
-    launch.run(settings(token_folder, tmp_path))
+        training_run.run(settings(token_folder, tmp_path, train__max_steps=2))
+    training_run.run(settings(token_folder, tmp_path))
     assert [event["step"] for event in records(tmp_path / "tiny", "events.jsonl") if event["event"] == "skipped"] == [
         1,
         2,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model.sampling import Sampling, candidates, penalise, sample
+from gpt2lab.generation.sampling import Sampling, candidates, penalise, sample
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -24,9 +24,9 @@ from gpt2lab.data.shards import TokenStream, is_ready, open_split
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.evaluation import harness, hellaswag, loss, scoring, table, tasks
-from gpt2lab.model import pretrained
+from gpt2lab.model import resolve
 from gpt2lab.model.gpt2 import GPT2
-from gpt2lab.model.pretrained import Found
+from gpt2lab.model.resolve import ResolvedCheckpoint
 from gpt2lab.system import device as devices
 from gpt2lab.system import distributed, precision
 from gpt2lab.system.distributed import DistContext
@@ -76,7 +76,7 @@ def evaluate(options: Options, dist: DistContext, say: Say) -> dict[str, Any]:
     tasks.check_names(ours)
     if theirs:
         harness.check(theirs, options.include)
-    found = dist.on_main(lambda: pretrained.find(options.checkpoint, mirror=options.mirror, warn=say))
+    found = dist.on_main(lambda: resolve.find_checkpoint(options.checkpoint, mirror=options.mirror, warn=say))
     settings = _settings(found.run)
     if settings is not None and options.mirror is None:
         options = replace(options, mirror=settings.data.mirror)
@@ -198,7 +198,7 @@ def _val_loss(
     return {"val_loss": value, "bits_per_byte": loss.bits_per_byte(value, tokens, size), "val_tokens": tokens}
 
 
-def _record(found: Found, result: dict[str, Any], say: Say) -> None:
+def _record(found: ResolvedCheckpoint, result: dict[str, Any], say: Say) -> None:
     """Keep the figures in the run, one file a step; tasks that the file has of this step stay in it.
 
     Where that cannot be done it is said and no more: the figures took their time, and still go to the screen.

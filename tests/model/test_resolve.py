@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from gpt2lab import GPT2, GPT2Config, files
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import pretrained
+from gpt2lab.model import resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -105,51 +105,59 @@ def checkpoint(run, step):
 
 
 def test_a_folder_of_a_model_is_itself(tmp_path):
-    assert pretrained.find(save(tmp_path / "m")) == pretrained.Found(tmp_path / "m")
+    assert resolve.find_checkpoint(save(tmp_path / "m")) == resolve.ResolvedCheckpoint(tmp_path / "m")
 
 
 def test_a_run_is_its_newest_good_checkpoint(tmp_path):
     old, new = checkpoint(tmp_path / "x", 5), checkpoint(tmp_path / "x", 10)
-    assert pretrained.find(tmp_path / "x") == pretrained.Found(new, tmp_path / "x", 10)
-    assert pretrained.find(tmp_path / "x" / "checkpoints") == pretrained.Found(new, tmp_path / "x", 10)
-    assert pretrained.find(old) == pretrained.Found(old, tmp_path / "x", 5)
+    assert resolve.find_checkpoint(tmp_path / "x") == resolve.ResolvedCheckpoint(new, tmp_path / "x", 10)
+    assert resolve.find_checkpoint(tmp_path / "x" / "checkpoints") == resolve.ResolvedCheckpoint(
+        new, tmp_path / "x", 10
+    )
+    assert resolve.find_checkpoint(old) == resolve.ResolvedCheckpoint(old, tmp_path / "x", 5)
     (new / "model.safetensors").write_bytes(b"damaged")
     heard = []
-    assert pretrained.find(tmp_path / "x", warn=heard.append) == pretrained.Found(old, tmp_path / "x", 5)
+    assert resolve.find_checkpoint(tmp_path / "x", warn=heard.append) == resolve.ResolvedCheckpoint(
+        old, tmp_path / "x", 5
+    )
     assert "trying the checkpoint before it" in heard[0]
     expected = GPT2.from_pretrained(old).state_dict()
     with pytest.warns(UserWarning, match="trying the checkpoint before it"):
         found = GPT2.from_pretrained(tmp_path / "x").state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
     with pytest.raises(GPT2LabError, match="does not match its sha256"):
-        pretrained.find(new)
+        resolve.find_checkpoint(new)
     (old / "config.json").unlink()
     with pytest.raises(GPT2LabError, match="no checkpoint is intact"):
-        pretrained.find(tmp_path / "x")
+        resolve.find_checkpoint(tmp_path / "x")
 
 
 def test_names_that_mean_nothing(tmp_path):
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     with pytest.raises(GPT2LabError, match="has no checkpoint yet"):
-        pretrained.find(tmp_path / "empty")
+        resolve.find_checkpoint(tmp_path / "empty")
     (tmp_path / "file").write_text("")
     with pytest.raises(GPT2LabError, match="is a file"):
-        pretrained.find(tmp_path / "file")
+        resolve.find_checkpoint(tmp_path / "file")
     with pytest.raises(GPT2LabError, match="holds runs, not a model; give one of them, such as .*empty"):
-        pretrained.find(tmp_path)
+        resolve.find_checkpoint(tmp_path)
     for name in (tmp_path / "nowhere", "runs/x", "a/b/c", ""):
         with pytest.raises(GPT2LabError, match="no such folder"):
-            pretrained.find(name)
+            resolve.find_checkpoint(name)
 
 
 def test_a_model_of_the_hub_without_a_network_names_the_mirror(tmp_path):
     with pytest.raises(
         GPT2LabError, match=r"gpt2 is no folder here, and cannot be fetched .*--mirror that holds gpt2/"
     ):
-        pretrained.find("gpt2")
-    assert pretrained.find("gpt2", mirror=tmp_path).folder == tmp_path / "gpt2" if save(tmp_path / "gpt2") else None
+        resolve.find_checkpoint("gpt2")
+    assert (
+        resolve.find_checkpoint("gpt2", mirror=tmp_path).folder == tmp_path / "gpt2"
+        if save(tmp_path / "gpt2")
+        else None
+    )
     save(tmp_path / "openai-community" / "gpt2-xl")
-    assert pretrained.find("gpt2-xl", mirror=tmp_path).folder == tmp_path / "openai-community" / "gpt2-xl"
+    assert resolve.find_checkpoint("gpt2-xl", mirror=tmp_path).folder == tmp_path / "openai-community" / "gpt2-xl"
 
 
 # --- The Hub.
@@ -259,7 +267,10 @@ def test_a_download_cut_off_is_not_taken_for_a_model(hub, tmp_path, monkeypatch)
 
 def test_the_hub_is_not_asked_for_what_the_mirror_has(hub, tmp_path):
     shutil.copytree(save(hub.root / "somebody" / "m"), tmp_path / "mirror" / "somebody" / "m")
-    assert pretrained.find("somebody/m", mirror=tmp_path / "mirror").folder == tmp_path / "mirror" / "somebody" / "m"
+    assert (
+        resolve.find_checkpoint("somebody/m", mirror=tmp_path / "mirror").folder
+        == tmp_path / "mirror" / "somebody" / "m"
+    )
     assert fetched(hub) == []
 
 
@@ -271,7 +282,7 @@ def test_a_changed_card_does_not_make_a_folder_damaged(tmp_path):
     (folder / "README.md").write_text("as exported")
     files.write_digests(folder)
     (folder / "README.md").write_text("and more that I know of it")
-    assert pretrained.find(folder) == pretrained.Found(folder)
+    assert resolve.find_checkpoint(folder) == resolve.ResolvedCheckpoint(folder)
     (folder / "config.json").write_text("{}")
     with pytest.raises(GPT2LabError, match="config.json does not match its sha256"):
-        pretrained.find(folder)
+        resolve.find_checkpoint(folder)

@@ -15,7 +15,7 @@ import pytest
 from gpt2lab.config import Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import DirectoryLock
-from gpt2lab.training import launch
+from gpt2lab.training import run as training_run
 from gpt2lab.training.trainer import Trainer
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -74,7 +74,7 @@ def tensors(run: Path, step: int = STEPS) -> dict[str, bytes]:
 def straight(token_folder, tmp_path_factory) -> Path:
     """The run that nobody interrupted."""
     out = tmp_path_factory.mktemp("straight")
-    launch.run(settings(token_folder, out))
+    training_run.run(settings(token_folder, out))
     return out / "tiny"
 
 
@@ -149,8 +149,8 @@ def interrupted_at(kill_at: int, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("kill_at", range(1, STEPS + 1))
 def test_interrupted_at_any_step_and_resumed_is_uninterrupted(token_folder, tmp_path, straight, monkeypatch, kill_at):
     with interrupted_at(kill_at, monkeypatch):
-        launch.run(settings(token_folder, tmp_path))
-    launch.run(settings(token_folder, tmp_path))
+        training_run.run(settings(token_folder, tmp_path))
+    training_run.run(settings(token_folder, tmp_path))
     assert learned(tmp_path / "tiny") == learned(straight)
     assert tensors(tmp_path / "tiny") == tensors(straight)
     assert records(tmp_path / "tiny", "samples.jsonl") == records(straight, "samples.jsonl")
@@ -165,7 +165,7 @@ def test_killed_process_resumed_by_the_same_command(token_folder, tmp_path):
     steps = 60
     changes = {"train__max_steps": steps, "checkpoint__every": 5, "train__sample_every": 0}
     reference = settings(token_folder, tmp_path / "reference", **changes)
-    launch.run(reference)
+    training_run.run(reference)
     killed = command(settings(token_folder, tmp_path / "killed", **changes), tmp_path / "killed.yaml")
     process = subprocess.Popen(killed, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
     metrics = tmp_path / "killed" / "tiny" / "metrics.jsonl"
@@ -183,12 +183,12 @@ def test_killed_process_resumed_by_the_same_command(token_folder, tmp_path):
 
 
 def test_evaluation_and_samples_leave_the_weights_alone(token_folder, tmp_path, straight):
-    launch.run(settings(token_folder, tmp_path, train__eval_every=0, train__sample_every=0))
+    training_run.run(settings(token_folder, tmp_path, train__eval_every=0, train__sample_every=0))
     assert tensors(tmp_path / "tiny") == tensors(straight)
 
 
 def test_accumulation_does_not_change_the_step(token_folder, tmp_path, straight):
-    launch.run(settings(token_folder, tmp_path, train__micro_batch_size=1))
+    training_run.run(settings(token_folder, tmp_path, train__micro_batch_size=1))
     ours, theirs = learned(tmp_path / "tiny"), learned(straight)
     for step in range(1, STEPS + 1):
         assert ours[step]["train/loss"] == pytest.approx(theirs[step]["train/loss"], abs=1e-4)
@@ -214,7 +214,7 @@ def test_two_processes_train_like_one(token_folder, tmp_path, straight):
 def test_overfitting_one_batch_drives_the_loss_to_zero(token_folder, tmp_path):
     changes = {"train__overfit_batch": True, "train__max_steps": 150, "checkpoint__every": 0, "train__sample_every": 0}
     config = settings(token_folder, tmp_path, model__n_layer=4, model__n_embd=64, **changes)
-    launch.run(config)
+    training_run.run(config)
     assert learned(tmp_path / "tiny")[150]["train/loss"] < 0.05
 
 
@@ -226,7 +226,7 @@ def run_again(straight: Path, tmp_path: Path, token_folder: Path, **changes) -> 
     import shutil
 
     shutil.copytree(straight, tmp_path / "tiny")
-    launch.run(settings(token_folder, tmp_path, **changes))
+    training_run.run(settings(token_folder, tmp_path, **changes))
     return tmp_path / "tiny"
 
 
@@ -270,7 +270,7 @@ def test_resume_never_refuses_an_existing_run(straight, tmp_path, token_folder):
 
 def test_resume_from_another_run_branches_off(straight, tmp_path, token_folder):
     path = straight / "checkpoints" / "step_00000004"
-    launch.run(settings(token_folder, tmp_path, run__resume=str(path), run__name="branch"))
+    training_run.run(settings(token_folder, tmp_path, run__resume=str(path), run__name="branch"))
     assert learned(tmp_path / "branch") == learned(straight)
     assert tensors(tmp_path / "branch") == tensors(straight)
 
@@ -278,7 +278,7 @@ def test_resume_from_another_run_branches_off(straight, tmp_path, token_folder):
 def test_resume_does_not_go_back_behind_what_a_run_has(straight, token_folder):
     path = straight / "checkpoints" / "step_00000002"
     with pytest.raises(GPT2LabError, match="has gone on to step 6"):
-        launch.run(settings(token_folder, straight.parent, run__resume=str(path), train__max_steps=8))
+        training_run.run(settings(token_folder, straight.parent, run__resume=str(path), train__max_steps=8))
 
 
 def test_a_damaged_newest_checkpoint_costs_its_steps_only(straight, tmp_path, token_folder, capsys):
@@ -286,7 +286,7 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_only(straight, tmp_path, to
 
     shutil.copytree(straight, tmp_path / "tiny")
     (tmp_path / "tiny" / "checkpoints" / f"step_{STEPS:08d}" / "optimizer.safetensors").write_bytes(b"")
-    launch.run(settings(token_folder, tmp_path))
+    training_run.run(settings(token_folder, tmp_path))
     assert "trying the checkpoint before it" in capsys.readouterr().out
     assert tensors(tmp_path / "tiny") == tensors(straight)
     assert learned(tmp_path / "tiny") == learned(straight)
@@ -294,7 +294,7 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_only(straight, tmp_path, to
 
 def test_a_run_directory_has_one_process(token_folder, tmp_path):
     with DirectoryLock(tmp_path / "tiny"), pytest.raises(GPT2LabError, match="in use by another process"):
-        launch.run(settings(token_folder, tmp_path))
+        training_run.run(settings(token_folder, tmp_path))
 
 
 def test_a_checkpoint_the_run_went_back_behind_never_costs_a_good_one(straight, tmp_path, token_folder, monkeypatch):
@@ -304,8 +304,8 @@ def test_a_checkpoint_the_run_went_back_behind_never_costs_a_good_one(straight, 
     checkpoints = tmp_path / "tiny" / "checkpoints"
     (checkpoints / f"step_{STEPS:08d}" / "model.safetensors").write_bytes(b"")
     with interrupted_at(STEPS, monkeypatch):
-        launch.run(settings(token_folder, tmp_path, checkpoint__keep_last=1, checkpoint__every=1))
-    launch.run(settings(token_folder, tmp_path))
+        training_run.run(settings(token_folder, tmp_path, checkpoint__keep_last=1, checkpoint__every=1))
+    training_run.run(settings(token_folder, tmp_path))
     assert learned(tmp_path / "tiny") == learned(straight)
 
 
@@ -314,17 +314,17 @@ def test_a_branch_goes_on_with_the_same_command(straight, tmp_path, token_folder
     """Its records are those of the run it left, then its own: whatever a first attempt had written."""
     changes = {"run__resume": str(straight / "checkpoints" / "step_00000002"), "run__name": "branch"}
     with interrupted_at(kill_at, monkeypatch):
-        launch.run(settings(token_folder, tmp_path, **changes))
-    launch.run(settings(token_folder, tmp_path, **changes))
+        training_run.run(settings(token_folder, tmp_path, **changes))
+    training_run.run(settings(token_folder, tmp_path, **changes))
     assert learned(tmp_path / "branch") == learned(straight)
     assert tensors(tmp_path / "branch") == tensors(straight)
 
 
 def test_bf16_resumes_exactly_too(token_folder, tmp_path, straight):
-    launch.run(settings(token_folder, tmp_path / "whole", system__precision="bf16"))
+    training_run.run(settings(token_folder, tmp_path / "whole", system__precision="bf16"))
     whole = tmp_path / "whole" / "tiny"
     checkpoint = str(whole / "checkpoints" / "step_00000002")
-    launch.run(settings(token_folder, tmp_path, system__precision="bf16", run__resume=checkpoint))
+    training_run.run(settings(token_folder, tmp_path, system__precision="bf16", run__resume=checkpoint))
     assert tensors(tmp_path / "tiny") == tensors(whole)
     assert learned(tmp_path / "tiny") == learned(whole)
     assert tensors(whole) != tensors(straight)
@@ -360,7 +360,7 @@ def test_a_state_changed_by_hand_is_one_line(straight, tmp_path, token_folder, c
     resign(folder, change)
     before = (tmp_path / "tiny" / "metrics.jsonl").read_bytes()
     with pytest.raises(GPT2LabError, match=r"state\.json"):
-        launch.run(settings(token_folder, tmp_path, run__resume=str(folder), train__max_steps=8))
+        training_run.run(settings(token_folder, tmp_path, run__resume=str(folder), train__max_steps=8))
     assert (tmp_path / "tiny" / "metrics.jsonl").read_bytes() == before
 
 
@@ -408,13 +408,13 @@ def test_bad_data_is_found_before_anything_is_written(token_folder, tmp_path):
     ]
     for folder, message in cases:
         with pytest.raises(GPT2LabError, match=message):
-            launch.run(settings(token_folder, tmp_path / "runs", data__dir=folder, data__source="fineweb-edu"))
+            training_run.run(settings(token_folder, tmp_path / "runs", data__dir=folder, data__source="fineweb-edu"))
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_model_too_large_for_the_machine_is_one_line(token_folder, tmp_path):
     with pytest.raises(GPT2LabError, match=r"cannot make the model: its weights alone take .* GiB"):
-        launch.run(settings(token_folder, tmp_path, model__n_embd=10_000_000))
+        training_run.run(settings(token_folder, tmp_path, model__n_embd=10_000_000))
     assert not (tmp_path / "tiny" / "config.yaml").exists()
 
 
@@ -425,19 +425,19 @@ def test_a_report_that_fails_does_not_end_the_run(token_folder, tmp_path, monkey
         raise RuntimeError("no fonts")
 
     monkeypatch.setattr(report, "write", broken)
-    launch.run(settings(token_folder, tmp_path))
+    training_run.run(settings(token_folder, tmp_path))
     assert "warning: no report this time: no fonts" in capsys.readouterr().out
     assert sorted(learned(tmp_path / "tiny")) == list(range(STEPS + 1))
 
 
 def test_a_prompt_outside_the_vocabulary_is_found_before_the_first_step(token_folder, tmp_path):
     with pytest.raises(GPT2LabError, match=r"train\.sample_prompt"):
-        launch.run(settings(token_folder, tmp_path, train__sample_prompt="Hello this is"))
+        training_run.run(settings(token_folder, tmp_path, train__sample_prompt="Hello this is"))
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_weights_kept(token_folder, tmp_path):
     with pytest.raises(GPT2LabError, match=r"step \d+: loss .* not finite; too many steps in a row .* is kept"):
-        launch.run(
+        training_run.run(
             settings(token_folder, tmp_path, optimizer__max_lr=1e30, optimizer__grad_clip=0, train__max_steps=30)
         )
 
@@ -483,9 +483,9 @@ def with_hellaswag(token_folder: Path, out_dir: Path, mirror: Path, **changes) -
 
 def test_hellaswag_every_few_steps_leaves_the_weights_alone(token_folder, tmp_path, mirror, monkeypatch, capsys):
     monkeypatch.setenv("GPT2LAB_CACHE", str(tmp_path / "cache"))
-    launch.run(with_hellaswag(token_folder, tmp_path / "with", mirror, train__hellaswag_every=2))
+    training_run.run(with_hellaswag(token_folder, tmp_path / "with", mirror, train__hellaswag_every=2))
     shown = capsys.readouterr().out
-    launch.run(with_hellaswag(token_folder, tmp_path / "without", mirror))
+    training_run.run(with_hellaswag(token_folder, tmp_path / "without", mirror))
     assert tensors(tmp_path / "with" / "tiny") == tensors(tmp_path / "without" / "tiny")
     lines = {line["step"]: line for line in records(tmp_path / "with" / "tiny")}
     assert [step for step, line in lines.items() if "hellaswag/acc_norm" in line] == [0, 2, 4, 6]
@@ -510,7 +510,9 @@ def test_hellaswag_on_two_ranks_is_the_same(token_folder, tmp_path, mirror):
     )
     assert done.returncode == 0, done.stderr
     both = records(tmp_path / "tiny")[0]
-    launch.run(with_hellaswag(token_folder, tmp_path / "one", mirror, train__hellaswag_every=6, train__max_steps=1))
+    training_run.run(
+        with_hellaswag(token_folder, tmp_path / "one", mirror, train__hellaswag_every=6, train__max_steps=1)
+    )
     alone = records(tmp_path / "one" / "tiny")[0]
     assert both["hellaswag/acc_norm"] == alone["hellaswag/acc_norm"]
     assert both["hellaswag/harness_acc_norm"] == alone["hellaswag/harness_acc_norm"]
@@ -523,14 +525,14 @@ def test_missing_hellaswag_is_found_before_anything_is_written(token_folder, tmp
     monkeypatch.setattr(hellaswag, "URL", "http://127.0.0.1:9/hellaswag_val.jsonl")
     monkeypatch.setenv("GPT2LAB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(GPT2LabError, match=r"HellaSwag: .*--data\.mirror"):
-        launch.run(with_hellaswag(token_folder, tmp_path / "runs", tmp_path, train__hellaswag_every=2))
+        training_run.run(with_hellaswag(token_folder, tmp_path / "runs", tmp_path, train__hellaswag_every=2))
     assert not (tmp_path / "runs").exists()
 
 
 def test_hellaswag_needs_gpt2s_vocabulary(token_folder, tmp_path, mirror, monkeypatch):
     monkeypatch.setenv("GPT2LAB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(GPT2LabError, match=r"train\.hellaswag_every needs GPT-2's vocabulary"):
-        launch.run(
+        training_run.run(
             with_hellaswag(token_folder, tmp_path / "runs", mirror, train__hellaswag_every=2, model__vocab_size=300)
         )
     assert not (tmp_path / "runs").exists()

@@ -11,7 +11,7 @@ text that begins there, and decoding goes on until the window is full once more.
 from its last block_size tokens. The rule looks at a row's own length alone, so a row's text does not depend on the
 rows beside it.
 
-Any GPT2 will do, in the dtype of its weights or under the caller's autocast; one from `decoding.prepare` is several
+Any GPT2 will do, in the dtype of its weights or under the caller's autocast; one from `inference.optimize_for_inference` is several
 times as fast on a CPU. There is no dropout, so train or eval mode makes no difference.
 """
 
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from gpt2lab.config import GPT2_VOCAB_SIZE, GPT2Config
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model.cache import KVCache
-from gpt2lab.model.sampling import Sampling, sample
+from gpt2lab.generation.cache import KVCache
+from gpt2lab.generation.sampling import Sampling, sample
 
 
 class LanguageModel(Protocol):

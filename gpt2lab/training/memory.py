@@ -65,7 +65,7 @@ def fitting(
         del held  # however the attempt went
         gc.collect()
         devices.release_memory(dist.device)
-        outcome = dist.highest(outcome)
+        outcome = dist.all_reduce_max(outcome)
         if outcome == 0:
             return size
         if outcome == 2:
@@ -86,11 +86,11 @@ def estimate(try_it: Callable[[int], None], share: int, reserve: int, dist: Dist
             peaks.append(torch.cuda.max_memory_allocated(dist.device))
     except torch.OutOfMemoryError:
         pass
-    if dist.highest(int(len(peaks) < 2)):
+    if dist.all_reduce_max(int(len(peaks) < 2)):
         return 1
     each = (peaks[1] - peaks[0]) / (sizes[1] - sizes[0])
     free, _ = torch.cuda.mem_get_info(dist.device)
     room = _SHARE_OF_MEMORY * (free + torch.cuda.memory_reserved(dist.device)) - reserve - peaks[0]
     most = 1 + int(max(0.0, room) / max(each, 1.0))
     size = max(n for n in range(1, min(share, most) + 1) if share % n == 0)
-    return -dist.highest(-size)  # the smallest of the ranks' answers
+    return -dist.all_reduce_max(-size)  # the smallest of the ranks' answers

@@ -1,6 +1,6 @@
 """Text from a model: prompts as strings in, whole characters out, as they come.
 
-    prompt ──encode──▶ ids ──generate.stream──▶ tokens ──bytes──▶ whole characters ──stop strings──▶ Piece
+    prompt ──encode──▶ ids ──engine.stream──▶ tokens ──bytes──▶ whole characters ──stop strings──▶ TextDelta
 
 A token of GPT-2 stands for bytes, and a character may take several tokens: what is not a whole character yet waits for
 its rest. So does what may turn out to be the beginning of a stop string.
@@ -12,14 +12,14 @@ from typing import Literal, NamedTuple
 
 from gpt2lab.data.tokenizer import EOT, Tokenizer
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import generate
-from gpt2lab.model.generate import LanguageModel, Token
-from gpt2lab.model.sampling import Sampling
+from gpt2lab.generation import engine
+from gpt2lab.generation.engine import LanguageModel, Token
+from gpt2lab.generation.sampling import Sampling
 
 End = Literal["length", "stop", "end_of_text"]
 
 
-class Piece(NamedTuple):
+class TextDelta(NamedTuple):
     """What one step brought to one row."""
 
     row: int
@@ -67,7 +67,7 @@ def stream(
     stop: Sequence[str] = (),
     seeds: Sequence[int] | None = None,
     top: int | None = None,
-) -> Generator[Piece, None, None]:
+) -> Generator[TextDelta, None, None]:
     """Continue prompts side by side; yields a piece for each new token, row by row, step by step.
 
     The pieces of a row make up its continuation, without the prompt. A row ends before the first stop string that
@@ -77,7 +77,7 @@ def stream(
     Args:
         prompts: token ids (`encode` makes them), at least one each.
         stop: strings that end a row; they are not part of its text.
-        The rest: see `generate.stream`.
+        The rest: see `engine.stream`.
 
     Raises:
         GPT2LabError: an argument is out of range; from the iterator: the logits are not finite.
@@ -85,7 +85,7 @@ def stream(
     if "" in stop:
         raise GPT2LabError("a stop string is empty; leave it out")
     ended: set[int] = set()
-    steps = generate.stream(model, prompts, max_new_tokens, sampling, seeds=seeds, top=top, ended=ended)
+    steps = engine.stream(model, prompts, max_new_tokens, sampling, seeds=seeds, top=top, ended=ended)
     return _pieces(steps, [_Row(tokenizer, stop, max_new_tokens) for _ in prompts], ended)
 
 
@@ -110,7 +110,7 @@ def complete(
 
 def _pieces(
     steps: Generator[list[Token], None, None], rows: Sequence["_Row"], ended: set[int]
-) -> Generator[Piece, None, None]:
+) -> Generator[TextDelta, None, None]:
     try:
         for tokens in steps:
             for token in tokens:
@@ -130,7 +130,7 @@ class _Row:
         self.characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self.held = ""  # decoded, but it may be the beginning of a stop string
 
-    def take(self, token: Token) -> Piece:
+    def take(self, token: Token) -> TextDelta:
         """What the row's next token makes visible."""
         self.left -= 1
         over = token.id == EOT or self.left == 0
@@ -138,10 +138,10 @@ class _Row:
             self.held += self.characters.decode(self.tokenizer.decode_bytes([token.id]))
         found = [(at + len(stop), at) for stop in self.stop if (at := self.held.find(stop)) >= 0]
         if found:  # the one that is complete first, wherever tokens begin and end
-            return Piece(token.row, self.held[: min(found)[1]], token, "stop")
+            return TextDelta(token.row, self.held[: min(found)[1]], token, "stop")
         keep = 0 if over else max((_overlap(self.held, stop) for stop in self.stop), default=0)
         text, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
-        return Piece(token.row, text, token, ("end_of_text" if token.id == EOT else "length") if over else None)
+        return TextDelta(token.row, text, token, ("end_of_text" if token.id == EOT else "length") if over else None)
 
 
 def _overlap(text: str, stop: str) -> int:

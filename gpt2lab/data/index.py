@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt2lab.data import check, shards
+from gpt2lab.data import shards, verify
 from gpt2lab.data.prepare import Summary
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import DirectoryLock, atomic_write, remove_temporaries, sha256
@@ -19,7 +19,7 @@ from gpt2lab.files import DirectoryLock, atomic_write, remove_temporaries, sha25
 SOURCE = "pretokenized"
 
 
-def adopt(given: str | Path, folder: str | Path | None = None) -> Summary:
+def index_shards(given: str | Path, folder: str | Path | None = None) -> Summary:
     """Write a manifest for the shards in `given`, there or in `folder`. Does nothing where that was done before.
 
     Raises:
@@ -47,7 +47,7 @@ def adopt(given: str | Path, folder: str | Path | None = None) -> Summary:
         documents: dict[str, int] = dict.fromkeys(shards.SPLITS, 0)
         for split, stream in streams.items():
             for number, file in enumerate(stream.files):
-                documents[split] += check.scan(stream, number).documents
+                documents[split] += verify.scan(stream, number).documents
                 digest = sha256(file)
                 if folder != given:
                     _bring(file, folder / file.name, digest)

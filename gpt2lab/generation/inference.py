@@ -26,7 +26,7 @@ Model = TypeVar("Model", bound=nn.Module)
 _FEW = 8  # rows up to which a product waits for the memory more than for the arithmetic
 
 
-def prepare(model: Model, dtype: torch.dtype = torch.float32) -> Model:
+def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     """A model that gives the same logits, faster for a few tokens at a time; only for inference.
 
     Takes milliseconds in fp32, where it shares all weights with `model`; later changes to them are seen in either. In

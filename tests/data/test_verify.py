@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from gpt2lab.data.adopt import adopt
-from gpt2lab.data.check import inspect, verify
+from gpt2lab.data.index import index_shards
 from gpt2lab.data.prepare import Options, make
 from gpt2lab.data.shards import MANIFEST, open_split
 from gpt2lab.data.sources import fineweb_edu
 from gpt2lab.data.tokenizer import EOT
+from gpt2lab.data.verify import inspect, verify
 from gpt2lab.errors import GPT2LabError
 from tests.data import corpora
 
@@ -64,9 +64,9 @@ def test_verify_finds_every_kind_of_damage(folder):
 def test_verify_finds_ids_and_missing_delimiters(tmp_path):
     save(tmp_path, x_val_000000=[EOT, 1], x_train_000001=[EOT, 50257])
     with pytest.raises(GPT2LabError, match=r"x_train_000001\.npy: token 1 is 50257, but GPT-2's ids end at 50256"):
-        adopt(tmp_path)
+        index_shards(tmp_path)
     save(tmp_path, x_train_000001=[5, EOT])
-    adopt(tmp_path)
+    index_shards(tmp_path)
     assert "is sound: 2 shards, 2 documents, 4 tokens" in verify(tmp_path)
     manifest = json.loads((tmp_path / MANIFEST).read_text()) | {"source": "files"}
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
@@ -82,28 +82,28 @@ def test_adopting_in_place_or_elsewhere(tmp_path):
     (given / "train_002.bin").write_bytes(header.tobytes() + np.array([EOT, 9], dtype="<u2").tobytes())
     before = corpora.contents(given)
     for out in (tmp_path / "elsewhere", given):
-        summary = adopt(given, out)
+        summary = index_shards(given, out)
         assert (summary.documents, summary.tokens, summary.shards, summary.made) == (4, 9, 4, True)
         train = open_split(out, "train")
         assert train.read(0, len(train)).tolist() == [EOT, 1, 2, EOT, 3, EOT, 9]
         assert "is sound: 4 shards, 4 documents" in verify(out)
-        assert not adopt(out).made  # the second time there is nothing to do
+        assert not index_shards(out).made  # the second time there is nothing to do
     assert {name: data for name, data in corpora.contents(given).items() if name != MANIFEST} == before
 
 
 def test_what_cannot_be_adopted(tmp_path):
     with pytest.raises(GPT2LabError, match="nowhere is not a folder"):
-        adopt(tmp_path / "nowhere")
+        index_shards(tmp_path / "nowhere")
     save(tmp_path / "a", train_000=[EOT, 1])
     with pytest.raises(GPT2LabError, match="no shard of the split 'val'"):
-        adopt(tmp_path / "a")
+        index_shards(tmp_path / "a")
     save(tmp_path / "a", val_000=[EOT, 1], more=[1])
     with pytest.raises(GPT2LabError, match=r"more\.npy: its name says neither train nor val"):
-        adopt(tmp_path / "a")
+        index_shards(tmp_path / "a")
     (tmp_path / "a" / "more.npy").unlink()
     save(tmp_path / "b", x_train_000001=[EOT, 1])
     with pytest.raises(GPT2LabError, match=r"b holds other shards, such as x_train_000001\.npy"):
-        adopt(tmp_path / "a", tmp_path / "b")
+        index_shards(tmp_path / "a", tmp_path / "b")
     (tmp_path / "a" / "val_000.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(GPT2LabError, match=r"val_000\.npy is not a whole \.npy file"):
-        adopt(tmp_path / "a")
+        index_shards(tmp_path / "a")

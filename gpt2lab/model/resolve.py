@@ -27,7 +27,7 @@ _FORMS = (
 Good = TypeVar("Good")
 
 
-class Found(NamedTuple):
+class ResolvedCheckpoint(NamedTuple):
     """A folder of weights, and the run it belongs to, if any."""
 
     folder: Path
@@ -35,15 +35,15 @@ class Found(NamedTuple):
     step: int | None = None
 
 
-def steps(folder: Path) -> list[tuple[int, Path]]:
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """(step, path) of the checkpoints in a run's `checkpoints` folder, oldest first."""
     found = [path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdigit()]
     return sorted((int(path.name[5:]), path) for path in found)
 
 
-def find(
+def find_checkpoint(
     name: str | Path, *, mirror: str | Path | None = None, warn: Callable[[str], None] = lambda text: None
-) -> Found:
+) -> ResolvedCheckpoint:
     """The folder that a run directory, a model's folder or a Hub id means.
 
     Args:
@@ -57,23 +57,23 @@ def find(
     if str(name) and path.is_dir():
         if (path / "checkpoints").is_dir() or (path / "metrics.jsonl").exists():
             return _newest(path, path / "checkpoints", warn)
-        if steps(path):
+        if list_checkpoints(path):
             return _newest(path.parent, path, warn)
         if (path / files.DIGESTS).exists():
             files.verify_digests(path, but=(huggingface.CARD,))  # people write more into a model card
         if (path / "state.json").exists() and path.parent.name == "checkpoints":
-            return Found(path, path.parent.parent, _step(path))
+            return ResolvedCheckpoint(path, path.parent.parent, _step(path))
         if not (path / huggingface.CONFIG).exists() and (runs := sorted(path.glob("*/checkpoints"))):
             raise GPT2LabError(f"{path} holds runs, not a model; give one of them, such as {runs[0].parent}")
-        return Found(path)
+        return ResolvedCheckpoint(path)
     if str(name) and path.exists():
         raise GPT2LabError(f"{name} is a file; give the folder that holds {huggingface.CONFIG}, or a run directory")
     if not _HUB_NAME.fullmatch(str(name)) or str(name).count("/") > 1 or str(name).startswith("runs/"):
         raise GPT2LabError(f"{name}: no such folder; give a run directory, a model's folder, or a Hub id such as gpt2")
-    return Found(_from_hub(str(name), mirror or resources.default_mirror()))
+    return ResolvedCheckpoint(_from_hub(str(name), mirror or resources.default_mirror()))
 
 
-def newest_good(folder: Path, read: Callable[[Path], Good], warn: Callable[[str], None]) -> Good | None:
+def newest_valid(folder: Path, read: Callable[[Path], Good], warn: Callable[[str], None]) -> Good | None:
     """What `read` makes of the newest checkpoint in `folder` that it does not refuse; None where there are none.
 
     Args:
@@ -82,7 +82,7 @@ def newest_good(folder: Path, read: Callable[[Path], Good], warn: Callable[[str]
     Raises:
         GPT2LabError: there are checkpoints, and none of them is good.
     """
-    present = steps(folder)
+    present = list_checkpoints(folder)
     for _, path in reversed(present):
         try:
             return read(path)
@@ -93,11 +93,11 @@ def newest_good(folder: Path, read: Callable[[Path], Good], warn: Callable[[str]
     return None
 
 
-def _newest(run: Path, folder: Path, warn: Callable[[str], None]) -> Found:
-    path = newest_good(folder, _intact, warn)
+def _newest(run: Path, folder: Path, warn: Callable[[str], None]) -> ResolvedCheckpoint:
+    path = newest_valid(folder, _intact, warn)
     if path is None:
         raise GPT2LabError(f"{run} has no checkpoint yet; wait for the first one (checkpoint.every)")
-    return Found(path, run, int(path.name[5:]))
+    return ResolvedCheckpoint(path, run, int(path.name[5:]))
 
 
 def _intact(checkpoint: Path) -> Path:

@@ -17,7 +17,7 @@ from gpt2lab.data import huggingface_tokenizer
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.export import model_card
-from gpt2lab.model import huggingface, pretrained
+from gpt2lab.model import huggingface, resolve
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # All that an export consists of.
@@ -46,7 +46,7 @@ def export(
     """
     out = Path(out).resolve()
     _check_replaceable(out)
-    found = pretrained.find(name, mirror=mirror, warn=say)
+    found = resolve.find_checkpoint(name, mirror=mirror, warn=say)
     config, weights = huggingface.read(found.folder, DTYPES[dtype])
     for tensor_name, tensor in weights.items():
         if not tensor.isfinite().all():

@@ -16,10 +16,11 @@ from gpt2lab.app import record
 from gpt2lab.app.compare import Request, Writer, compare
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import decoding, pretrained
+from gpt2lab.generation import inference
+from gpt2lab.generation.sampling import Sampling
+from gpt2lab.model import resolve
 from gpt2lab.model.gpt2 import GPT2
-from gpt2lab.model.pretrained import Found
-from gpt2lab.model.sampling import Sampling
+from gpt2lab.model.resolve import ResolvedCheckpoint
 from gpt2lab.system import device as devices
 from gpt2lab.system import precision as precisions
 
@@ -63,7 +64,7 @@ def prepare(options: Options) -> "gradio.Blocks":
         raise GPT2LabError("the page needs gradio, which is not installed: pip install -e '.[app]'")
     device = devices.choose(options.device)
     dtype = precisions.choose(options.precision, device).dtype
-    found = pretrained.find(options.trained, warn=print)
+    found = resolve.find_checkpoint(options.trained, warn=print)
     settings = _settings(found)
     trained = GPT2.from_pretrained(found)
     if options.untrained == RANDOM:
@@ -71,12 +72,12 @@ def prepare(options: Options) -> "gradio.Blocks":
         untrained = GPT2(trained.config, generator=torch.Generator().manual_seed(seed))
         other = ("Untrained", f"the same architecture with the random weights of seed {seed}")
     else:
-        there = pretrained.find(options.untrained, warn=print)
+        there = resolve.find_checkpoint(options.untrained, warn=print)
         untrained = GPT2.from_pretrained(there)
         other = (_name(options.untrained, there), _note(there, untrained))
     mine = ("Trained" if options.untrained == RANDOM else _name(options.trained, found), _note(found, trained))
     writers = [
-        Writer(name, note, decoding.prepare(model.to(device), dtype))
+        Writer(name, note, inference.optimize_for_inference(model.to(device), dtype))
         for (name, note), model in ((mine, trained), (other, untrained))
     ]
     tokenizer = Tokenizer()
@@ -101,15 +102,15 @@ def serve(page: "gradio.Blocks", port: int) -> str:
     raise GPT2LabError(f"no port from {port} to {last} is free; give another with --port")
 
 
-def _settings(found: Found) -> config.Config:
+def _settings(found: ResolvedCheckpoint) -> config.Config:
     path = found.run / "config.yaml" if found.run else None
     return config.load([path] if path is not None and path.is_file() else [])
 
 
-def _name(name: str, found: Found) -> str:
+def _name(name: str, found: ResolvedCheckpoint) -> str:
     return found.run.resolve().name if found.run else name
 
 
-def _note(found: Found, model: GPT2) -> str:
+def _note(found: ResolvedCheckpoint, model: GPT2) -> str:
     size = f"{model.num_parameters() / 1e6:,.1f}M parameters"
     return f"{found.run.resolve().name}, step {found.step:,} · {size}" if found.run and found.step is not None else size

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import generate
-from gpt2lab.model.cache import KVCache
-from gpt2lab.model.generate import decode, prefill, stream
+from gpt2lab.generation import engine
+from gpt2lab.generation.cache import KVCache
+from gpt2lab.generation.engine import decode, prefill, stream
+from gpt2lab.generation.sampling import Sampling
 from gpt2lab.model.gpt2 import GPT2
-from gpt2lab.model.sampling import Sampling
 
 PROMPT = torch.tensor([[5, 1, 4], [9, 9, 2]])
 GREEDY = Sampling(temperature=0)
@@ -40,7 +40,7 @@ def model() -> GPT2:
 
 
 def without_cache(model: GPT2, prompt: list[int], count: int) -> list[int]:
-    """Greedy text by the rule of model/generate.py, every window computed as a whole."""
+    """Greedy text by the rule of model/engine.py, every window computed as a whole."""
     text, start = list(prompt), max(0, len(prompt) - model.config.block_size)
     for _ in range(count):
         if len(text) - start > model.config.block_size:
@@ -115,8 +115,8 @@ def test_a_row_with_its_seed_is_the_same_alone_or_in_a_batch(model, prompts, see
         repetition_penalty=data.draw(st.sampled_from([1.0, 1.3])),
     )
     seeds = [seed + 7 * row for row in range(len(prompts))]
-    together = generate.generate(model, prompts, 24, sampling, seeds=seeds)
-    alone = [generate.generate(model, [p], 24, sampling, seeds=[s])[0] for p, s in zip(prompts, seeds, strict=True)]
+    together = engine.generate(model, prompts, 24, sampling, seeds=seeds)
+    alone = [engine.generate(model, [p], 24, sampling, seeds=[s])[0] for p, s in zip(prompts, seeds, strict=True)]
     assert together == alone
 
 

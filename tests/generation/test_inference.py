@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gpt2lab.config import GPT2Config
-from gpt2lab.model import decoding, generate
+from gpt2lab.generation import engine, inference
 from gpt2lab.model.gpt2 import GPT2
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=32, block_size=64, vocab_size=101)
@@ -28,21 +28,21 @@ def tokens(rows: int, length: int) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 5), (8, 1), (9, 1), (4, 50)])
 def test_fp32_gives_the_same_logits(model, threads, shape, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    ours, expected = decoding.prepare(model)(tokens(*shape))[0], model(tokens(*shape))[0]
+    ours, expected = inference.optimize_for_inference(model)(tokens(*shape))[0], model(tokens(*shape))[0]
     assert torch.allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_fp32_shares_the_weights_and_bf16_those_it_does_not_cast(model, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     addresses = {parameter.data_ptr() for parameter in model.parameters()}
-    twin = decoding.prepare(model)
+    twin = inference.optimize_for_inference(model)
     assert {parameter.data_ptr() for parameter in twin.parameters()} <= addresses
     with torch.no_grad():
         before = twin(tokens(1, 5))[0]
         model.transformer.h[0].mlp.c_fc.weight.mul_(2)
         assert torch.allclose(twin(tokens(1, 5))[0], model(tokens(1, 5))[0], atol=1e-5)
         assert not torch.allclose(twin(tokens(1, 5))[0], before, atol=1e-3)
-    half = decoding.prepare(model, torch.bfloat16)
+    half = inference.optimize_for_inference(model, torch.bfloat16)
     assert {parameter.data_ptr() for parameter in half.parameters()} < addresses
     assert half.transformer.wte.weight.dtype == torch.float32
 
@@ -51,7 +51,7 @@ def test_the_model_itself_is_left_as_it_is(model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     kinds = [type(module) for module in model.modules()]
     for dtype in (torch.float32, torch.bfloat16):
-        decoding.prepare(model, dtype)
+        inference.optimize_for_inference(model, dtype)
     assert [type(module) for module in model.modules()] == kinds
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.lm_head.weight is model.transformer.wte.weight
@@ -63,9 +63,9 @@ def test_the_model_itself_is_left_as_it_is(model):
 def test_bf16_is_within_its_rounding(model, packed, monkeypatch):
     if not packed:  # where oneDNN is missing, or refuses
         monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", None, raising=False)
-        monkeypatch.setattr(decoding, "_Packed", lambda weight, bias: (_ for _ in ()).throw(RuntimeError))
-    half = decoding.prepare(model, torch.bfloat16)
-    kind = decoding._Packed if packed else decoding._Cast
+        monkeypatch.setattr(inference, "_Packed", lambda weight, bias: (_ for _ in ()).throw(RuntimeError))
+    half = inference.optimize_for_inference(model, torch.bfloat16)
+    kind = inference._Packed if packed else inference._Cast
     assert type(half.transformer.h[0].attn.c_attn) is kind
     for shape in ((1, 1), (3, 1), (2, 40)):
         ours, expected = half(tokens(*shape))[0], model(tokens(*shape))[0]
@@ -76,16 +76,16 @@ def test_bf16_is_within_its_rounding(model, packed, monkeypatch):
 
 @torch.no_grad()
 def test_fp16_is_nearer_than_bf16(model):
-    ours, expected = decoding.prepare(model, torch.float16)(tokens(2, 9))[0], model(tokens(2, 9))[0]
+    ours, expected = inference.optimize_for_inference(model, torch.float16)(tokens(2, 9))[0], model(tokens(2, 9))[0]
     assert (ours - expected).abs().max() < 0.004 * expected.abs().max()
 
 
 def test_in_bf16_a_row_is_the_same_to_the_last_bit_alone_and_in_a_batch(model):
-    half = decoding.prepare(model, torch.bfloat16)
+    half = inference.optimize_for_inference(model, torch.bfloat16)
     prompts = [tokens(1, 1 + n % 7)[0].tolist() for n in range(12)]
-    steps = list(generate.stream(half, prompts, 12, seeds=range(12), top=3))
+    steps = list(engine.stream(half, prompts, 12, seeds=range(12), top=3))
     for row, prompt in enumerate(prompts):
-        alone = generate.stream(half, [prompt], 12, seeds=[row], top=3)
+        alone = engine.stream(half, [prompt], 12, seeds=[row], top=3)
         assert [step[row] for step in steps] == [step[0]._replace(row=row) for step in alone]
 
 
@@ -94,7 +94,7 @@ def test_logits_far_from_zero_keep_their_differences_in_bf16(model):
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight + 3.0)  # as GPT-2's: a mean row that is large
     expected = model(tokens(1, 8))[0]
     assert expected.abs().mean() > 3 * expected.std(dim=-1).mean()
-    half = decoding.prepare(model, torch.bfloat16)
+    half = inference.optimize_for_inference(model, torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         plain = model(tokens(1, 8))[0]
 
@@ -109,7 +109,7 @@ def test_logits_far_from_zero_keep_their_differences_in_bf16(model):
 def test_a_model_in_bf16_stays_in_bf16(model):
     expected = model(tokens(1, 8))[0]
     model.to(torch.bfloat16)
-    twin = decoding.prepare(model)
-    assert type(twin.lm_head) is decoding._CentredHead
+    twin = inference.optimize_for_inference(model)
+    assert type(twin.lm_head) is inference._CentredHead
     assert (twin(tokens(1, 8))[0] - expected).abs().max() < 0.05 * expected.abs().max()
     assert len(model.generate([[1, 2], [3]], 5, temperature=0)[1]) == 6

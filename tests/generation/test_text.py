@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from gpt2lab.config import GPT2Config
 from gpt2lab.data.tokenizer import EOT, Tokenizer
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import text
-from gpt2lab.model.generate import Token
+from gpt2lab.generation import text
+from gpt2lab.generation.engine import Token
+from gpt2lab.generation.sampling import Sampling
 from gpt2lab.model.gpt2 import GPT2
-from gpt2lab.model.sampling import Sampling
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ from gpt2lab.system.signals import StopSignals
 from gpt2lab.tracking import trackers
 from gpt2lab.tracking.metrics import Console, JsonLines, Sink
 from gpt2lab.tracking.trackers import Trackers
-from gpt2lab.training import checkpoint, optimizer, rehearsal, run_directory
+from gpt2lab.training import checkpoint, memory, optimizer, run_directory
 from gpt2lab.training.guard import Guard, GuardError
 from gpt2lab.training.run_directory import RunDirectory
 from gpt2lab.training.saver import Saver
@@ -325,22 +325,22 @@ def _as_it_trains(
     reserve = (8 + 4 * (dist.world_size > 1)) * flops.parameters(config.model) if dist.device.type == "cuda" else 0
 
     def micro_step_of(module: nn.Module) -> Callable[[int], None]:
-        return lambda size: rehearsal.micro_step(module, size, config.model.block_size, dist, policy)
+        return lambda size: memory.micro_step(module, size, config.model.block_size, dist, policy)
 
     if dist.device.type == "cuda" and not sharded:  # sharded, a rank cannot try anything alone
         if config.train.micro_batch_size == "auto":
-            size = rehearsal.estimate(micro_step_of(model), share, reserve, dist)
-        size = rehearsal.fitting(micro_step_of(model), size, share, reserve, dist, say)
+            size = memory.estimate(micro_step_of(model), share, reserve, dist)
+        size = memory.fitting(micro_step_of(model), size, share, reserve, dist, say)
     wrap: Callable[[], nn.Module] = (lambda: model) if sharded else (lambda: dist.wrap(model))
     trained = wrap()
     pays = dist.device.type == "cuda" and importlib.util.find_spec("triton") is not None
     if config.system.compile == "on" or (config.system.compile == "auto" and pays):
         compiled: Any = torch.compile(trained)
         try:
-            size = rehearsal.fitting(micro_step_of(compiled), size, share, reserve, dist, say)
+            size = memory.fitting(micro_step_of(compiled), size, share, reserve, dist, say)
             eager, trained = wrap, compiled
             wrap = lambda: torch.compile(eager())  # type: ignore[assignment, return-value]  # noqa: E731
-        except rehearsal.Broken as error:
+        except memory.Broken as error:
             say(f"torch.compile does not work here, so training goes on without it ({error})")
     return trained, wrap, plan._replace(micro_batch_size=size, grad_accum_steps=share // size)
 
@@ -356,7 +356,7 @@ def _plain(model: GPT2, config: Config, dist: DistContext) -> Generator[nn.Modul
         return
     with torch.device("meta"):
         copy = GPT2(config.model)
-    weights = {name: distributed.whole(tensor.detach()) for name, tensor in model.state_dict().items()}
+    weights = {name: distributed.full_tensor(tensor.detach()) for name, tensor in model.state_dict().items()}
     copy.load_state_dict(weights, assign=True)
     copy._tie()
     yield copy

@@ -1,0 +1,45 @@
+"""Log messages of the command line.
+
+Modules log through `logging.getLogger(__name__)`; without the command line these messages go wherever the calling
+program sends them. `configure` prints them: information as it is, warnings with `warning: ` before them.
+"""
+
+import logging
+import os
+import sys
+from typing import TextIO
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        return message if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {message}"
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes to whatever `sys.stdout` or `sys.stderr` is at the time of the message."""
+
+    def __init__(self, to_stderr: bool):
+        self._to_stderr = to_stderr
+        super().__init__()
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr if self._to_stderr else sys.stdout
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        pass
+
+
+def configure(*, to_stderr: bool = False) -> None:
+    """Print the messages of gpt2lab, on rank 0 alone. A second call replaces the first.
+
+    Args:
+        to_stderr: for commands whose standard output is read by other programs.
+    """
+    handler = _Handler(to_stderr)
+    handler.setFormatter(_Formatter())
+    logger = logging.getLogger("gpt2lab")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
