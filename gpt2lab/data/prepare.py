@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt2lab.data import executors, shards, space
+from gpt2lab import disk
+from gpt2lab.data import executors, shards
 from gpt2lab.data.cutting import HASHES, Cutter, Journal
 from gpt2lab.data.encoder import Encoded, Engine, OnError, Recipe
 from gpt2lab.data.jobs import Job, jobs
@@ -432,13 +433,13 @@ def _require_space(folder: Path, source: Source, options: Options, journal: Jour
     needed = 2 * tokens * (2 if _needs_parts(source, options) else 1)
     needed -= 2 * sum(shard["tokens"] for shard in journal.shards) if journal else 0
     needed -= sum(file.stat().st_size for file in parts.folder.glob("*.part"))
-    demands = [space.Demand(folder, max(0, needed), "shards")]
+    needs = [disk.SpaceNeeded(folder, max(0, needed), "shards")]
     if source.downloads:
         from huggingface_hub import constants
 
         share = min(1.0, tokens / max(1, all_tokens) + _SPARE_DOWNLOADS / len(source.pieces))
-        demands.append(space.Demand(Path(constants.HF_HUB_CACHE), int(source.downloads * share), "downloads"))
-    space.require(demands)
+        needs.append(disk.SpaceNeeded(Path(constants.HF_HUB_CACHE), int(source.downloads * share), "downloads"))
+    disk.require_space(needs, "free some space, write elsewhere with --out, or take fewer shards with --shards")
 
 
 def _discard(folder: Path) -> None:

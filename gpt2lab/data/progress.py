@@ -7,6 +7,9 @@ from typing import TextIO
 _EVERY = {True: 0.2, False: 30.0}  # seconds, on a terminal and elsewhere
 
 
+from gpt2lab.formatting import format_duration
+
+
 class Progress:
     """Says share, rate and time to go.
 
@@ -45,7 +48,7 @@ class Progress:
         to_go = seconds * (1 - share) / (share - first_share) if share > first_share else float("inf")
         line = (
             f"{what} {share:4.0%}, {tokens:,} tokens, {(tokens - self._first_tokens) / seconds / 1e6:.1f}M tokens/s, "
-            f"{rate / 1e6:.0f} MB/s, {_duration(to_go)} to go"
+            f"{rate / 1e6:.0f} MB/s, {format_duration(to_go)} to go"
         )
         print(
             f"\r{line}\x1b[K" if self._terminal else line,
@@ -59,11 +62,3 @@ class Progress:
         """Wipe the line off a terminal."""
         if self._shown and self._terminal:
             print("\r\x1b[K", end="", file=self.stream, flush=True)
-
-
-def _duration(seconds: float) -> str:
-    if seconds == float("inf"):
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

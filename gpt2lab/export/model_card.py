@@ -9,6 +9,7 @@ from typing import Any
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.formatting import format_duration
 from gpt2lab.model import flops
 from gpt2lab.model.resolve import ResolvedCheckpoint
 from gpt2lab.tracking import records
@@ -73,7 +74,7 @@ def _trained(run: Run, source: str | None, step: int) -> Rows:
     times = run.curve("perf/step_ms")
     if len(times.steps):
         seconds = float(times.values[times.steps <= step].sum()) / 1000
-        rows.append(("training time, sum of the steps", _duration(seconds)))
+        rows.append(("training time, sum of the steps", format_duration(seconds)))
     software = [f"gpt2lab {environment['gpt2lab']}"] if "gpt2lab" in environment else []
     software += [f"commit `{environment['commit']}`"] if environment.get("commit") else []
     software += [f"torch {torch}"] if (torch := (environment.get("versions") or {}).get("torch")) else []
@@ -115,10 +116,6 @@ def _shares(figures: dict[str, Any]) -> str:
         shown.append("95% interval {:.4f} to {:.4f}".format(*figures["interval95"]))
     shown += [f"{figures['total']:,} items"] if "total" in figures else []
     return ", ".join(shown) or NOT_MEASURED
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.2f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
 def _evaluation(folder: Path, step: int) -> dict[str, Any]:

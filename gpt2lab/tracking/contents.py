@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt2lab.evaluation.baselines import BASELINES
+from gpt2lab.formatting import format_duration
 from gpt2lab.tracking.plots import short
 from gpt2lab.tracking.records import Run, Sample
 
@@ -84,12 +85,12 @@ def figures(run: Run, price_per_hour: float | None = None) -> dict[str, Figure]:
     training = run.curve("perf/step_ms").values.sum() / 1e3
     evaluating = run.curve("perf/eval_seconds").values.sum()
     if training:
-        shown["training time"] = Figure(_duration(training))
+        shown["training time"] = Figure(format_duration(training))
         if evaluating:
             share = f"{evaluating / (training + evaluating):.0%} of all"
             hellaswag = run.curve("perf/hellaswag_seconds").values.sum()
-            share += f"; HellaSwag {_duration(hellaswag)}" if hellaswag else ""
-            shown["evaluation time"] = Figure(_duration(evaluating), share)
+            share += f"; HellaSwag {format_duration(hellaswag)}" if hellaswag else ""
+            shown["evaluation time"] = Figure(format_duration(evaluating), share)
     if len(rates := run.curve("perf/tokens_per_second").values):
         shown["tokens/s"] = Figure(f"{np.median(rates):,.0f}", "median step")
     if len(shares := run.curve("perf/mfu").values):
@@ -238,10 +239,3 @@ def plain(value: Any) -> str:
     if isinstance(value, str) and value and not value.strip():
         return repr(value)
     return "" if value is None else str(value)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60:,} h {minutes % 60:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from gpt2lab import files
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.formatting import format_duration
 
 
 class Sink(Protocol):
@@ -110,20 +111,9 @@ class Console:
         first, since = self._began
         if self._progress or step == first or step == self._max_steps:
             return ""
-        return f" | left: {_in_words((now - since) / (step - first) * (self._max_steps - step))}"
+        return f" | left: {format_duration((now - since) / (step - first) * (self._max_steps - step))}"
 
     def close(self) -> None:
         """Take the progress bar off the screen."""
         if self._progress:
             self._progress.stop()
-
-
-def _in_words(seconds: float) -> str:
-    """A duration in its two largest units: 3 d 4 h, 1 h 12 min, 12 min, 40 s."""
-    minutes = round(seconds / 60)
-    if seconds < 60:
-        return f"{round(seconds)} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    hours = round(minutes / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes < 24 * 60 else f"{hours // 24} d {hours % 24} h"

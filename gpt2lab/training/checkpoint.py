@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gpt2lab import files
+from gpt2lab import disk, files
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import huggingface, resolve
@@ -141,7 +141,9 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
         GPT2LabError: no space, or another refusal of the file system; nothing half-written is left behind.
     """
     path = folder / f"step_{snapshot.step:08d}"
-    _check_space(folder, sum(t.nbytes for t in (*snapshot.weights.values(), *snapshot.optimizer.values())))
+    size = sum(t.nbytes for t in (*snapshot.weights.values(), *snapshot.optimizer.values()))
+    advice = "free space, lower checkpoint.keep_last, or move run.out_dir"
+    disk.require_space([disk.SpaceNeeded(folder, size, "a checkpoint")], advice)
     with files.atomic_directory(path) as temporary:
         huggingface.write(temporary, snapshot.config, snapshot.weights)
         huggingface.save_tensors(temporary / "optimizer.safetensors", snapshot.optimizer)
@@ -245,15 +247,6 @@ def _val_loss(path: Path) -> float | None:
     except (OSError, ValueError, AttributeError):
         return None  # damaged: it cannot be the best
     return value if isinstance(value, float) else None
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise GPT2LabError(
-            f"{folder}: a checkpoint needs {needed / 2**20:.0f} MiB and the disk has {free / 2**20:.0f} MiB free; "
-            "free space, lower checkpoint.keep_last, or move run.out_dir"
-        )
 
 
 def _get_rng(device: torch.device) -> dict[str, Any]:

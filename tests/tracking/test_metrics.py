@@ -60,7 +60,7 @@ def test_on_a_terminal_there_is_a_bar_with_the_time_left(capsys):
 
 @pytest.mark.parametrize(
     ("seconds_a_step", "left"),
-    [(0.25, "40 s"), (5, "13 min"), (27, "1 h 12 min"), (1800, "3 d 8 h"), (0.001, "0 s")],
+    [(0.25, "40 s"), (5, "13 min 20 s"), (27, "1 h 12 min"), (1800, "3 d 8 h"), (0.001, "0 s")],
 )
 def test_without_a_terminal_the_line_ends_with_the_time_left(capsys, monkeypatch, seconds_a_step, left):
     """By the steps of this process; the first, which compiles, and how far the run was when it started do not count."""
