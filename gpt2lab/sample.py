@@ -61,10 +61,10 @@ def run(options: Options) -> None:
     """
     prompt = _prompt(options)
     device = devices.choose(options.device)
-    found = resolve.find_checkpoint(options.checkpoint, warn=lambda words: print(words, file=sys.stderr))
+    found = resolve.find_checkpoint(options.checkpoint)
     model = GPT2.from_pretrained(found).to(device)
     tokenizer = Tokenizer()
-    ids = text.encode(tokenizer, prompt, model)
+    ids = text.encode(model, tokenizer, prompt)
     model = inference.optimize_for_inference(model, precisions.choose(options.precision, device).dtype)
     seeds = range(options.seed, options.seed + options.count)
     pieces = _pieces(model, tokenizer, ids, seeds, options)

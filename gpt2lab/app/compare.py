@@ -67,7 +67,7 @@ def compare(writers: Sequence[Writer], tokenizer: Tokenizer, request: Request) -
         raise GPT2LabError(f"the prompt has {len(request.prompt):,} characters; {LONGEST_PROMPT:,} are the most here")
     if not 1 <= request.max_new_tokens <= MOST_TOKENS:
         raise GPT2LabError(f"max new tokens is {request.max_new_tokens}; it must be 1 to {MOST_TOKENS}")
-    prompts = [text.encode(tokenizer, request.prompt, writer.model) for writer in writers]
+    prompts = [text.encode(writer.model, tokenizer, request.prompt) for writer in writers]
     streams = [
         text.stream(
             writer.model,

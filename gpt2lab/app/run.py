@@ -64,7 +64,7 @@ def prepare(options: Options) -> "gradio.Blocks":
         raise GPT2LabError("the page needs gradio, which is not installed: pip install -e '.[app]'")
     device = devices.choose(options.device)
     dtype = precisions.choose(options.precision, device).dtype
-    found = resolve.find_checkpoint(options.trained, warn=print)
+    found = resolve.find_checkpoint(options.trained)
     settings = _settings(found)
     trained = GPT2.from_pretrained(found)
     if options.untrained == RANDOM:
@@ -72,7 +72,7 @@ def prepare(options: Options) -> "gradio.Blocks":
         untrained = GPT2(trained.config, generator=torch.Generator().manual_seed(seed))
         other = ("Untrained", f"the same architecture with the random weights of seed {seed}")
     else:
-        there = resolve.find_checkpoint(options.untrained, warn=print)
+        there = resolve.find_checkpoint(options.untrained)
         untrained = GPT2.from_pretrained(there)
         other = (_name(options.untrained, there), _note(there, untrained))
     mine = ("Trained" if options.untrained == RANDOM else _name(options.trained, found), _note(found, trained))
