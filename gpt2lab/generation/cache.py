@@ -10,7 +10,6 @@ not depend on other rows.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +31,6 @@ class KVCache:
         self._shape = (rows, slots)
         self._tensors: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys and values, (B, H, L, D) each
         self._rows = slice(0, rows)  # the part of the tensors that belongs to this object
-
-    def layer(self, layer: int) -> "LayerCache":
-        """Return the cache of one layer, counted from 0."""
-        return LayerCache(self, layer)
 
     def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store the keys and values of new tokens and compute causal attention over all tokens so far.
@@ -81,14 +76,3 @@ class KVCache:
         cache = KVCache(1, self._shape[1])
         cache._shape, cache._tensors, cache._rows = self._shape, self._tensors, slice(row, row + 1)
         return cache
-
-
-class LayerCache(NamedTuple):
-    """The cache of one layer."""
-
-    cache: KVCache
-    layer: int
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """See `KVCache.attention`."""
-        return self.cache.attention(self.layer, q, k, v)

@@ -64,7 +64,7 @@ def prefill(model: LanguageModel, prompt: Sequence[int], cache: KVCache, row: in
     Returns:
         Logits after the last token, float32 (1, V) on the CPU.
     """
-    idx = torch.tensor([prompt], device=_device(model))
+    idx = torch.tensor([prompt], device=next(model.transformer.parameters()).device)
     hidden = model.transformer(idx, cache=cache.view_empty(row))  # (1, T, C)
     cache.lengths[row] = len(prompt)
     return _compute_logits(model, hidden[:, -1])
@@ -82,7 +82,7 @@ def decode(model: LanguageModel, tokens: Sequence[int], cache: KVCache) -> Tenso
     Returns:
         Logits of the next token, float32 (B, V) on the CPU.
     """
-    idx = torch.tensor(tokens, device=_device(model))[:, None]  # (B, 1)
+    idx = torch.tensor(tokens, device=next(model.transformer.parameters()).device)[:, None]  # (B, 1)
     positions = torch.tensor(cache.lengths, device=idx.device)[:, None]
     hidden = model.transformer(idx, positions, cache=cache)  # (B, 1, C)
     cache.lengths = [length + 1 for length in cache.lengths]
@@ -217,10 +217,6 @@ def _restart_window(model: LanguageModel, text: Sequence[int], cache: KVCache, r
         prefill(model, text[-keep:], cache, row)
     else:
         cache.lengths[row] = 0
-
-
-def _device(model: LanguageModel) -> torch.device:
-    return next(model.transformer.parameters()).device
 
 
 def _compute_logits(model: LanguageModel, hidden: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ Shapes: B batch, T time, C channels (n_embd), V vocabulary, H heads, D head size
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,9 +27,11 @@ from gpt2lab.model.ops import Embedding, Linear
 
 if TYPE_CHECKING:
     from gpt2lab.data.tokenizer import Tokenizer
-    from gpt2lab.generation.cache import KVCache, LayerCache
+    from gpt2lab.generation.cache import KVCache
 
 TokenIds = TypeVar("TokenIds", Tensor, list[list[int]])
+
+CachedAttention = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys and values of new tokens to (B, H, T, D)
 
 INIT_STD = 0.02
 LAYER_NORM_EPS = 1e-5
@@ -43,12 +46,12 @@ class Attention(nn.Module):
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd)  # query, key and value in one product
         self.c_proj = Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, cache: "LayerCache | None" = None) -> Tensor:
-        """Map (B, T, C) to (B, T, C); for `mask` and `cache` see `Transformer.forward`."""
+    def forward(self, x: Tensor, mask: Tensor | None = None, cached_attention: CachedAttention | None = None) -> Tensor:
+        """Map (B, T, C) to (B, T, C); for the mask and the cache see `Transformer.forward`."""
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        y = ops.attention(q, k, v, mask) if cache is None else cache.attention(q, k, v)  # (B, H, T, D)
+        y = ops.attention(q, k, v, mask) if cached_attention is None else cached_attention(q, k, v)  # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # type: ignore[no-any-return]
 
 
@@ -76,9 +79,9 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, cache: "LayerCache | None" = None) -> Tensor:
-        """Map (B, T, C) to (B, T, C); for `mask` and `cache` see `Transformer.forward`."""
-        x = x + self.attn(self.ln_1(x), mask, cache)
+    def forward(self, x: Tensor, mask: Tensor | None = None, cached_attention: CachedAttention | None = None) -> Tensor:
+        """Map (B, T, C) to (B, T, C); for the mask and the cache see `Transformer.forward`."""
+        x = x + self.attn(self.ln_1(x), mask, cached_attention)
         return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
 
 
@@ -95,11 +98,7 @@ class Transformer(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
 
     def forward(
-        self,
-        idx: Tensor,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: "KVCache | None" = None,
+        self, idx: Tensor, positions: Tensor | None = None, mask: Tensor | None = None, cache: "KVCache | None" = None
     ) -> Tensor:
         """Compute hidden states.
 
@@ -126,7 +125,7 @@ class Transformer(nn.Module):
             if self.activation_checkpointing and self.training and cache is None:
                 x = checkpoint(block, x, mask, use_reentrant=False)
             else:
-                x = block(x, mask, None if cache is None else cache.layer(layer))
+                x = block(x, mask, None if cache is None else partial(cache.attention, layer))
         return self.ln_f(x)  # type: ignore[no-any-return]
 
 

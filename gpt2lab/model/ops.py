@@ -9,7 +9,6 @@ docs/performance.md.
 """
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +86,8 @@ class _BlockwiseAttention(torch.autograd.Function):
         compiling = torch.compiler.is_compiling()  # a compiled graph cannot use the cache
         bias = (_causal_bias if compiling else _cached_causal_bias)(length, q.dtype)
         y, probabilities = torch.empty_like(q), []
-        for start, end in _query_blocks(length):
+        for start in range(0, length, _QUERY_BLOCK):
+            end = start + _QUERY_BLOCK  # slices end at `length` at the latest
             scores = torch.baddbmm(bias[start:end, :end], q[:, start:end], k[:, :end].mT, alpha=scale)
             p = torch.softmax(scores, dim=-1)
             y[:, start:end] = p @ v[:, :end]
@@ -102,18 +102,14 @@ class _BlockwiseAttention(torch.autograd.Function):
         q, k, v, *probabilities = ctx.saved_tensors
         scale = q.shape[2] ** -0.5
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for (start, end), p in zip(_query_blocks(q.shape[1]), probabilities, strict=True):
+        for start, p in zip(range(0, q.shape[1], _QUERY_BLOCK), probabilities, strict=True):
+            end = start + _QUERY_BLOCK
             dv[:, :end] += p.mT @ dy[:, start:end]
             dp = dy[:, start:end] @ v[:, :end].mT
             dscores = torch._softmax_backward_data(dp, p, -1, p.dtype)
             dq[:, start:end] = dscores @ k[:, :end]
             dk[:, :end] += dscores.mT @ q[:, start:end]
         return dq.mul_(scale), dk.mul_(scale), dv
-
-
-def _query_blocks(length: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, length, _QUERY_BLOCK):
-        yield start, min(start + _QUERY_BLOCK, length)
 
 
 def _causal_bias(length: int, dtype: torch.dtype) -> Tensor:
