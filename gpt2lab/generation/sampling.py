@@ -57,7 +57,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
-            raise GPT2LabError(f"temperature is {self.temperature}; it must be 0 (greedy decoding) or more")
+            raise GPT2LabError(f"temperature is {self.temperature}; it must be 0 (take the likeliest token) or more")
         if self.top_k is not None and self.top_k < 1:
             raise GPT2LabError(f"top_k is {self.top_k}; it must be 1 or more, or None for all tokens")
         if not 0 < self.top_p <= 1:

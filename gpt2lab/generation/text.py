@@ -46,7 +46,7 @@ def encode(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> list[int]
     if not prompt:
         raise GPT2LabError("the prompt is empty; give the model something to continue, such as a space")
     if "\0" in prompt:
-        raise GPT2LabError(f"the prompt has a NUL (character {prompt.index(chr(0)) + 1}); remove it")
+        raise GPT2LabError(f"the prompt has a NUL (character {prompt.index(chr(0)) + 1}); take it out")
     try:
         prompt.encode()
     except UnicodeEncodeError as error:  # a lone surrogate, by which Python represents bytes that are not UTF-8
@@ -99,7 +99,7 @@ def stream(
         GPT2LabError: an argument is out of range; from the iterator: the logits are not finite.
     """
     if "" in stop:
-        raise GPT2LabError("a stop string is empty; remove it")
+        raise GPT2LabError("a stop string is empty; take it out")
     finished: set[int] = set()
     steps = engine.stream(model, prompts, max_new_tokens, sampling, seeds=seeds, top=top, finished=finished)
     return _decode_steps(steps, [RowDecoder(tokenizer, stop, max_new_tokens) for _ in prompts], finished)
