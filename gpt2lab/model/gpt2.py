@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from gpt2lab.generation.cache import KVCache
 
 TokenIds = TypeVar("TokenIds", Tensor, list[list[int]])
-
 CachedAttention = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys and values of new tokens to (B, H, T, D)
 
 INIT_STD = 0.02
@@ -201,9 +200,6 @@ class GPT2(nn.Module):
             name: a Hugging Face GPT-2 folder, a run directory (its newest intact checkpoint), a Hub id such as
                 `gpt2`, or the result of `resolve.find_checkpoint`.
 
-        Returns:
-            The model.
-
         Raises:
             GPT2LabError: see `resolve.find_checkpoint` and `huggingface.read`.
         """
@@ -260,7 +256,7 @@ class GPT2(nn.Module):
         tokenizer: "Tokenizer | None" = None,
         **sampling: Any,
     ) -> str:
-        """Continue a text up to `<|endoftext|>`, a stop string or `max_new_tokens`.
+        """Return a text and its continuation, which ends at `<|endoftext|>`, a stop string or `max_new_tokens`.
 
         Args:
             prompt: the text.
@@ -269,9 +265,6 @@ class GPT2(nn.Module):
             seed: the same prompt and seed give the same text; None: a random seed.
             tokenizer: GPT-2's if None (loading it takes 0.1 s).
             sampling: as in `generate`.
-
-        Returns:
-            The prompt and its continuation.
 
         Raises:
             GPT2LabError: an argument is out of range; the prompt is empty or longer than block_size tokens.
