@@ -54,12 +54,12 @@ class KVCache:
             keys[:, :, :T], values[:, :, :T] = k, v
             return ops.attention(q, k, v)
         assert T == 1, "several tokens at a time need an empty cache"
-        all_rows = [(slice(None), self.lengths[0] + 1)]
-        one_by_one = [(slice(row, row + 1), length + 1) for row, length in enumerate(self.lengths)]
+        if len(set(self.lengths)) == 1:
+            return _append(q, k, v, keys, values, self.lengths[0])
         outputs = []
-        for rows, end in all_rows if len(set(self.lengths)) == 1 else one_by_one:
-            keys[rows, :, end - 1 : end], values[rows, :, end - 1 : end] = k[rows], v[rows]
-            outputs.append(F.scaled_dot_product_attention(q[rows], keys[rows, :, :end], values[rows, :, :end]))
+        for row, end in enumerate(self.lengths):
+            only = slice(row, row + 1)
+            outputs.append(_append(q[only], k[only], v[only], keys[only], values[only], end))
         return torch.cat(outputs)
 
     def select(self, rows: Sequence[int]) -> "KVCache":
@@ -76,3 +76,9 @@ class KVCache:
         cache = KVCache(1, self._shape[1])
         cache._shape, cache._tensors, cache._rows = self._shape, self._tensors, slice(row, row + 1)
         return cache
+
+
+def _append(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+    """Attention of one new token per row, whose keys and values (B, H, 1, D) are stored at slot `end`."""
+    keys[:, :, end : end + 1], values[:, :, end : end + 1] = k, v
+    return F.scaled_dot_product_attention(q, keys[:, :, : end + 1], values[:, :, : end + 1])
