@@ -19,7 +19,7 @@ from gpt2lab.errors import GPT2LabError, Stopped
 from gpt2lab.tracking import trackers
 from gpt2lab.training import run as training_run
 from gpt2lab.training.trainer import Trainer
-from tests.training.test_run import REPOSITORY, STEPS, command, interrupted_at, learned, records, settings, tensors
+from tests.runs import REPOSITORY, STEPS, command, interrupted_at, learned, records, settings, tensors
 
 Shown = list[tuple[str, int, float]]  # (metric, step, value), as a tracker has it
 

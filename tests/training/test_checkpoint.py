@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from gpt2lab.config import CheckpointConfig, GuardConfig, RunConfig
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.system.distributed import DistContext
 from gpt2lab.training import checkpoint
 from gpt2lab.training import optimizer as optimizers
+from gpt2lab.training.async_checkpointer import AsyncCheckpointer
+from gpt2lab.training.guard import Guard
+from gpt2lab.training.run_directory import RunDirectory
+from gpt2lab.training.state import TrainState
 from tests.training.test_optimizer import TINY, stepped
 
 
@@ -24,7 +30,9 @@ def folder(tmp_path):
 
 
 def taken(step, model, adamw, **state) -> checkpoint.Snapshot:
-    snapshot = checkpoint.Snapshots().take(step, model, adamw, {"fingerprint": {"data": "d", "settings": {}}} | state)
+    snapshot = checkpoint.SnapshotBuffers().copy(
+        step, model, adamw, {"fingerprint": {"data": "d", "settings": {}}} | state
+    )
     assert snapshot is not None
     return snapshot
 
@@ -55,26 +63,26 @@ def test_files_are_the_ones_promised_and_hold_no_pickle(folder):
     assert json.loads((path / "state.json").read_text())["step"] == 3
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(folder):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(folder, caplog):
     weights = folder / "step_00000003" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
     (folder / "step_00000002" / "state.json").unlink()
-    heard = []
-    found = checkpoint.newest_valid(folder, heard.append)
+    found = checkpoint.newest_valid(folder)
     assert found is not None
     assert found.step == 1
-    assert "step_00000003/model.safetensors" in heard[0]
-    assert "step_00000002/state.json" in heard[1]
+    warnings = [record.getMessage() for record in caplog.records]
+    assert "step_00000003/model.safetensors" in warnings[0]
+    assert "step_00000002/state.json" in warnings[1]
 
 
 def test_none_intact_is_an_error_and_none_at_all_is_not(folder, tmp_path):
-    assert checkpoint.newest_valid(tmp_path / "empty", print) is None
+    assert checkpoint.newest_valid(tmp_path / "empty") is None
     for path in folder.glob("step_*"):
         (path / "config.json").write_text("{}")
     with pytest.raises(GPT2LabError, match="no checkpoint is intact"):
-        checkpoint.newest_valid(folder, lambda text: None)
+        checkpoint.newest_valid(folder)
 
 
 def test_pruning_keeps_the_newest_and_the_multiples(tmp_path):
@@ -110,37 +118,47 @@ def test_the_best_stays_and_a_damaged_one_is_not_the_best(tmp_path):
     assert [step for step, _ in checkpoint.list_checkpoints(tmp_path)] == [6]
 
 
-def test_a_snapshot_is_of_its_moment_while_training_goes_on(tmp_path):
+def checkpointer_for(model, optimizer, folder) -> AsyncCheckpointer:
+    dist = DistContext(0, 1, torch.device("cpu"))
+    directory = RunDirectory(RunConfig(name="tiny", out_dir=str(folder)), dist)
+    directory.checkpoints.mkdir(parents=True)
+    directory.metrics.touch()
+    state = TrainState(model, optimizer, Guard(GuardConfig()), torch.amp.GradScaler("cpu", enabled=False))
+    fingerprint = {"data": "d", "settings": {}}
+    return AsyncCheckpointer(CheckpointConfig(), directory, state, fingerprint, lambda: None)
+
+
+def test_a_checkpoint_holds_the_weights_of_its_step_while_training_goes_on(tmp_path, monkeypatch):
     model, adamw = stepped()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    snapshot, go = taken(1, model, adamw), threading.Event()
+    go, write = threading.Event(), checkpoint.write
 
-    def work(snapshot):
+    def delayed(folder, snapshot):
         go.wait()
-        checkpoint.write(tmp_path, snapshot)
+        return write(folder, snapshot)
 
-    writer = checkpoint.Writer(work)
-    writer.submit(snapshot)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(1)  # training goes on
-    go.set()
-    writer.wait()
-    writer.close()
+    monkeypatch.setattr(checkpoint, "write", delayed)
+    with checkpointer_for(model, adamw, tmp_path) as checkpointer:
+        checkpointer.save(1, {})
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1)  # training goes on
+        go.set()
+        checkpointer.wait()
     other, _ = stepped()
-    checkpoint.read(tmp_path / "step_00000001").restore_weights(other)
+    checkpoint.read(tmp_path / "tiny" / "checkpoints" / "step_00000001").restore_weights(other)
     assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
 
 
-def test_a_failed_write_is_seen_and_raised_once():
-    def work(snapshot):
+def test_a_failed_write_is_raised_once(tmp_path, monkeypatch):
+    def fail(folder, snapshot):
         raise GPT2LabError("disk full")
 
-    writer = checkpoint.Writer(work)
-    writer.submit(taken(1, *stepped()))
-    with pytest.raises(GPT2LabError, match="disk full"):
-        writer.wait()
-    assert not writer.failed
-    writer.submit(taken(2, *stepped()))
-    writer.close()
-    assert writer.failed
+    monkeypatch.setattr(checkpoint, "write", fail)
+    with checkpointer_for(*stepped(), tmp_path) as checkpointer:
+        checkpointer.save(1, {})
+        with pytest.raises(GPT2LabError, match="disk full"):
+            checkpointer.wait()
+        assert not checkpointer.failed
+        checkpointer.save(2, {})
+    assert checkpointer.failed
