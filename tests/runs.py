@@ -76,20 +76,20 @@ def command(config: Config, path: Path) -> list[str]:
     return [sys.executable, "-m", "gpt2lab", "train", "--config", str(path)]
 
 
-class Interruption(Exception):
-    """Stands in for whatever ends a process between two steps."""
+class InterruptedRunError(Exception):
+    """Ends a run between two steps, as a kill would."""
 
 
 @contextlib.contextmanager
 def interrupted_at(kill_at: int, monkeypatch: pytest.MonkeyPatch):
-    """Whatever trains in here must come to step `kill_at` or beyond, and ends there."""
+    """A run inside this context ends with an error before step `kill_at`."""
     train_step = Trainer._train_step
 
     def interrupted(self, step, batches):
         if step >= kill_at:
-            raise Interruption
+            raise InterruptedRunError
         return train_step(self, step, batches)
 
-    with monkeypatch.context() as patch, pytest.raises(Interruption):
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
         patch.setattr(Trainer, "_train_step", interrupted)
         yield

@@ -190,9 +190,10 @@ def read(path: Path) -> Checkpoint:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise GPT2LabError(f"{path}: state.json is not of format {FORMAT}, the one this version reads")
     step, fingerprint = state.get("step"), state.get("fingerprint")
-    settings = fingerprint.get("settings") if isinstance(fingerprint, dict) else None
-    if not (isinstance(step, int) and step >= 0 and isinstance(settings, dict) and "rng" in state):
-        raise GPT2LabError(f"{path}: state.json lacks step, rng or the settings of its run; it was changed by hand")
+    if not (isinstance(step, int) and step >= 0 and isinstance(fingerprint, dict) and "rng" in state):
+        raise GPT2LabError(f"{path}: state.json lacks step, fingerprint or rng; it was changed by hand")
+    if not isinstance(fingerprint.get("settings"), dict) or "data" not in fingerprint:
+        raise GPT2LabError(f"{path}: state.json lacks the settings or the data of its run; it was changed by hand")
     return Checkpoint(path, state)
 
 

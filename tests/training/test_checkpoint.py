@@ -37,7 +37,7 @@ def taken(step, model, adamw, **state) -> checkpoint.Snapshot:
     return snapshot
 
 
-def test_round_trip_is_exact(tmp_path):
+def test_a_checkpoint_round_trip_is_exact(tmp_path):
     model, adamw = stepped()
     random.seed(5)
     path = checkpoint.write(tmp_path, taken(3, model, adamw))
@@ -56,14 +56,14 @@ def test_round_trip_is_exact(tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_files_are_the_ones_promised_and_hold_no_pickle(folder):
+def test_the_files_of_a_checkpoint(folder):
     path = folder / "step_00000003"
     names = {file.name for file in path.iterdir()}
     assert names == {"config.json", "model.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"}
     assert json.loads((path / "state.json").read_text())["step"] == 3
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(folder, caplog):
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_read(folder, caplog):
     weights = folder / "step_00000003" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
@@ -77,7 +77,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(folder, caplog):
     assert "step_00000002/state.json" in warnings[1]
 
 
-def test_none_intact_is_an_error_and_none_at_all_is_not(folder, tmp_path):
+def test_only_damaged_checkpoints_are_an_error_and_no_checkpoints_are_not(folder, tmp_path):
     assert checkpoint.newest_valid(tmp_path / "empty") is None
     for path in folder.glob("step_*"):
         (path / "config.json").write_text("{}")
@@ -85,7 +85,7 @@ def test_none_intact_is_an_error_and_none_at_all_is_not(folder, tmp_path):
         checkpoint.newest_valid(folder)
 
 
-def test_pruning_keeps_the_newest_and_the_multiples(tmp_path):
+def test_pruning_keeps_the_newest_and_multiples_of_keep_every(tmp_path):
     for step in range(1, 11):
         (tmp_path / f"step_{step:08d}").mkdir()
     (tmp_path / "step_00000050").mkdir()  # a damaged one that the run went back behind
@@ -101,13 +101,13 @@ def test_too_little_space_is_refused_before_anything_is_written(tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_architecture_that_does_not_fit_is_named(folder):
+def test_weights_of_another_architecture_are_refused(folder):
     other = GPT2(TINY.model_copy(update={"n_embd": 32}))
     with pytest.raises(GPT2LabError, match=r"transformer.wte.weight is missing or does not fit"):
         checkpoint.read(folder / "step_00000003").restore_weights(other)
 
 
-def test_the_best_stays_and_a_damaged_one_is_not_the_best(tmp_path):
+def test_pruning_keeps_the_intact_checkpoint_with_the_lowest_validation_loss(tmp_path):
     model, adamw = stepped()
     for step, loss in enumerate([3.0, 2.0, 1.0, 4.0, None, 5.0], start=1):
         checkpoint.write(tmp_path, taken(step, model, adamw, val_loss=loss))
