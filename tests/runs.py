@@ -43,6 +43,7 @@ def settings(token_folder: Path, out_dir: Path, **changes) -> Config:
 
 
 def records(run: Path, name: str = "metrics.jsonl") -> list[dict]:
+    """The lines of a record of a run."""
     return [json.loads(line) for line in (run / name).read_text().splitlines()]
 
 
@@ -53,7 +54,17 @@ def learned(run: Path) -> dict[int, dict[str, float]]:
     return {line["step"]: {k: v for k, v in line.items() if not k.startswith("perf/")} for line in lines}
 
 
+def assert_same_losses(run: Path, reference: Path, first_step: int = 1, tolerance: float = 1e-4) -> None:
+    """Both runs have the same steps, and from `first_step` on the same losses."""
+    values, expected = learned(run), learned(reference)
+    assert values.keys() == expected.keys()
+    for step in range(first_step, max(expected) + 1):
+        for key in expected[step].keys() & values[step].keys() & {"train/loss", "val/loss"}:
+            assert values[step][key] == pytest.approx(expected[step][key], abs=tolerance), (step, key)
+
+
 def tensors(run: Path, step: int = STEPS) -> dict[str, bytes]:
+    """The bytes of a checkpoint that must be equal for two runs to be equal."""
     folder = run / "checkpoints" / f"step_{step:08d}"
     state = json.loads((folder / "state.json").read_text())
     return {
@@ -72,6 +83,7 @@ def finished_run(token_folder, tmp_path_factory) -> Path:
 
 
 def command(config: Config, path: Path) -> list[str]:
+    """The command line that trains with these settings, which are written to `path`."""
     path.write_text(config.to_yaml())
     return [sys.executable, "-m", "gpt2lab", "train", "--config", str(path)]
 

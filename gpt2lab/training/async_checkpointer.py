@@ -1,4 +1,4 @@
-"""Saves checkpoints while training goes on.
+"""Saves checkpoints while training continues.
 
     trainer ──save(step)──▶ Snapshot in CPU memory ──thread──▶ checkpoints/step_NNNNNNNN ─▶ prune
 
@@ -105,5 +105,5 @@ class AsyncCheckpointer:
             checkpoint.write(folder, snapshot)
             checkpoint.prune(folder, snapshot.step, keep.keep_last, keep.keep_every, keep.keep_best)
         except OSError as error:
-            raise GPT2LabError(f"{folder}: cannot keep a checkpoint: {error}; mend the disk, and run again") from error
+            raise GPT2LabError(f"{folder}: cannot keep a checkpoint: {error}; repair the disk and run again") from error
         self._on_written()

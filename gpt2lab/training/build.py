@@ -70,7 +70,7 @@ def start_ranks(system: SystemConfig) -> Generator[DistContext, None, None]:
 
 
 def check_trackers(tracking: TrackingConfig, directory: RunDirectory) -> None:
-    """Check that the packages of the trackers are installed. A resumed run goes on without those that are not.
+    """Check that the packages of the trackers are installed. A resumed run does without those that are not.
 
     Args:
         tracking: which trackers are used.
@@ -232,7 +232,7 @@ def wrap_for_training(
         try:
             fit(model.micro_batch_size)
         except memory.MicroStepError as error:
-            logger.info("torch.compile does not work here, so training goes on without it (%s)", error)
+            logger.info("torch.compile does not work here, so the model is not compiled (%s)", error)
             model.module, model.wrap = wrapped, wrap
     return model
 
@@ -305,7 +305,7 @@ def log_finished(directory: RunDirectory, start: Checkpoint, train: TrainConfig)
     """
     logger.info(
         f"{directory.path} is finished: step {start.step} of {train.max_steps}. "
-        "To train on, raise --train.max_steps; to train anew, give another --run.name."
+        "To train longer, raise --train.max_steps; to start again, give another --run.name."
     )
 
 

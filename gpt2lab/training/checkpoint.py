@@ -186,7 +186,7 @@ def read(path: Path) -> Checkpoint:
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise GPT2LabError(f"{path}: state.json cannot be read, so training cannot go on from it") from error
+        raise GPT2LabError(f"{path}: state.json cannot be read, so training cannot be resumed from it") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise GPT2LabError(f"{path}: state.json is not of format {FORMAT}, the one this version reads")
     step, fingerprint = state.get("step"), state.get("fingerprint")

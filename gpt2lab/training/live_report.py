@@ -14,7 +14,7 @@ REFRESH_SECONDS = 60.0
 
 
 class LiveReport:
-    """Keeps `report.html` up to date. A report that fails is a warning; the run goes on.
+    """Keeps `report.html` up to date. A report that fails is only a warning.
 
     Args:
         directory: of the run.

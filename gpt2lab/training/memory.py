@@ -74,7 +74,7 @@ class TrainingModel:
             self.module.zero_grad(set_to_none=True)
 
     def restart(self, micro_batch_size: int) -> None:
-        """Discard an unfinished step, and go on with another micro batch size.
+        """Discard an unfinished step, and set another micro batch size.
 
         Args:
             micro_batch_size: the new size, in sequences.

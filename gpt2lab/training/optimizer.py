@@ -60,13 +60,13 @@ def step_unless(skip: Tensor, optimizer: torch.optim.Optimizer) -> None:
     """Take an optimizer step, or leave weights and optimizer state exactly as they are.
 
     A fused optimizer reads the flag in its kernel (`found_inf`, which torch's GradScaler uses too), so the host does
-    not wait for the device. Other optimizers need the decision on the host.
+    not wait for the device. Other optimizers, and torch's kernel for MPS, need the decision on the host.
 
     Args:
         skip: 1.0 to skip the step, else 0.0; a float32 scalar on the device.
         optimizer: its gradients must be present and unscaled.
     """
-    if getattr(optimizer, "_step_supports_amp_scaling", False):
+    if getattr(optimizer, "_step_supports_amp_scaling", False) and skip.device.type != "mps":
         optimizer.found_inf = skip  # type: ignore[attr-defined]
         optimizer.step()
     elif not skip:

@@ -111,7 +111,7 @@ class RunDirectory:
             if existing or self.metrics.exists():
                 raise GPT2LabError(
                     f"{self.path} holds a run already and run.resume is never; "
-                    "set run.resume auto to go on with it, or another run.name"
+                    "set run.resume auto to resume it, or another run.name"
                 )
             return None
         if resume == "auto" or (existing and self._started_from() == resume):
@@ -140,7 +140,7 @@ class RunDirectory:
     def resume_hint(self) -> str:
         """Return which checkpoint an interrupted run can be resumed from, as the end of a message."""
         if existing := checkpoint.list_checkpoints(self.checkpoints):
-            return f"{existing[-1][1]} is kept, and the same command goes on from there"
+            return f"{existing[-1][1]} is kept, and the same command resumes from it"
         return "nothing is kept yet: the first checkpoint had not been written (checkpoint.every)"
 
     def prepare(
@@ -157,7 +157,7 @@ class RunDirectory:
         self.dist.on_main(lambda: self._write_settings(config, start, facts))
         if start is not None:
             for name, change in changed.items():
-                logger.info(f"note: from step {start.step} on {name} is {change} (another --run.name would train anew)")
+                logger.info(f"note: from step {start.step} on {name} is {change} (another --run.name starts again)")
             logger.info("resuming after step %d", start.step)
             origin = {"checkpoint": str(start.path), "world_size": self.dist.world_size}
             self.record_event(start.step, "resumed", {**origin, **changed})
@@ -231,12 +231,12 @@ def changed_settings(start: Checkpoint, config: Config, data_digest: str) -> dic
         if saved.get(name) != current[name]:
             raise GPT2LabError(
                 f"{start.path} was trained with {name} {saved.get(name)}, this start says {current[name]}; "
-                "set it back, or set another run.name to train anew"
+                "set it back, or set another run.name to start again"
             )
     if start.state["fingerprint"]["data"] != data_digest:
         raise GPT2LabError(
             f"{start.path} was trained on other data than {config.data.dir or config.data.source} holds now; "
-            "set data.dir back, or set another run.name to train anew"
+            "set data.dir back, or set another run.name to start again"
         )
     changed = {
         name: f"{value}, before {saved.get(name)}"

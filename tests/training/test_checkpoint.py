@@ -88,7 +88,7 @@ def test_only_damaged_checkpoints_are_an_error_and_no_checkpoints_are_not(folder
 def test_pruning_keeps_the_newest_and_multiples_of_keep_every(tmp_path):
     for step in range(1, 11):
         (tmp_path / f"step_{step:08d}").mkdir()
-    (tmp_path / "step_00000050").mkdir()  # a damaged one that the run went back behind
+    (tmp_path / "step_00000050").mkdir()  # a damaged one, later than the newest
     checkpoint.prune(tmp_path, newest=10, keep_last=2, keep_every=4)
     assert [step for step, _ in checkpoint.list_checkpoints(tmp_path)] == [4, 8, 9, 10, 50]
 

@@ -11,6 +11,7 @@ import pytest
 
 from gpt2lab.config import Config
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.evaluation import hellaswag
 from gpt2lab.training import run as training_run
 from tests.runs import REPOSITORY, records, settings, tensors
 
@@ -74,8 +75,6 @@ def test_hellaswag_on_two_ranks_is_the_same(token_folder, tmp_path, mirror):
 
 
 def test_missing_hellaswag_is_refused_before_anything_is_written(token_folder, tmp_path, monkeypatch):
-    from gpt2lab.evaluation import hellaswag
-
     monkeypatch.setattr(hellaswag, "URL", "http://127.0.0.1:9/hellaswag_val.jsonl")
     monkeypatch.setenv("GPT2LAB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(GPT2LabError, match=r"HellaSwag: .*--data\.mirror"):

@@ -18,7 +18,7 @@ from gpt2lab.training import live_report, memory
 from gpt2lab.training import run as training_run
 from gpt2lab.training.memory import OutOfMemoryRecovery, smaller_micro_batch_size
 from gpt2lab.training.trainer import Trainer
-from tests.runs import STEPS, interrupted_at, learned, records, settings, tensors
+from tests.runs import STEPS, assert_same_losses, interrupted_at, learned, records, settings, tensors
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
@@ -26,7 +26,7 @@ def test_a_signal_saves_a_checkpoint_and_the_run_resumes_exactly(
     token_folder, tmp_path, finished_run, monkeypatch, number
 ):
     def asked(self, step, batches):
-        if step == 3:  # which has an evaluation: it is made up for
+        if step == 3:  # an evaluation is due, which the resumed run does
             os.kill(os.getpid(), number)
             time.sleep(0.2)  # the listener is another thread
         return train_step(self, step, batches)
@@ -40,7 +40,7 @@ def test_a_signal_saves_a_checkpoint_and_the_run_resumes_exactly(
     training_run.run(settings(token_folder, tmp_path))
     assert learned(tmp_path / "tiny") == learned(finished_run)
     assert tensors(tmp_path / "tiny") == tensors(finished_run)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # ours are gone again
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # the previous handler is back
 
 
 def test_a_second_signal_exits_at_once():
@@ -67,9 +67,7 @@ def test_out_of_memory_halves_the_micro_batch(token_folder, tmp_path, finished_r
     training_run.run(settings(token_folder, tmp_path))
     (event,) = records(tmp_path / "tiny", "events.jsonl")
     assert (event["event"], event["was"], event["micro_batch_size"]) == ("out of memory", 4, 2)
-    ours, theirs = learned(tmp_path / "tiny"), learned(finished_run)
-    for step in range(1, STEPS + 1):
-        assert ours[step]["train/loss"] == pytest.approx(theirs[step]["train/loss"], abs=1e-4)
+    assert_same_losses(tmp_path / "tiny", finished_run)
 
 
 def test_a_smaller_micro_batch_size_divides_the_sequences_of_a_rank():

@@ -14,7 +14,7 @@ import pytest
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.system import distributed
 from gpt2lab.training import run as training_run
-from tests.runs import REPOSITORY, STEPS, learned, records, settings
+from tests.runs import REPOSITORY, STEPS, assert_same_losses, records, settings
 
 
 def torchrun(code: str, arguments: list[str], ranks: int = 2, **environment: str) -> subprocess.Popen[str]:
@@ -45,19 +45,14 @@ def test_sharded_ranks_train_like_one_process_and_write_an_ordinary_checkpoint(t
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "sample 1 at step 3" in out
-    ours, theirs = learned(tmp_path / "tiny"), learned(finished_run)
-    assert ours[STEPS]["val/loss"] == pytest.approx(theirs[STEPS]["val/loss"], abs=1e-4)
-    for step in range(1, STEPS + 1):
-        assert ours[step]["train/loss"] == pytest.approx(theirs[step]["train/loss"], abs=1e-4)
+    assert_same_losses(tmp_path / "tiny", finished_run)
     more = {"train__max_steps": 10, "system__activation_checkpointing": True}
     shutil.copytree(tmp_path, tmp_path / "alone")  # from here on once with shards and once without
     process = torchrun("", recipe(token_folder, tmp_path, system__shard=True, **more))
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     training_run.run(settings(token_folder, tmp_path / "alone", **more))
-    ours, theirs = learned(tmp_path / "tiny"), learned(tmp_path / "alone" / "tiny")
-    for step in range(STEPS + 1, 11):
-        assert ours[step]["train/loss"] == pytest.approx(theirs[step]["train/loss"], abs=1e-4)
+    assert_same_losses(tmp_path / "tiny", tmp_path / "alone" / "tiny", first_step=STEPS + 1)
 
 
 def test_out_of_memory_on_one_rank_halves_the_micro_batch_on_both(token_folder, tmp_path, finished_run):
@@ -76,9 +71,7 @@ GPT2.forward = hungry
     assert process.returncode == 0, err
     (event,) = records(tmp_path / "tiny", "events.jsonl")
     assert (event["was"], event["micro_batch_size"]) == (2, 1)
-    ours, theirs = learned(tmp_path / "tiny"), learned(finished_run)
-    for step in range(1, STEPS + 1):
-        assert ours[step]["train/loss"] == pytest.approx(theirs[step]["train/loss"], abs=1e-4)
+    assert_same_losses(tmp_path / "tiny", finished_run)
 
 
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.tracking import report
 from gpt2lab.training import run as training_run
 from tests.runs import REPOSITORY, STEPS, learned, settings
 
@@ -53,8 +54,6 @@ def test_a_model_too_large_for_the_machine_is_a_user_error(token_folder, tmp_pat
 
 
 def test_a_report_that_fails_does_not_end_the_run(token_folder, tmp_path, monkeypatch, caplog):
-    from gpt2lab.tracking import report
-
     def broken(run):
         raise RuntimeError("no fonts")
 

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gpt2lab import files
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import DirectoryLock
 from gpt2lab.training import run as training_run
@@ -15,8 +17,6 @@ from tests.runs import STEPS, interrupted_at, learned, records, settings, tensor
 
 def run_again(finished_run: Path, tmp_path: Path, token_folder: Path, **changes) -> Path:
     """A copy of the finished run, started again with changed settings."""
-    import shutil
-
     shutil.copytree(finished_run, tmp_path / "tiny")
     training_run.run(settings(token_folder, tmp_path, **changes))
     return tmp_path / "tiny"
@@ -76,8 +76,6 @@ def test_resume_from_a_checkpoint_older_than_the_run_is_refused(finished_run, to
 
 
 def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(finished_run, tmp_path, token_folder, caplog):
-    import shutil
-
     shutil.copytree(finished_run, tmp_path / "tiny")
     (tmp_path / "tiny" / "checkpoints" / f"step_{STEPS:08d}" / "optimizer.safetensors").write_bytes(b"")
     training_run.run(settings(token_folder, tmp_path))
@@ -92,8 +90,6 @@ def test_a_second_process_is_refused(token_folder, tmp_path):
 
 
 def test_damaged_later_checkpoints_do_not_count_for_keep_last(finished_run, tmp_path, token_folder, monkeypatch):
-    import shutil
-
     shutil.copytree(finished_run, tmp_path / "tiny")
     checkpoints = tmp_path / "tiny" / "checkpoints"
     (checkpoints / f"step_{STEPS:08d}" / "model.safetensors").write_bytes(b"")
@@ -127,9 +123,7 @@ def test_bf16_resumes_exactly(token_folder, tmp_path, finished_run):
 
 
 def resign(folder: Path, change) -> None:
-    """Change state.json and write digests that match, as somebody might by hand."""
-    from gpt2lab import files
-
+    """Change state.json and write digests that match, as a change by hand would."""
     state = json.loads((folder / "state.json").read_text())
     (folder / "state.json").write_text(json.dumps(change(state)))
     files.write_digests(folder)
@@ -149,8 +143,6 @@ def resign(folder: Path, change) -> None:
     ],
 )
 def test_a_damaged_state_is_a_user_error(finished_run, tmp_path, token_folder, change):
-    import shutil
-
     shutil.copytree(finished_run, tmp_path / "tiny")
     folder = tmp_path / "tiny" / "checkpoints" / f"step_{STEPS:08d}"
     resign(folder, change)

@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 
 from gpt2lab.training import run as training_run
-from tests.runs import REPOSITORY, STEPS, command, interrupted_at, learned, records, settings, tensors
+from tests.runs import (
+    REPOSITORY,
+    STEPS,
+    assert_same_losses,
+    command,
+    interrupted_at,
+    learned,
+    records,
+    settings,
+    tensors,
+)
 
 
 def test_the_files_and_records_of_a_run(finished_run):
@@ -101,9 +111,7 @@ def test_evaluation_and_samples_do_not_change_the_weights(token_folder, tmp_path
 
 def test_gradient_accumulation_does_not_change_the_losses(token_folder, tmp_path, finished_run):
     training_run.run(settings(token_folder, tmp_path, train__micro_batch_size=1))
-    ours, theirs = learned(tmp_path / "tiny"), learned(finished_run)
-    for step in range(1, STEPS + 1):
-        assert ours[step]["train/loss"] == pytest.approx(theirs[step]["train/loss"], abs=1e-4)
+    assert_same_losses(tmp_path / "tiny", finished_run)
 
 
 def test_two_processes_train_like_one(token_folder, tmp_path, finished_run):
@@ -115,11 +123,7 @@ def test_two_processes_train_like_one(token_folder, tmp_path, finished_run):
         [*torchrun, "--config", str(path)], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    ours, theirs = learned(tmp_path / "tiny"), learned(finished_run)
-    assert ours.keys() == theirs.keys()
-    for step in range(1, STEPS + 1):
-        assert ours[step]["train/loss"] == pytest.approx(theirs[step]["train/loss"], abs=1e-4)
-    assert ours[STEPS]["val/loss"] == pytest.approx(theirs[STEPS]["val/loss"], abs=1e-4)
+    assert_same_losses(tmp_path / "tiny", finished_run)
     assert done.stdout.count("step     1 | loss") == 1  # one rank speaks
 
 
