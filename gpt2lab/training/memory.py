@@ -26,10 +26,6 @@ class MicroStepError(Exception):
     """A micro-step failed on one of the ranks for another reason than memory."""
 
 
-class _OtherRankOutOfMemoryError(Exception):
-    """Another rank ran out of memory in this optimizer step."""
-
-
 @dataclass
 class TrainingModel:
     """The model as it trains: compiled and wrapped for many ranks, with a micro batch that fits into memory."""
@@ -99,7 +95,8 @@ class OutOfMemoryRecovery:
     """
 
     def __init__(self, model: TrainingModel, directory: RunDirectory):
-        self._model, self._directory, self._agreed = model, directory, False
+        self._model, self._directory = model, directory
+        self._ranks_failed: int | None = None  # None: the ranks have not agreed yet in this attempt
 
     def run(self, step: int, sequences: int, micro_steps: Callable[[], Tensor]) -> Tensor:
         """Call `micro_steps` until all ranks have enough memory for it.
@@ -125,21 +122,24 @@ class OutOfMemoryRecovery:
         return result
 
     def agree(self) -> None:
-        """Wait for the other ranks; raise if one of them has run out of memory. For the last micro-step."""
-        self._agreed = True
-        if self._model.dist.all_reduce_max(0):
-            raise _OtherRankOutOfMemoryError
+        """Wait for the other ranks, in the last micro-step.
+
+        Raises:
+            torch.OutOfMemoryError: one of them has run out of memory.
+        """
+        self._ranks_failed = self._model.dist.all_reduce_max(0)
+        if self._ranks_failed:
+            raise torch.OutOfMemoryError("on another rank")
 
     def _attempt(self, micro_steps: Callable[[], Tensor]) -> Tensor | None:
-        dist, self._agreed = self._model.dist, False
+        dist, self._ranks_failed = self._model.dist, None
         try:
             return micro_steps()
-        except _OtherRankOutOfMemoryError:
-            return None
         except torch.OutOfMemoryError:
-            if dist.world_size > 1 and (self._agreed or self._model.sharded):
-                raise
-            dist.all_reduce_max(1)
+            if dist.world_size > 1 and (self._ranks_failed == 0 or self._model.sharded):
+                raise  # the other ranks wait for this one, in the exchange of gradients or in a layer
+            if self._ranks_failed is None:
+                dist.all_reduce_max(1)
             return None
 
 

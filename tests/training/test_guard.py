@@ -112,6 +112,24 @@ def test_a_skipped_step_changes_neither_weights_nor_optimizer_state(fused, skip)
     assert all(torch.equal(expected[name], state[name]) for name in expected)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_no_synchronisation_between_backward_and_optimizer():
+    torch.manual_seed(0)
+    model = GPT2(TINY).cuda()
+    adamw = optimizers.build(model, OptimizerConfig())
+    idx = torch.arange(16, device="cuda").view(2, 8)
+    loss = model(idx, idx)[1]
+    loss.backward()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        norm = optimizers.clip_gradients(model, 1.0)
+        flag = Guard(GuardConfig()).skip_flag(torch.stack([loss.detach(), norm]))
+        optimizers.step_unless(flag, adamw)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 # -- in a run
 
 
