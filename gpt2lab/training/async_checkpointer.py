@@ -1,12 +1,12 @@
 """Saves checkpoints while training continues.
 
-    trainer ──save(step)──▶ Snapshot in CPU memory ──thread──▶ checkpoints/step_NNNNNNNN ─▶ prune
+    trainer ──save(step)──▶ Snapshot in CPU memory ──thread──▶ checkpoints/step_NNNNNNNN ─▶ prune ─▶ report.html
 
 Training waits for the copy, and, if the write before it is not finished yet, for that.
 """
 
 import concurrent.futures
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +14,7 @@ from gpt2lab import files
 from gpt2lab.config import CheckpointConfig
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.training import checkpoint
+from gpt2lab.training.live_report import LiveReport
 from gpt2lab.training.run_directory import RunDirectory
 from gpt2lab.training.state import TrainState
 
@@ -26,7 +27,7 @@ class AsyncCheckpointer:
         directory: of the run.
         state: what is saved.
         fingerprint: data and settings of the run, for `state.json`.
-        on_written: called on the thread after each checkpoint.
+        report: refreshed after each checkpoint.
     """
 
     def __init__(
@@ -35,10 +36,10 @@ class AsyncCheckpointer:
         directory: RunDirectory,
         state: TrainState,
         fingerprint: Mapping[str, Any],
-        on_written: Callable[[], None],
+        report: LiveReport,
     ):
         self._directory, self._config, self._state, self._fingerprint = directory, config, state, fingerprint
-        self._on_written, self._dist, self._snapshots = on_written, directory.dist, checkpoint.SnapshotBuffers()
+        self._report, self._dist, self._snapshots = report, directory.dist, checkpoint.SnapshotBuffers()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
@@ -106,4 +107,4 @@ class AsyncCheckpointer:
             checkpoint.prune(folder, snapshot.step, keep.keep_last, keep.keep_every, keep.keep_best)
         except OSError as error:
             raise GPT2LabError(f"{folder}: cannot keep a checkpoint: {error}; repair the disk and run again") from error
-        self._on_written()
+        self._report.refresh()

@@ -146,7 +146,7 @@ class RunDirectory:
     def prepare(
         self, config: Config, start: Checkpoint | None, changed: Mapping[str, str], facts: Mapping[str, Any]
     ) -> None:
-        """Write config.yaml and environment.json, truncate the records to the checkpoint, and say what has changed.
+        """Write config.yaml and environment.json, truncate the records to the checkpoint, and log what has changed.
 
         Args:
             config: all settings.
