@@ -54,6 +54,13 @@ ALLOWED = {
         "training.run_directory",
         "training.state",
     },
+    "training.summary": {
+        "training.batches",
+        "training.checkpoint",
+        "training.memory",
+        "training.run_directory",
+        "training.state",
+    },
     "training.live_report": {"tracking.report", "training.run_directory"},
     "training.checkpoint": {"disk", "files", "model", "system", "training.optimizer"},
     "training.optimizer": {"system"},

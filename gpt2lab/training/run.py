@@ -19,7 +19,7 @@ from gpt2lab.system import device as devices
 from gpt2lab.system import precision as precisions
 from gpt2lab.system.signals import StopSignals
 from gpt2lab.tracking.metrics import Sink
-from gpt2lab.training import build
+from gpt2lab.training import build, summary
 from gpt2lab.training.async_checkpointer import AsyncCheckpointer
 from gpt2lab.training.evaluators import build_evaluators
 from gpt2lab.training.guard import GuardError
@@ -53,14 +53,14 @@ def run(config: Config, extra_sinks: Sequence[Sink] = ()) -> None:
         start = directory.find_checkpoint()
         changed = changed_settings(start, config, data.digest) if start else {}
         if start and start.step >= config.train.max_steps:
-            build.log_finished(directory, start, config.train)
+            summary.log_finished(directory, start, config.train)
             return
 
         build.seed_generators(config.run)
         state = build.build_state(config.model, config.optimizer, config.guard, system, start, dist, precision)
         attention = stack.enter_context(build.fastest_attention(config.model, plan, dist, precision))
         model = build.wrap_for_training(state, config.train, system, plan, dist, precision)
-        build.log_run_summary(config.train, config.optimizer, state, data, model)
+        summary.log_run_summary(config.train, config.optimizer, state, data, model)
         facts = {"parameters": flops.parameters(config.model), "data": data.describe(), **attention}
         directory.prepare(config, start, changed, facts)
 
@@ -77,7 +77,7 @@ def run(config: Config, extra_sinks: Sequence[Sink] = ()) -> None:
         report.finish()
         if stop:
             raise Stopped(stop, f"stopped by {signal.Signals(stop).name}: {directory.resume_hint()}")
-        build.log_done(directory, time.perf_counter() - began)
+        summary.log_done(directory, time.perf_counter() - began)
 
 
 @contextlib.contextmanager
