@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 @dataclass
 class Outcome:
     """Filled by an experiment a trial at a time; `figures` is whatever else was measured, `short_of` what of the bar
-    was not reached although nothing is wrong.
-    """
+    was not reached although nothing is wrong."""
 
     good: int = 0
     wrong: list[str] = field(default_factory=list)
