@@ -175,8 +175,8 @@ class CheckpointConfig(Section):
 
 
 class GuardConfig(Section):
-    deviations: NonNegative = 6.0
-    """Skip a step whose loss or gradient norm is so many standard deviations above the recent mean; 0: never."""
+    spike_sigma: NonNegative = 0.0
+    """Skip a step whose loss or gradient norm is this many standard deviations above the recent mean; 0: off."""
     window: Annotated[int, Field(ge=4)] = 128
     """How many steps are recent; there is no judgement until half as many were seen."""
     stop_after: PositiveInt = 10

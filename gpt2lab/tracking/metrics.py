@@ -97,7 +97,9 @@ class Console:
                 f"| tok/sec: {values['perf/tokens_per_second']:.2f}{left}",
                 flush=True,
             )
-        evaluated = [f"{key}: {value:.4f}" for key, value in values.items() if not key.startswith(("train/", "perf/"))]
+        evaluated = [
+            f"{key}: {value:.4f}" for key, value in values.items() if not key.startswith(("train/", "perf/", "guard/"))
+        ]
         if evaluated:
             print(f"step {step:5d} | " + " | ".join(evaluated), flush=True)
         if self._progress:

@@ -1,22 +1,18 @@
-"""Checkpoints: whole or absent, and checked when read.
+"""The format of checkpoints: complete or absent, and verified when read.
 
     runs/NAME/checkpoints/step_00001000/
-        config.json, model.safetensors     a Hugging Face model directory as it lies
+        config.json, model.safetensors     a Hugging Face model directory
         optimizer.safetensors              AdamW's state by parameter name
         state.json                         step, RNG, guard, loss scale, fingerprint of data and settings
         SHA256SUMS                         written last, over all of them
 
-No pickle anywhere. A snapshot is taken between two steps and written by a thread while training goes on: under a
-temporary name, synced, then renamed (files.atomic_directory).
+No pickle. A checkpoint is written under a temporary name, synced, then renamed (`files.atomic_directory`).
 """
 
 import base64
-import concurrent.futures
 import json
 import random
 import shutil
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,16 +33,17 @@ from gpt2lab.system import device as devices
 from gpt2lab.system import distributed
 from gpt2lab.training import optimizer as optimizers
 
+
 FORMAT = 1
 FILES = (huggingface.CONFIG, huggingface.WEIGHTS, "optimizer.safetensors", "state.json")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk whose digests were verified; tensors are read when asked for."""
+    """A checkpoint on disk whose digests were verified. Tensors are read when they are restored."""
 
     path: Path
-    state: dict[str, Any]
+    state: dict[str, Any]  # state.json
 
     @property
     def step(self) -> int:
@@ -55,24 +52,31 @@ class Checkpoint:
 
     @property
     def recorded(self) -> int:
-        """The last step whose line stands in the record: who stops at a signal leaves its line to the next start."""
+        """The last step in metrics.jsonl: a run that was stopped by a signal leaves its last step to the next start."""
         return self.step - bool(self.state.get("unlogged"))
 
     def restore_weights(self, model: GPT2) -> None:
-        """Fill a model, before it is sharded.
+        """Load the weights.
+
+        Args:
+            model: not sharded yet.
 
         Raises:
             GPT2LabError: tensors are missing or of another shape than the model's.
         """
         _, weights = huggingface.read(self.path)
-        ours = model.state_dict()
-        for name in (*ours, *(weights.keys() - ours.keys())):
-            if name not in weights or name not in ours or weights[name].shape != ours[name].shape:
+        expected = model.state_dict()
+        for name in (*expected, *(weights.keys() - expected.keys())):
+            if name not in weights or name not in expected or weights[name].shape != expected[name].shape:
                 raise GPT2LabError(f"{self.path}: tensor {name} is missing or does not fit this run's model")
         model.load_state_dict(weights)
 
     def restore_optimizer(self, model: GPT2, optimizer: torch.optim.Optimizer) -> None:
-        """Fill an optimizer, and set the random number generators.
+        """Load the optimizer's state and the states of the random number generators.
+
+        Args:
+            model: on its device, sharded or not.
+            optimizer: of the model's parameters.
 
         Raises:
             GPT2LabError: tensors are missing or of another shape than the model's.
@@ -89,56 +93,67 @@ class Checkpoint:
 
 
 class Snapshot(NamedTuple):
-    """A moment of training on the CPU, which training on does not change."""
+    """A copy of a training state in CPU memory."""
 
     step: int
     config: GPT2Config
     weights: dict[str, Tensor]  # as in a state dict
     optimizer: dict[str, Tensor]
-    state: dict[str, Any]  # of state.json
+    state: dict[str, Any]  # state.json
 
 
-class Snapshots:
-    """Takes snapshots into one set of buffers, made at the first: so only one can be in use at a time."""
+class SnapshotBuffers:
+    """Copies snapshots into one set of buffers on the CPU; so only one snapshot can be in use at a time."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
 
-    def take(
+    def copy(
         self, step: int, model: GPT2, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: bool = True
     ) -> Snapshot | None:
-        """Copy weights and optimizer state; of a sharded model on every rank, since each has but its part.
+        """Copy weights and optimizer state. If the model is sharded, all ranks must call this.
 
         Args:
-            state: more for state.json, as JSON.
-            keep: false where only the parts of a sharded model are asked for; the result is then None.
+            step: optimizer steps taken.
+            model: the plain model, which may be sharded.
+            optimizer: of the model's parameters.
+            state: more keys of `state.json`.
+            keep: false on ranks that only contribute their part of a sharded model.
+
+        Returns:
+            The snapshot, or None without `keep`.
         """
         device = next(model.parameters()).device
-        live: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in model.named_parameters()}
-        live |= {f"optimizer.{name}": t for name, t in optimizers.state_tensors(model, optimizer).items()}
-        for name, tensor in live.items():
-            all_of_it = distributed.full_tensor(tensor.detach())
+        parameters, moments = dict(model.named_parameters()), optimizers.state_tensors(model, optimizer)
+        for name, tensor in (parameters | moments).items():
+            full = distributed.full_tensor(tensor.detach())
             if keep:
                 if name not in self._buffers:
-                    pinned = device.type == "cuda"  # a card writes into such memory at full speed, and by itself
-                    self._buffers[name] = torch.empty_like(all_of_it, device="cpu", pin_memory=pinned)
-                self._buffers[name].copy_(all_of_it, non_blocking=True)
+                    pinned = device.type == "cuda"  # for copies at full speed that do not block the host
+                    self._buffers[name] = torch.empty_like(full, device="cpu", pin_memory=pinned)
+                self._buffers[name].copy_(full, non_blocking=True)
         devices.synchronize(device)
         if not keep:
             return None
-        weights = {name[6:]: t for name, t in self._buffers.items() if name.startswith("model.")}
+        weights = {name: self._buffers[name] for name in parameters}
         if model.config.tie_word_embeddings:
             weights["lm_head.weight"] = weights["transformer.wte.weight"]
-        moments = {name[10:]: t for name, t in self._buffers.items() if name.startswith("optimizer.")}
         state = {"format": FORMAT, "step": step, "rng": _get_rng(device), **state}
-        return Snapshot(step, model.config, weights, moments, state)
+        return Snapshot(step, model.config, weights, {name: self._buffers[name] for name in moments}, state)
 
 
 def write(folder: Path, snapshot: Snapshot) -> Path:
-    """Write `folder/step_NNNNNNNN` and return its path.
+    """Write `folder/step_NNNNNNNN`.
+
+    Args:
+        folder: the `checkpoints` folder of a run.
+        snapshot: what to write.
+
+    Returns:
+        The path of the checkpoint.
 
     Raises:
-        GPT2LabError: no space, or another refusal of the file system; nothing half-written is left behind.
+        GPT2LabError: there is no space, or the file system refuses; nothing incomplete is left.
     """
     path = folder / f"step_{snapshot.step:08d}"
     size = sum(t.nbytes for t in (*snapshot.weights.values(), *snapshot.optimizer.values()))
@@ -151,49 +166,14 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
     return path
 
 
-class Writer:
-    """Writes snapshots on a thread, so that training goes on meanwhile; one at a time.
+def read(path: Path) -> Checkpoint:
+    """Verify the digests of a checkpoint and read its `state.json`.
 
     Args:
-        work: writes one. What it raises is raised by the next `submit` or `wait`.
-    """
+        path: the folder of the checkpoint.
 
-    def __init__(self, work: Callable[[Snapshot], None]):
-        self._work = work
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._writing: Future[None] | None = None
-
-    @property
-    def failed(self) -> bool:
-        """Whether the last write is over and did not succeed."""
-        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
-
-    def busy(self, patience: float) -> bool:
-        """Whether a write is still going on, after waiting for its end for up to `patience` seconds."""
-        return self._writing is not None and bool(concurrent.futures.wait([self._writing], patience).not_done)
-
-    def submit(self, snapshot: Snapshot) -> None:
-        """Begin to write; the one before must have been waited for."""
-        assert self._writing is None
-        self._writing = self._thread.submit(self._work, snapshot)
-
-    def wait(self) -> None:
-        """Return when nothing is being written, so that the buffers of the snapshot are free.
-
-        Raises:
-            GPT2LabError: the last write failed.
-        """
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
-
-    def close(self) -> None:
-        """Let a write that has begun come to its end."""
-        self._thread.shutdown()
-
-
-def read(path: Path) -> Checkpoint:
-    """Verify a checkpoint's digests and read its `state.json`.
+    Returns:
+        The checkpoint, without its tensors.
 
     Raises:
         GPT2LabError: the folder is missing, incomplete, or differs from its SHA256SUMS.
@@ -204,11 +184,10 @@ def read(path: Path) -> Checkpoint:
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise GPT2LabError(f"{path}: state.json cannot be read, so training cannot go on from it") from error
+        raise GPT2LabError(f"{path}: state.json cannot be read, so training cannot be resumed from it") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise GPT2LabError(f"{path}: state.json is not of format {FORMAT}, the one this version reads")
-    fingerprint = state.get("fingerprint")
-    step = state.get("step")
+    step, fingerprint = state.get("step"), state.get("fingerprint")
     if not (isinstance(step, int) and step >= 0 and isinstance(fingerprint, dict) and "rng" in state):
         raise GPT2LabError(f"{path}: state.json lacks step, fingerprint or rng; it was changed by hand")
     if not isinstance(fingerprint.get("settings"), dict) or "data" not in fingerprint:
@@ -216,46 +195,56 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, state)
 
 
-def newest_valid(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that verifies; `warn` hears of every newer one that does not. None without any.
+def newest_valid(folder: Path) -> Checkpoint | None:
+    """Read the newest intact checkpoint; a damaged one that is skipped is logged as a warning.
+
+    Args:
+        folder: the `checkpoints` folder of a run.
+
+    Returns:
+        The checkpoint; None if there are none.
 
     Raises:
-        GPT2LabError: there are checkpoints, and none of them is good.
+        GPT2LabError: there are checkpoints, and all are damaged.
     """
     return resolve.newest_valid(folder, read)
 
 
 def prune(folder: Path, newest: int, keep_last: int, keep_every: int, keep_best: bool = False) -> None:
-    """Remove all checkpoints up to step `newest` but the last `keep_last`, multiples of `keep_every`, and the best.
+    """Remove old checkpoints. Those after step `newest` stay and do not count: they are damaged, and written again.
 
-    Later ones do not count: they are damaged ones that the run went back behind, and will be written again. The best
-    has the lowest validation loss of those that were measured at their very step.
+    Args:
+        folder: the `checkpoints` folder of a run.
+        newest: the step of the newest intact checkpoint.
+        keep_last: keep so many of the newest.
+        keep_every: keep the multiples of this step; 0: none.
+        keep_best: keep the one with the lowest validation loss, of those that were evaluated at their step.
     """
     present = [(step, path) for step, path in list_checkpoints(folder) if step <= newest]
     losses = [(loss, step) for step, path in present if (loss := _val_loss(path)) is not None]
     best = min(losses)[1] if keep_best and losses else None
     for step, path in present[:-keep_last]:
         if not (keep_every and step % keep_every == 0) and step != best:
-            doomed = files.temporary_name(path)  # renamed first: a kill half-way leaves no damaged checkpoint
-            path.rename(doomed)
-            shutil.rmtree(doomed)
+            removed = files.temporary_name(path)  # renamed first, so that a kill leaves no damaged checkpoint
+            path.rename(removed)
+            shutil.rmtree(removed)
 
 
 def _val_loss(path: Path) -> float | None:
     try:
         value = json.loads((path / "state.json").read_text(encoding="utf-8")).get("val_loss")
     except (OSError, ValueError, AttributeError):
-        return None  # damaged: it cannot be the best
+        return None  # damaged
     return value if isinstance(value, float) else None
 
 
 def _get_rng(device: torch.device) -> dict[str, Any]:
-    """Every generator's state. This project draws from torch's alone; Python's and numpy's are for who builds on it."""
-    kind, keys, *rest = np.random.get_state(legacy=True)
+    """The states of all generators. gpt2lab uses torch's alone; Python's and numpy's are for code built on it."""
+    algorithm, keys, *rest = np.random.get_state(legacy=True)
     rng: dict[str, Any] = {
         "cpu": _encode(torch.get_rng_state()),
         "python": random.getstate(),
-        "numpy": [kind, np.asarray(keys).tolist(), *rest],
+        "numpy": [algorithm, np.asarray(keys).tolist(), *rest],
     }
     if device.type == "cuda":
         rng["cuda"] = _encode(torch.cuda.get_rng_state(device))

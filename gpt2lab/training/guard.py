@@ -1,9 +1,11 @@
-"""Steps that must not be taken: a loss or gradient that is not finite, or far above what it has been of late.
+"""Skips optimizer steps that would damage the weights.
 
-    loss, gradient norm ─▶ finite? ─▶ within `deviations` of the last `window` steps? ─▶ take the step, or skip it
+    loss, gradient norm (on the device) ─▶ skip_flag ─▶ optimizer
+                └── read for the log ────▶ record    ─▶ history, counts, the reason for the log
 
-One bad batch, or one card that miscalculates, can throw a run back by days; left out, it costs a step. The idea is that
-of OLMo's SkipStepOptimizer. The judgement depends only on numbers that all ranks share, so all skip alike.
+By default a step is skipped if its loss or gradient norm is not finite. With `guard.spike_sigma` it is also skipped if
+one of them is far above its recent mean, as in OLMo's SkipStepOptimizer. The decision depends only on numbers that are
+equal on all ranks, so all ranks skip the same steps.
 """
 
 import math
@@ -11,10 +13,13 @@ import statistics
 from collections import deque
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from gpt2lab.config import GuardConfig
 from gpt2lab.errors import GPT2LabError
 
-_LEAST = 1e-3  # of the mean: what counts as a deviation on a plateau, where there may be next to none
+_MIN_RELATIVE_DEVIATION = 1e-3  # of the mean: on a plateau the measured deviation may be close to zero
 
 
 class GuardError(GPT2LabError):
@@ -22,62 +27,98 @@ class GuardError(GPT2LabError):
 
 
 class Guard:
-    """Remembers the losses and gradient norms of late, and judges each step by them."""
+    """Decides which optimizer steps are skipped, and counts them.
+
+    Args:
+        config: the `guard` section of the settings.
+    """
 
     def __init__(self, config: GuardConfig):
         self._config = config
         self._losses: deque[float] = deque(maxlen=config.window)
         self._norms: deque[float] = deque(maxlen=config.window)
-        self._in_a_row = 0
+        self._skipped_in_a_row = 0
         self.skipped = 0  # in the whole run
 
     @property
-    def exhausted(self) -> bool:
-        """Whether so many steps in a row were skipped that the run should stop."""
-        return self._in_a_row >= self._config.stop_after
+    def too_many_skipped(self) -> bool:
+        """Whether `guard.stop_after` steps in a row were skipped, so that the run should stop."""
+        return self._skipped_in_a_row >= self._config.stop_after
 
-    def judge(self, loss: float, norm: float) -> str | None:
-        """None if the step may be taken, else why it must be skipped.
-
-        Values that are not finite stay out of the window. A spike enters it: if that is how high the loss is from now
-        on, the window learns it, and the run goes on.
+    def skip_flag(self, loss_and_norm: Tensor) -> Tensor:
+        """Decide whether the optimizer skips this step, without waiting for the device unless spikes are detected.
 
         Args:
-            loss: mean over the whole step, in nats a token.
-            norm: of the whole gradient, before clipping.
+            loss_and_norm: loss and gradient norm of the step, `(2,)` floats, equal on all ranks.
+
+        Returns:
+            1.0 to skip the step, else 0.0: a float32 scalar on the same device.
         """
-        why = None
+        if self._config.spike_sigma > 0:  # the recent values are on the host
+            skip = self.check(*loss_and_norm.tolist()) is not None
+            return torch.tensor(float(skip), dtype=torch.float32, device=loss_and_norm.device)
+        return torch.isfinite(loss_and_norm).all().logical_not().float()
+
+    def check(self, loss: float, norm: float) -> str | None:
+        """Decide whether a step must be skipped; changes nothing.
+
+        Args:
+            loss: mean over the whole step, in nats per token.
+            norm: norm of the whole gradient before clipping.
+
+        Returns:
+            The reason to skip the step, or None.
+        """
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            why = f"loss {loss}, gradient norm {norm}: not finite"
-        else:
-            for name, value, window in (("loss", loss, self._losses), ("gradient norm", norm, self._norms)):
-                why = why or self._spike(name, value, window)
-                window.append(value)
-        self._in_a_row = self._in_a_row + 1 if why else 0
-        self.skipped += why is not None
-        return why
+            return f"loss {loss}, gradient norm {norm}: not finite"
+        return self._spike("loss", loss, self._losses) or self._spike("gradient norm", norm, self._norms)
 
-    def _spike(self, name: str, value: float, window: deque[float]) -> str | None:
-        """Beyond the mean by more than `deviations` standard deviations, of a window that is at least half full."""
-        if not self._config.deviations or len(window) < max(2, self._config.window // 2):
-            return None
-        mean = statistics.fmean(window)
-        deviation = max(statistics.pstdev(window), _LEAST * abs(mean))
-        if value <= mean + self._config.deviations * deviation:
-            return None
-        return f"{name} {value:.4g} is a spike: {mean:.4g} +- {deviation:.2g} over the last {len(window)} steps"
+    def record(self, loss: float, norm: float) -> str | None:
+        """Check a step that was just taken or skipped, and remember its numbers.
 
-    def state(self) -> dict[str, Any]:
-        """As JSON, for a checkpoint."""
+        Values that are not finite are not remembered. A spike is: if the loss stays at the new level, the following
+        steps are taken again.
+
+        Args:
+            loss: mean over the whole step, in nats per token.
+            norm: norm of the whole gradient before clipping.
+
+        Returns:
+            The reason why the step was skipped, or None.
+        """
+        reason = self.check(loss, norm)
+        if math.isfinite(loss) and math.isfinite(norm):
+            self._losses.append(loss)
+            self._norms.append(norm)
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if reason else 0
+        self.skipped += reason is not None
+        return reason
+
+    def _spike(self, name: str, value: float, recent: deque[float]) -> str | None:
+        """The reason why `value` counts as a spike, or None; None also before half a window was recorded."""
+        if self._config.spike_sigma == 0 or len(recent) < max(2, self._config.window // 2):
+            return None
+        mean = statistics.fmean(recent)
+        sigma = max(statistics.pstdev(recent), _MIN_RELATIVE_DEVIATION * abs(mean))
+        if value <= mean + self._config.spike_sigma * sigma:
+            return None
+        return f"{name} {value:.4g} is a spike: {mean:.4g} +- {sigma:.2g} over the last {len(recent)} steps"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint, as JSON."""
         return {
             "losses": list(self._losses),
             "norms": list(self._norms),
-            "in_a_row": self._in_a_row,
+            "in_a_row": self._skipped_in_a_row,
             "skipped": self.skipped,
         }
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Put back what `state` gave."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Args:
+            state: the JSON of a checkpoint.
+        """
         self._losses.extend(state["losses"])
         self._norms.extend(state["norms"])
-        self._in_a_row, self.skipped = int(state["in_a_row"]), int(state["skipped"])
+        self._skipped_in_a_row, self.skipped = int(state["in_a_row"]), int(state["skipped"])

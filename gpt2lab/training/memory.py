@@ -1,96 +1,236 @@
-"""A micro-step on made-up tokens before the first step: does the compiled model run, and does the batch fit?
+"""The micro batch that fits into memory: found before the first step, and made smaller if memory runs out later.
 
-A batch that is too large, or a compiler that fails, shows itself in a run's first step. Found here, where no gradient
-crosses ranks yet, all ranks can agree on something smaller, or on going without the compiler.
+Smaller micro batches take more micro-steps for the same optimizer step, so the result of training does not change.
 """
 
 import gc
+import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from gpt2lab.errors import GPT2LabError
 from gpt2lab.system import device as devices
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
-from gpt2lab.training.trainer import smaller_micro_batch
+from gpt2lab.training.run_directory import RunDirectory
 
-_SHARE_OF_MEMORY = 0.9  # of what is free, for `auto`: evaluations and fragmentation want some as well
+logger = logging.getLogger(__name__)
 
-
-def micro_step(model: nn.Module, size: int, block_size: int, dist: DistContext, precision: Precision) -> None:
-    """Forward and backward of `size` sequences; the gradients are dropped.
-
-    Raises:
-        torch.OutOfMemoryError: they do not fit. Anything else: the model does not run.
-    """
-    tokens = torch.zeros(size, block_size, dtype=torch.int64, device=dist.device)
-    try:
-        with dist.gradient_sync(model, last=False):
-            with precision.autocast():
-                loss: Tensor = model(tokens, tokens)[1]
-            torch.autograd.backward(loss)
-        devices.synchronize(dist.device)
-    finally:
-        model.zero_grad(set_to_none=True)
+_MEMORY_FRACTION = 0.9  # of the free memory, for `auto`: evaluations and fragmentation need the rest
 
 
-class Broken(Exception):
-    """The model does not run, for another reason than memory, on one of the ranks."""
+class MicroStepError(Exception):
+    """A micro-step failed on one of the ranks for another reason than memory."""
 
 
-def fitting(
-    try_it: Callable[[int], None], size: int, share: int, reserve: int, dist: DistContext, say: Callable[[str], None]
-) -> int:
-    """The largest micro batch up to `size` that fits on every rank: `size` is halved until it does.
+@dataclass
+class TrainingModel:
+    """The model as it trains: compiled and wrapped for many ranks, with a micro batch that fits into memory."""
+
+    module: nn.Module
+    wrap: Callable[[], nn.Module]  # builds `module` again
+    micro_batch_size: int  # sequences a rank in a forward pass
+    sharded: bool  # every rank holds a part of the parameters, and all ranks compute each layer together
+    dist: DistContext
+    precision: Precision
+
+    def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """Run the forward pass of a micro batch.
+
+        Args:
+            idx: int64 `(B, T)`.
+            targets: int64 `(B, T)`.
+
+        Returns:
+            The mean loss in nats per token, a float32 scalar.
+        """
+        with self.precision.autocast():
+            loss: Tensor = self.module(idx, targets)[1]
+        return loss
+
+    def try_micro_step(self, size: int, block_size: int) -> None:
+        """Run forward and backward pass on sequences of zeros, without the other ranks, and drop the gradients.
+
+        Args:
+            size: number of sequences.
+            block_size: tokens a sequence.
+
+        Raises:
+            torch.OutOfMemoryError: they do not fit. Any other exception: the module does not run.
+        """
+        tokens = torch.zeros(size, block_size, dtype=torch.int64, device=self.dist.device)
+        try:
+            with self.dist.gradient_sync(self.module, last=False):
+                self.loss(tokens, tokens).backward()  # type: ignore[no-untyped-call]
+            devices.synchronize(self.dist.device)
+        finally:
+            self.module.zero_grad(set_to_none=True)
+
+    def restart(self, micro_batch_size: int) -> None:
+        """Discard an unfinished step, and set another micro batch size.
+
+        Args:
+            micro_batch_size: the new size, in sequences.
+        """
+        self.module.zero_grad(set_to_none=True)
+        self.module = nn.Identity()  # DistributedDataParallel between forward and backward cannot be used again
+        gc.collect()
+        devices.release_memory(self.dist.device)
+        self.module, self.micro_batch_size = self.wrap(), micro_batch_size
+
+
+class OutOfMemoryRecovery:
+    """Repeats the micro-steps of an optimizer step in smaller micro batches if a rank runs out of memory.
+
+    A rank that gives up after the others have begun to exchange gradients would leave them waiting. So the ranks agree
+    before that: each calls `agree` once a step, before the backward pass of its last micro-step, or, if it has run out
+    of memory earlier, when it has.
 
     Args:
-        try_it: runs a micro-step of so many sequences, without the other ranks.
-        share: sequences of a step a rank; the result divides it.
-        reserve: bytes that will be wanted beside it.
+        model: its `micro_batch_size` is lowered.
+        directory: events.jsonl records each retry.
+    """
+
+    def __init__(self, model: TrainingModel, directory: RunDirectory):
+        self._model, self._directory = model, directory
+        self._ranks_failed: int | None = None  # None: the ranks have not agreed yet in this attempt
+
+    def run(self, step: int, sequences: int, micro_steps: Callable[[], Tensor]) -> Tensor:
+        """Call `micro_steps` until all ranks have enough memory for it.
+
+        Args:
+            step: the optimizer step.
+            sequences: of this rank in the step; every micro batch size divides it.
+            micro_steps: computes the gradients of the step, in micro batches of the model's size.
+
+        Returns:
+            What `micro_steps` returned.
+
+        Raises:
+            GPT2LabError: not even one sequence fits.
+            torch.OutOfMemoryError: memory ran out where the other ranks already wait for this one.
+        """
+        while (result := self._attempt(micro_steps)) is None:
+            size = self._model.micro_batch_size
+            smaller = smaller_micro_batch_size(size, sequences)
+            self._model.restart(smaller)
+            logger.warning("step %d: out of memory; micro_batch_size is now %d, was %d", step, smaller, size)
+            self._directory.record_event(step, "out of memory", {"micro_batch_size": smaller, "was": size})
+        return result
+
+    def agree(self) -> None:
+        """Wait for the other ranks, in the last micro-step.
+
+        Raises:
+            torch.OutOfMemoryError: one of them has run out of memory.
+        """
+        self._ranks_failed = self._model.dist.all_reduce_max(0)
+        if self._ranks_failed:
+            raise torch.OutOfMemoryError("on another rank")
+
+    def _attempt(self, micro_steps: Callable[[], Tensor]) -> Tensor | None:
+        dist, self._ranks_failed = self._model.dist, None
+        try:
+            return micro_steps()
+        except torch.OutOfMemoryError:
+            if dist.world_size > 1 and (self._ranks_failed == 0 or self._model.sharded):
+                raise  # the other ranks wait for this one, in the exchange of gradients or in a layer
+            if self._ranks_failed is None:
+                dist.all_reduce_max(1)
+            return None
+
+
+def smaller_micro_batch_size(size: int, sequences: int) -> int:
+    """Return the largest divisor of `sequences` that is at most half of `size`.
+
+    Args:
+        size: the micro batch size that does not fit, in sequences.
+        sequences: sequences a rank in an optimizer step.
+
+    Returns:
+        The next micro batch size to try.
+
+    Raises:
+        GPT2LabError: `size` is 1.
+    """
+    if size == 1:
+        raise GPT2LabError(
+            "out of memory with one sequence at a time; set system.activation_checkpointing, more processes with "
+            "system.shard, a smaller model.block_size, or a smaller model"
+        )
+    return next(n for n in range(size // 2, 0, -1) if sequences % n == 0)
+
+
+def find_micro_batch_size(
+    try_size: Callable[[int], None], size: int, sequences: int, reserve: int, dist: DistContext
+) -> int:
+    """Find the largest micro batch up to `size` that fits on every rank, by halving.
+
+    Args:
+        try_size: runs a micro-step of so many sequences, without the other ranks.
+        size: the size to begin with, in sequences.
+        sequences: sequences a rank in an optimizer step; the result divides it.
+        reserve: bytes that training needs besides a micro-step.
+        dist: the ranks, which agree on the result.
+
+    Returns:
+        The micro batch size, in sequences.
 
     Raises:
         GPT2LabError: not even one sequence fits.
-        Broken: it does not run at all.
+        MicroStepError: a micro-step fails for another reason.
     """
     while True:
-        outcome, why, held = 0, "on another rank", torch.empty(0)
+        outcome, reason, reserved = 0, "on another rank", torch.empty(0)
         try:
-            held = torch.empty(reserve, dtype=torch.uint8, device=dist.device)
-            try_it(size)
+            reserved = torch.empty(reserve, dtype=torch.uint8, device=dist.device)
+            try_size(size)
         except torch.OutOfMemoryError:
             outcome = 1
-        except Exception as error:
-            outcome, why = 2, f"{type(error).__name__}: {error}".strip().partition("\n")[0]
-        del held  # however the attempt went
+        except Exception as error:  # a compiler may fail in any way
+            outcome, reason = 2, f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+        del reserved
         gc.collect()
         devices.release_memory(dist.device)
         outcome = dist.all_reduce_max(outcome)
         if outcome == 0:
             return size
         if outcome == 2:
-            raise Broken(why)
-        size, was = smaller_micro_batch(size, share), size
-        say(f"micro_batch_size {was} does not fit into memory; trying {size}")
+            raise MicroStepError(reason)
+        size, previous = smaller_micro_batch_size(size, sequences), size
+        logger.info("micro_batch_size %d does not fit into memory; trying %d", previous, size)
 
 
-def estimate(try_it: Callable[[int], None], share: int, reserve: int, dist: DistContext) -> int:
-    """The largest divisor of `share` that should fit a card: memory grows by the same amount with each sequence."""
-    sizes = [n for n in range(1, share + 1) if share % n == 0][:2]
+def estimate_micro_batch_size(try_size: Callable[[int], None], sequences: int, reserve: int, dist: DistContext) -> int:
+    """Estimate the largest micro batch that fits on a GPU from two small ones; memory grows linearly with its size.
+
+    Args:
+        try_size: runs a micro-step of so many sequences, without the other ranks.
+        sequences: sequences a rank in an optimizer step; the result divides it.
+        reserve: bytes that training needs besides a micro-step.
+        dist: the ranks, which agree on the result.
+
+    Returns:
+        The micro batch size, in sequences.
+    """
+    sizes = [n for n in range(1, sequences + 1) if sequences % n == 0][:2]
     peaks = []
     try:
         for size in sizes:
             devices.release_memory(dist.device)
             torch.cuda.reset_peak_memory_stats(dist.device)
-            try_it(size)
+            try_size(size)
             peaks.append(torch.cuda.max_memory_allocated(dist.device))
     except torch.OutOfMemoryError:
         pass
     if dist.all_reduce_max(int(len(peaks) < 2)):
         return 1
-    each = (peaks[1] - peaks[0]) / (sizes[1] - sizes[0])
+    bytes_per_sequence = (peaks[1] - peaks[0]) / (sizes[1] - sizes[0])
     free, _ = torch.cuda.mem_get_info(dist.device)
-    room = _SHARE_OF_MEMORY * (free + torch.cuda.memory_reserved(dist.device)) - reserve - peaks[0]
-    most = 1 + int(max(0.0, room) / max(each, 1.0))
-    size = max(n for n in range(1, min(share, most) + 1) if share % n == 0)
-    return -dist.all_reduce_max(-size)  # the smallest of the ranks' answers
+    available = _MEMORY_FRACTION * (free + torch.cuda.memory_reserved(dist.device)) - reserve - peaks[0]
+    largest = 1 + int(max(0.0, available) / max(bytes_per_sequence, 1.0))
+    size = max(n for n in range(1, min(sequences, largest) + 1) if sequences % n == 0)
+    return -dist.all_reduce_max(-size)  # the smallest of the ranks' estimates

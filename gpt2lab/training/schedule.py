@@ -9,8 +9,12 @@ def learning_rate(step: int, max_steps: int, config: OptimizerConfig) -> float:
     """Linear warm-up, then half a cosine from `max_lr` to `min_lr`, as in the GPT-3 paper (appendix B).
 
     Args:
-        step: the optimizer step about to be taken, counted from 1; the first has max_lr / warmup_steps,
-            `warmup_steps` has max_lr and `max_steps` has min_lr.
+        step: the optimizer step about to be taken, counted from 1.
+        max_steps: the step that has `min_lr`.
+        config: the step `warmup_steps` has `max_lr`, the first has `max_lr / warmup_steps`.
+
+    Returns:
+        The learning rate of the step.
     """
     if step <= config.warmup_steps:
         return config.max_lr * step / config.warmup_steps

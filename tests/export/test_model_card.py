@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.export.run import export
 from gpt2lab.training import run as training_run
-from tests.training.test_run import records, settings
+from tests.runs import records, settings
 
 TOKENS_A_STEP = 128
 SCORES = {"acc": 0.2859, "acc_norm": 0.2955, "interval95": [0.2866, 0.3045], "total": 10042}

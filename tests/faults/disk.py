@@ -40,7 +40,7 @@ def full_disk(folder: Path, data: Path, ranks: int = 1) -> Outcome:
             wrong.append("traceback")
         wrong += [f"left {name}" for name in runs.leftovers(run)]
         there = STEP if file == "metrics.jsonl" else STEP - EVERY
-        found = checkpoint.newest_valid(run.checkpoints, wrong.append)
+        found = checkpoint.newest_valid(run.checkpoints)
         if (found.step if found else 0) != there:
             wrong.append(f"the newest checkpoint is {found and found.step}, not {there}")
         with Forked(run, place / "output-1", ranks=ranks) as again:

@@ -237,11 +237,16 @@ def poison(kind: str, where: str, steps: Container[int], micro_steps: int, diges
         if where == "gradient":
             self.transformer.ln_f.weight.register_hook(lambda gradient: gradient * factor if spoilt() else gradient)
 
+    def digest(optimizer) -> str:
+        weights = b"".join(p.detach().numpy().tobytes() for group in optimizer.param_groups for p in group["params"])
+        return hashlib.sha256(weights).hexdigest()
+
     def witnessed_update(self, *arguments):
+        before = digest(self)
         result = update(self, *arguments)
-        weights = b"".join(p.detach().numpy().tobytes() for group in self.param_groups for p in group["params"])
-        with open(digests, "a") as lines:
-            lines.write(json.dumps({"rank": rank, "sha256": hashlib.sha256(weights).hexdigest()}) + "\n")
+        if (after := digest(self)) != before:  # a step that is skipped calls the optimizer too, which changes nothing
+            with open(digests, "a") as lines:
+                lines.write(json.dumps({"rank": rank, "sha256": after}) + "\n")
         return result
 
     GPT2.forward, GPT2.__init__, torch.optim.AdamW.step = spoiling_forward, spoiling_build, witnessed_update

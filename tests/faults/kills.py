@@ -128,7 +128,7 @@ def kills_while_writing(folder: Path, data: Path, step: int) -> Outcome:
             status = victim.wait()
         wrong = [] if status < 0 else [f"it ended with {status} instead"]
         there = step if point in ("after the rename, before pruning", "while pruning") else step - EVERY
-        found = checkpoint.newest_valid(run.checkpoints, wrong.append)
+        found = checkpoint.newest_valid(run.checkpoints)
         if (found.step if found else 0) != there:
             wrong.append(f"the newest checkpoint is {found and found.step}, not {there}")
         with Forked(run, folder / name / "output-1") as again:

@@ -14,7 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from gpt2lab.training import run as training_run
-from tests.training.test_run import REPOSITORY, STEPS, interrupted_at, learned, records, settings, tensors
+from tests.runs import REPOSITORY, STEPS, interrupted_at, learned, records, settings, tensors
 
 SCRIPTS = REPOSITORY / "launch"
 STEPS_OF_TWO = 300

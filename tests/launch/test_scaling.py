@@ -8,7 +8,7 @@ import torch
 from gpt2lab.config import GPT2Config
 from gpt2lab.model import flops, ops
 from gpt2lab.model.gpt2 import GPT2
-from tests.training.test_run import REPOSITORY
+from tests.runs import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "scaling.md").read_text()
 BLOCK, CHECKPOINTED = 36, 4  # bytes a token, channel and block

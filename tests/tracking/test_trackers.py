@@ -19,7 +19,7 @@ from gpt2lab.errors import GPT2LabError, Stopped
 from gpt2lab.tracking import trackers
 from gpt2lab.training import run as training_run
 from gpt2lab.training.trainer import Trainer
-from tests.training.test_run import REPOSITORY, STEPS, command, interrupted_at, learned, records, settings, tensors
+from tests.runs import REPOSITORY, STEPS, command, interrupted_at, learned, records, settings, tensors
 
 Shown = list[tuple[str, int, float]]  # (metric, step, value), as a tracker has it
 
@@ -109,7 +109,7 @@ def test_a_signal_and_then_a_kill_leave_every_step_once(token_folder, tmp_path, 
 
     def stopped(self, step, batches):
         if step == stop_at:
-            self.asked_to_stop = lambda: signal.SIGTERM
+            self.signals.received = signal.SIGTERM
         return train_step(self, step, batches)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
@@ -144,7 +144,7 @@ def test_what_came_before_is_shown_too(token_folder, tmp_path, straight):
 
 
 def test_steps_that_were_not_finite_are_shown_too(tmp_path):
-    """null in metrics.jsonl, NaN as it happens."""
+    """Null in metrics.jsonl, NaN as it happens."""
     config = Config.model_validate({"run": {"name": "tiny"}, "tracking": {"tensorboard": True}})
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     (tmp_path / "environment.json").write_text("{}")

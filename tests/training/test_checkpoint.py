@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from gpt2lab.config import CheckpointConfig, GuardConfig, RunConfig
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.system.distributed import DistContext
 from gpt2lab.training import checkpoint
 from gpt2lab.training import optimizer as optimizers
+from gpt2lab.training.async_checkpointer import AsyncCheckpointer
+from gpt2lab.training.guard import Guard
+from gpt2lab.training.live_report import LiveReport
+from gpt2lab.training.run_directory import RunDirectory
+from gpt2lab.training.state import TrainState
 from tests.training.test_optimizer import TINY, stepped
 
 
@@ -24,12 +31,14 @@ def folder(tmp_path):
 
 
 def taken(step, model, adamw, **state) -> checkpoint.Snapshot:
-    snapshot = checkpoint.Snapshots().take(step, model, adamw, {"fingerprint": {"data": "d", "settings": {}}} | state)
+    snapshot = checkpoint.SnapshotBuffers().copy(
+        step, model, adamw, {"fingerprint": {"data": "d", "settings": {}}} | state
+    )
     assert snapshot is not None
     return snapshot
 
 
-def test_round_trip_is_exact(tmp_path):
+def test_a_checkpoint_round_trip_is_exact(tmp_path):
     model, adamw = stepped()
     random.seed(5)
     path = checkpoint.write(tmp_path, taken(3, model, adamw))
@@ -48,39 +57,39 @@ def test_round_trip_is_exact(tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_files_are_the_ones_promised_and_hold_no_pickle(folder):
+def test_the_files_of_a_checkpoint(folder):
     path = folder / "step_00000003"
     names = {file.name for file in path.iterdir()}
     assert names == {"config.json", "model.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"}
     assert json.loads((path / "state.json").read_text())["step"] == 3
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(folder):
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_read(folder, caplog):
     weights = folder / "step_00000003" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
     (folder / "step_00000002" / "state.json").unlink()
-    heard = []
-    found = checkpoint.newest_valid(folder, heard.append)
+    found = checkpoint.newest_valid(folder)
     assert found is not None
     assert found.step == 1
-    assert "step_00000003/model.safetensors" in heard[0]
-    assert "step_00000002/state.json" in heard[1]
+    warnings = [record.getMessage() for record in caplog.records]
+    assert "step_00000003/model.safetensors" in warnings[0]
+    assert "step_00000002/state.json" in warnings[1]
 
 
-def test_none_intact_is_an_error_and_none_at_all_is_not(folder, tmp_path):
-    assert checkpoint.newest_valid(tmp_path / "empty", print) is None
+def test_only_damaged_checkpoints_are_an_error_and_no_checkpoints_are_not(folder, tmp_path):
+    assert checkpoint.newest_valid(tmp_path / "empty") is None
     for path in folder.glob("step_*"):
         (path / "config.json").write_text("{}")
     with pytest.raises(GPT2LabError, match="no checkpoint is intact"):
-        checkpoint.newest_valid(folder, lambda text: None)
+        checkpoint.newest_valid(folder)
 
 
-def test_pruning_keeps_the_newest_and_the_multiples(tmp_path):
+def test_pruning_keeps_the_newest_and_multiples_of_keep_every(tmp_path):
     for step in range(1, 11):
         (tmp_path / f"step_{step:08d}").mkdir()
-    (tmp_path / "step_00000050").mkdir()  # a damaged one that the run went back behind
+    (tmp_path / "step_00000050").mkdir()  # a damaged one, later than the newest
     checkpoint.prune(tmp_path, newest=10, keep_last=2, keep_every=4)
     assert [step for step, _ in checkpoint.list_checkpoints(tmp_path)] == [4, 8, 9, 10, 50]
 
@@ -93,13 +102,13 @@ def test_too_little_space_is_refused_before_anything_is_written(tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_architecture_that_does_not_fit_is_named(folder):
+def test_weights_of_another_architecture_are_refused(folder):
     other = GPT2(TINY.model_copy(update={"n_embd": 32}))
     with pytest.raises(GPT2LabError, match=r"transformer.wte.weight is missing or does not fit"):
         checkpoint.read(folder / "step_00000003").restore_weights(other)
 
 
-def test_the_best_stays_and_a_damaged_one_is_not_the_best(tmp_path):
+def test_pruning_keeps_the_intact_checkpoint_with_the_lowest_validation_loss(tmp_path):
     model, adamw = stepped()
     for step, loss in enumerate([3.0, 2.0, 1.0, 4.0, None, 5.0], start=1):
         checkpoint.write(tmp_path, taken(step, model, adamw, val_loss=loss))
@@ -110,37 +119,47 @@ def test_the_best_stays_and_a_damaged_one_is_not_the_best(tmp_path):
     assert [step for step, _ in checkpoint.list_checkpoints(tmp_path)] == [6]
 
 
-def test_a_snapshot_is_of_its_moment_while_training_goes_on(tmp_path):
+def checkpointer_for(model, optimizer, folder) -> AsyncCheckpointer:
+    dist = DistContext(0, 1, torch.device("cpu"))
+    directory = RunDirectory(RunConfig(name="tiny", out_dir=str(folder)), dist)
+    directory.checkpoints.mkdir(parents=True)
+    directory.metrics.touch()
+    state = TrainState(model, optimizer, Guard(GuardConfig()), torch.amp.GradScaler("cpu", enabled=False))
+    fingerprint = {"data": "d", "settings": {}}
+    return AsyncCheckpointer(CheckpointConfig(), directory, state, fingerprint, LiveReport(directory))
+
+
+def test_a_checkpoint_holds_the_weights_of_its_step_while_training_goes_on(tmp_path, monkeypatch):
     model, adamw = stepped()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    snapshot, go = taken(1, model, adamw), threading.Event()
+    go, write = threading.Event(), checkpoint.write
 
-    def work(snapshot):
+    def delayed(folder, snapshot):
         go.wait()
-        checkpoint.write(tmp_path, snapshot)
+        return write(folder, snapshot)
 
-    writer = checkpoint.Writer(work)
-    writer.submit(snapshot)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(1)  # training goes on
-    go.set()
-    writer.wait()
-    writer.close()
+    monkeypatch.setattr(checkpoint, "write", delayed)
+    with checkpointer_for(model, adamw, tmp_path) as checkpointer:
+        checkpointer.save(1, {})
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1)  # training goes on
+        go.set()
+        checkpointer.wait()
     other, _ = stepped()
-    checkpoint.read(tmp_path / "step_00000001").restore_weights(other)
+    checkpoint.read(tmp_path / "tiny" / "checkpoints" / "step_00000001").restore_weights(other)
     assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
 
 
-def test_a_failed_write_is_seen_and_raised_once():
-    def work(snapshot):
+def test_a_failed_write_is_raised_once(tmp_path, monkeypatch):
+    def fail(folder, snapshot):
         raise GPT2LabError("disk full")
 
-    writer = checkpoint.Writer(work)
-    writer.submit(taken(1, *stepped()))
-    with pytest.raises(GPT2LabError, match="disk full"):
-        writer.wait()
-    assert not writer.failed
-    writer.submit(taken(2, *stepped()))
-    writer.close()
-    assert writer.failed
+    monkeypatch.setattr(checkpoint, "write", fail)
+    with checkpointer_for(*stepped(), tmp_path) as checkpointer:
+        checkpointer.save(1, {})
+        with pytest.raises(GPT2LabError, match="disk full"):
+            checkpointer.wait()
+        assert not checkpointer.failed
+        checkpointer.save(2, {})
+    assert checkpointer.failed

@@ -55,7 +55,7 @@ def test_a_norm_that_is_not_finite_is_reported():
     assert optimizers.clip_gradients(model, 1.0).isnan()
 
 
-def test_state_round_trip_is_exact():
+def test_the_optimizer_state_round_trip_is_exact():
     model, adamw = stepped()
     tensors = {name: tensor.clone() for name, tensor in optimizers.state_tensors(model, adamw).items()}
     assert "transformer.wte.weight.exp_avg" in tensors
@@ -66,7 +66,7 @@ def test_state_round_trip_is_exact():
     assert all(torch.equal(again[name], tensors[name]) for name in tensors)
 
 
-def test_state_that_does_not_fit_is_named():
+def test_optimizer_state_that_does_not_fit_is_refused():
     model, adamw = stepped()
     tensors = optimizers.state_tensors(model, adamw)
     missing = {name: tensor for name, tensor in tensors.items() if name != "transformer.h.1.ln_1.bias.exp_avg_sq"}

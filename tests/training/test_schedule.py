@@ -8,7 +8,7 @@ from gpt2lab.training.schedule import learning_rate
 CONFIG = OptimizerConfig(max_lr=6e-4, min_lr=6e-5, warmup_steps=715)
 
 
-def test_corners():
+def test_first_last_and_middle_learning_rates():
     assert learning_rate(1, 19073, CONFIG) == pytest.approx(6e-4 / 715)
     assert learning_rate(715, 19073, CONFIG) == pytest.approx(6e-4)
     assert learning_rate(19073, 19073, CONFIG) == pytest.approx(6e-5)
@@ -16,7 +16,7 @@ def test_corners():
     assert learning_rate(middle, 19073, CONFIG) == pytest.approx((6e-4 + 6e-5) / 2)
 
 
-def test_rises_then_falls():
+def test_the_learning_rate_rises_then_falls():
     rates = [learning_rate(step, 19073, CONFIG) for step in range(1, 19074)]
     peak = rates.index(max(rates))
     assert peak == 714

@@ -1,0 +1,110 @@
+"""Saves checkpoints while training continues.
+
+    trainer ──save(step)──▶ Snapshot in CPU memory ──thread──▶ checkpoints/step_NNNNNNNN ─▶ prune ─▶ report.html
+
+Training waits for the copy, and, if the write before it is not finished yet, for that.
+"""
+
+import concurrent.futures
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from gpt2lab import files
+from gpt2lab.config import CheckpointConfig
+from gpt2lab.errors import GPT2LabError
+from gpt2lab.training import checkpoint
+from gpt2lab.training.live_report import LiveReport
+from gpt2lab.training.run_directory import RunDirectory
+from gpt2lab.training.state import TrainState
+
+
+class AsyncCheckpointer:
+    """Takes snapshots of the state and writes them on a thread, one at a time. Every rank calls it; rank 0 writes.
+
+    Args:
+        config: when checkpoints are saved, and which are kept.
+        directory: of the run.
+        state: what is saved.
+        fingerprint: data and settings of the run, for `state.json`.
+        report: refreshed after each checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        directory: RunDirectory,
+        state: TrainState,
+        fingerprint: Mapping[str, Any],
+        report: LiveReport,
+    ):
+        self._directory, self._config, self._state, self._fingerprint = directory, config, state, fingerprint
+        self._report, self._dist, self._snapshots = report, directory.dist, checkpoint.SnapshotBuffers()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> "AsyncCheckpointer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()  # waits for a write that has begun
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last write of this rank has failed; the next `save` or `wait` raises its error on all ranks."""
+        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
+
+    def is_due(self, step: int) -> bool:
+        """Return whether the settings ask for a checkpoint.
+
+        Args:
+            step: optimizer steps taken.
+        """
+        return self._config.every > 0 and step % self._config.every == 0
+
+    def save(self, step: int, values: Mapping[str, float]) -> None:
+        """Copy the state after a step, and start to write it.
+
+        Args:
+            step: optimizer steps taken.
+            values: what was measured at the step, by metric key.
+
+        Raises:
+            GPT2LabError: the write before this one failed.
+        """
+        self.wait()
+        details = {"fingerprint": self._fingerprint, "val_loss": values.get("val/loss"), **self._state.state_dict()}
+        if self._dist.is_main or self._state.sharded:
+            model, optimizer = self._state.model, self._state.optimizer
+            snapshot = self._snapshots.copy(step, model, optimizer, details, keep=self._dist.is_main)
+            if snapshot is not None:
+                self._writing = self._thread.submit(self._write, snapshot)
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is on disk.
+
+        Raises:
+            GPT2LabError: it could not be written.
+        """
+        # A write may take longer than the timeout of a collective, so the ranks meet every second.
+        while self._dist.all_reduce_max(int(self._is_writing(timeout=1.0))):
+            pass
+        self._dist.on_main(self._raise_error)
+
+    def _is_writing(self, timeout: float) -> bool:
+        return self._writing is not None and bool(concurrent.futures.wait([self._writing], timeout).not_done)
+
+    def _raise_error(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, snapshot: checkpoint.Snapshot) -> None:
+        keep, folder = self._config, self._directory.checkpoints
+        try:
+            files.sync(self._directory.metrics)  # the records are on disk before the checkpoint that follows them
+            checkpoint.write(folder, snapshot)
+            checkpoint.prune(folder, snapshot.step, keep.keep_last, keep.keep_every, keep.keep_best)
+        except OSError as error:
+            raise GPT2LabError(f"{folder}: cannot keep a checkpoint: {error}; repair the disk and run again") from error
+        self._report.refresh()

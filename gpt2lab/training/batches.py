@@ -1,0 +1,72 @@
+"""The data of a run: the token streams of both splits, and this rank's batches on its device.
+
+folder of shards ─▶ TokenStream ─▶ Loader.batch(step) ─▶ pinned memory ─▶ device
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpt2lab.data.loader import Loader, prefetch
+from gpt2lab.data.shards import TokenStream, read_manifest
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Both splits, and the loader of the training split."""
+
+    train: TokenStream
+    val: TokenStream
+    loader: Loader
+    mirror: str | None = None  # folder to take other files from instead of the network
+
+    @property
+    def digest(self) -> str:
+        """Digests of both splits. A run can only be resumed on the same data."""
+        return f"{self.train.fingerprint} {self.val.fingerprint}"
+
+    @property
+    def source(self) -> str | None:
+        """The name of the text by the shards' manifest, None without one."""
+        manifest = read_manifest(self.train.folder)
+        return manifest.source if manifest else None
+
+    def describe(self) -> dict[str, Any]:
+        """Return folder, source and numbers of tokens, for `environment.json`."""
+        return {
+            "folder": str(self.train.folder),
+            "source": self.source,
+            "train_tokens": len(self.train),
+            "val_tokens": len(self.val),
+        }
+
+    def batches(
+        self, first_step: int, last_step: int, overfit_batch: bool, device: torch.device
+    ) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """Yield the batches of the steps after `first_step` up to `last_step`, each read while the one before is used.
+
+        Args:
+            first_step: steps already taken.
+            last_step: the number of the last step.
+            overfit_batch: yield the first batch of the run, for ever.
+            device: where the batches are needed.
+
+        Yields:
+            Inputs and targets of this rank, each int64 `(sequences, block_size)` on the device.
+        """
+
+        def to_host_tensor(tokens: np.ndarray) -> Tensor:
+            tensor = torch.from_numpy(tokens)
+            return tensor.pin_memory() if device.type == "cuda" else tensor
+
+        def batch(step: int) -> tuple[Tensor, Tensor]:
+            x, y = self.loader.batch(step)
+            return to_host_tensor(x), to_host_tensor(y)
+
+        for x, y in repeat(batch(0)) if overfit_batch else prefetch(batch, first_step, last_step):
+            yield x.to(device, non_blocking=True), y.to(device, non_blocking=True)

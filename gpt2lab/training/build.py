@@ -1,0 +1,295 @@
+"""Builds the parts of a training run. Each builder takes its own sections of the settings.
+
+data ─▶ TrainingData      model, optimizer, guard ─▶ TrainState      train, system ─▶ TrainingModel
+tracking ─▶ sinks         all of these ─▶ Trainer (run.py)
+"""
+
+import contextlib
+import importlib.util
+import logging
+import random
+import sys
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gpt2lab.config import (
+    BatchPlan,
+    DataConfig,
+    GPT2Config,
+    GuardConfig,
+    OptimizerConfig,
+    RunConfig,
+    SystemConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+from gpt2lab.data import prepare
+from gpt2lab.data.loader import Loader
+from gpt2lab.data.shards import is_ready, open_split
+from gpt2lab.errors import GPT2LabError
+from gpt2lab.model import flops
+from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.system import attention, distributed
+from gpt2lab.system import device as devices
+from gpt2lab.system.distributed import DistContext
+from gpt2lab.system.precision import Precision
+from gpt2lab.tracking import trackers
+from gpt2lab.tracking.metrics import Console, JsonLines, Sink
+from gpt2lab.tracking.trackers import Trackers
+from gpt2lab.training import memory, optimizer
+from gpt2lab.training.batches import TrainingData
+from gpt2lab.training.checkpoint import Checkpoint
+from gpt2lab.training.guard import Guard
+from gpt2lab.training.memory import TrainingModel
+from gpt2lab.training.run_directory import RunDirectory
+from gpt2lab.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def start_ranks(system: SystemConfig) -> Generator[DistContext, None, None]:
+    """Join the other processes of a distributed run, and prepare the device.
+
+    Args:
+        system: the device and how long to wait for other processes.
+
+    Yields:
+        This process's rank and device.
+    """
+    timeouts = {"start_timeout": system.start_timeout, "timeout": system.timeout}
+    with distributed.start(system.device, **timeouts) as dist:
+        if dist.device.type == "cpu":
+            devices.keep_freed_memory()
+        yield dist
+
+
+def check_trackers(tracking: TrackingConfig, directory: RunDirectory) -> None:
+    """Check that the packages of the trackers are installed. A resumed run does without those that are not.
+
+    Args:
+        tracking: which trackers are used.
+        directory: of the run.
+
+    Raises:
+        GPT2LabError: a package is missing, and the run is new.
+    """
+    if not directory.dist.on_main(directory.metrics.exists):
+        directory.dist.on_main(lambda: trackers.check_installed(tracking))
+
+
+def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchPlan, dist: DistContext) -> TrainingData:
+    """Open both splits, and prepare them first if there are no shards.
+
+    Args:
+        data: where the shards are.
+        model: block size and vocabulary.
+        run: the seed of the order of the sequences.
+        plan: the sequences of a step.
+        dist: the ranks, which share each step.
+
+    Returns:
+        The splits and the loader of this rank's batches.
+
+    Raises:
+        GPT2LabError: the data is missing or damaged, or does not fit the model.
+    """
+    folder = Path(data.dir or prepare.DEFAULT_DIRS[data.source])
+
+    def prepare_shards() -> None:
+        if not is_ready(folder):
+            made = prepare.prepare(data.source, folder, mirror=data.mirror)
+            logger.info(
+                f"prepared {folder}: {made.documents:,} documents, {made.tokens:,} tokens in {made.seconds:.1f} s"
+            )
+
+    dist.on_main(prepare_shards)
+    train, val = open_split(folder, "train"), open_split(folder, "val")
+    loader = Loader(
+        train,
+        block_size=model.block_size,
+        sequences_per_step=plan.sequences,
+        vocab_size=model.vocab_size,
+        seed=run.seed,
+        rank=dist.rank,
+        world_size=dist.world_size,
+    )
+    opened = TrainingData(train, val, loader, data.mirror)
+    if opened.source is not None and not opened.source.startswith(data.source):
+        logger.info(f"note: {folder} holds {opened.source}, whatever data.source ({data.source}) says")
+    return opened
+
+
+def seed_generators(run: RunConfig) -> None:
+    """Seed all global random number generators: the initial weights are drawn from torch's.
+
+    Args:
+        run: the seed.
+    """
+    torch.manual_seed(run.seed)
+    random.seed(run.seed)
+    np.random.seed(run.seed % 2**32)
+
+
+def build_state(
+    model: GPT2Config,
+    optimizer_config: OptimizerConfig,
+    guard: GuardConfig,
+    system: SystemConfig,
+    start: Checkpoint | None,
+    dist: DistContext,
+    precision: Precision,
+) -> TrainState:
+    """Build model, optimizer, guard and loss scale, and restore them from a checkpoint.
+
+    Args:
+        model: the architecture.
+        optimizer_config: of AdamW.
+        guard: which steps are skipped.
+        system: activation checkpointing and sharding.
+        start: the checkpoint to restore; None: initial weights.
+        dist: device and ranks.
+        precision: whether the loss is scaled.
+
+    Returns:
+        The state before the first step.
+
+    Raises:
+        GPT2LabError: the model does not fit into memory, or the checkpoint is damaged or of another architecture.
+    """
+    sharded = system.shard and dist.world_size > 1
+    try:
+        gpt2 = GPT2(model)
+        gpt2.transformer.activation_checkpointing = system.activation_checkpointing
+        if start is not None:
+            start.restore_weights(gpt2)
+        if sharded:
+            dist.shard(gpt2, gpt2.transformer.h)  # moves one block at a time to the device
+        gpt2.to(dist.device)
+    except RuntimeError as error:  # includes torch.OutOfMemoryError; on a CPU torch has no type of its own for it
+        gib = 4 * flops.parameters(model) / 2**30
+        raise GPT2LabError(
+            f"cannot make the model: its weights alone take {gib:,.1f} GiB ({error}); lower model.size or model.n_embd"
+        ) from error
+    adamw = optimizer.build(gpt2, optimizer_config)
+    state = TrainState(gpt2, adamw, Guard(guard), precision.scaler(), sharded)
+    if start is not None:
+        start.restore_optimizer(gpt2, adamw)
+        state.load_state_dict(start.state)
+    return state
+
+
+def wrap_for_training(
+    state: TrainState,
+    train: TrainConfig,
+    system: SystemConfig,
+    plan: BatchPlan,
+    dist: DistContext,
+    precision: Precision,
+) -> TrainingModel:
+    """Wrap the model for many ranks, compile it, and find the micro batch that fits into memory.
+
+    Args:
+        state: holds the model.
+        train: whether the micro batch size is chosen automatically.
+        system: whether to compile.
+        plan: the micro batch size to begin with.
+        dist: device and ranks.
+        precision: of the micro-steps that try it out.
+
+    Returns:
+        The model as it trains.
+
+    Raises:
+        GPT2LabError: not even one sequence fits into memory.
+    """
+    plain, cuda, sequences = state.model, dist.device.type == "cuda", plan.sequences // dist.world_size
+    # What a step needs besides a micro-step: AdamW's two moments, and DistributedDataParallel's gradient buckets.
+    reserve = (8 + 4 * (dist.world_size > 1)) * flops.parameters(plain.config) if cuda else 0
+
+    def wrap() -> nn.Module:
+        return plain if state.sharded else dist.wrap(plain)
+
+    def try_size(size: int) -> None:
+        model.try_micro_step(size, plain.config.block_size)
+
+    def fit(size: int) -> None:
+        model.micro_batch_size = memory.find_micro_batch_size(try_size, size, sequences, reserve, dist)
+
+    model = TrainingModel(plain, wrap, plan.micro_batch_size, state.sharded, dist, precision)
+    if cuda and not state.sharded:  # no rank can run a sharded model alone
+        auto = train.micro_batch_size == "auto"
+        fit(memory.estimate_micro_batch_size(try_size, sequences, reserve, dist) if auto else plan.micro_batch_size)
+    model.module = wrapped = wrap()
+    can_compile = cuda and importlib.util.find_spec("triton") is not None
+    if system.compile == "on" or (system.compile == "auto" and can_compile):
+        model.module, model.wrap = torch.compile(wrapped), lambda: torch.compile(wrap())  # type: ignore[assignment, return-value]
+        try:
+            fit(model.micro_batch_size)
+        except memory.MicroStepError as error:
+            logger.info("torch.compile does not work here, so the model is not compiled (%s)", error)
+            model.module, model.wrap = wrapped, wrap
+    return model
+
+
+@contextlib.contextmanager
+def fastest_attention(
+    model: GPT2Config, plan: BatchPlan, dist: DistContext, precision: Precision
+) -> Generator[dict[str, Any], None, None]:
+    """Measure torch's attention kernels on the GPU, and prefer the fastest one inside the context on all ranks.
+
+    Args:
+        model: number and size of heads, block size.
+        plan: sequences in a forward pass.
+        dist: device and ranks.
+        precision: of the operands.
+
+    Yields:
+        `attention_seconds` by kernel, the fastest first, for environment.json; empty without a CUDA device.
+    """
+    if dist.device.type != "cuda":
+        yield {}
+        return
+    sequences = min(plan.micro_batch_size, 16)  # enough to use the whole GPU
+    shape = (sequences, model.n_head, model.block_size, model.n_embd // model.n_head)
+    seconds = dist.on_main(lambda: attention.measure(shape, precision.dtype, dist.device))
+    logger.info("attention: %s a layer", ", ".join(f"{name} {1e3 * s:.2f} ms" for name, s in seconds.items()))
+    with attention.preferring(list(seconds)):
+        yield {"attention_seconds": seconds}
+
+
+@contextlib.contextmanager
+def open_sinks(
+    tracking: TrackingConfig,
+    train: TrainConfig,
+    directory: RunDirectory,
+    start: Checkpoint | None,
+    extra_sinks: Sequence[Sink],
+) -> Generator[list[Sink], None, None]:
+    """Open the sinks that receive the values of each step, on rank 0.
+
+    Args:
+        tracking: which trackers are used, and how often the console prints.
+        train: the number of steps.
+        directory: holds metrics.jsonl.
+        start: the checkpoint that the run resumes from.
+        extra_sinks: more sinks, closed with the others.
+
+    Yields:
+        The sinks; none on other ranks.
+    """
+    with contextlib.ExitStack() as stack:
+        sinks: list[Sink] = []
+        if directory.dist.is_main:
+            first_step, recorded = (start.step, start.recorded) if start else (0, None)
+            console = Console(train.max_steps, first_step, tracking.log_every, terminal=sys.stdout.isatty())
+            record = JsonLines(directory.metrics)
+            sinks = [record, console, Trackers(tracking, directory.path, recorded, logger.warning), *extra_sinks]
+        for sink in sinks:
+            stack.callback(sink.close)
+        yield sinks

@@ -1,0 +1,160 @@
+"""What is measured while a run trains: validation loss, HellaSwag, and text samples.
+
+Each builder finds its files and checks the settings at once, so that a run that cannot be evaluated does not start.
+"""
+
+import logging
+import time
+from pathlib import Path
+
+from gpt2lab.config import BatchPlan, GPT2Config, RunConfig, TrainConfig
+from gpt2lab.data.loader import fixed_sequences
+from gpt2lab.data.shards import TokenStream
+from gpt2lab.data.tokenizer import Tokenizer
+from gpt2lab.errors import GPT2LabError
+from gpt2lab.evaluation import hellaswag, loss, samples, scoring
+from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.system import device as devices
+from gpt2lab.system.distributed import DistContext
+from gpt2lab.system.precision import Precision
+from gpt2lab.tracking.metrics import JsonLines
+from gpt2lab.training.batches import TrainingData
+from gpt2lab.training.run_directory import RunDirectory
+from gpt2lab.training.trainer import Evaluator, Measure
+
+logger = logging.getLogger(__name__)
+
+
+def build_evaluators(
+    train: TrainConfig,
+    model: GPT2Config,
+    run: RunConfig,
+    data: TrainingData,
+    directory: RunDirectory,
+    plan: BatchPlan,
+    dist: DistContext,
+    precision: Precision,
+) -> list[Evaluator]:
+    """Build the evaluators that the settings ask for.
+
+    Args:
+        train: how often each is due, and how much it measures.
+        model: block size and vocabulary.
+        run: the seed of the samples.
+        data: the validation split, and where to look for HellaSwag and the tokenizer's files.
+        directory: holds samples.jsonl.
+        plan: at most so many sequences in a forward pass of the validation loss.
+        dist: the ranks, which share the work.
+        precision: of the forward passes.
+
+    Returns:
+        The evaluators, in the order in which they run.
+
+    Raises:
+        GPT2LabError: a file is missing, or the vocabulary does not have the tokens.
+    """
+    if not (train.eval_every or train.hellaswag_every or train.sample_every):
+        return []
+    evaluators, tokenizer = [], Tokenizer(data.mirror)
+    if train.eval_every:
+        batch_size = min(plan.micro_batch_size, max(1, devices.micro_batch_tokens(dist.device) // model.block_size))
+        block_size, tokens = model.block_size, train.eval_tokens
+        val_loss = _validation_loss(tokenizer, data.val, tokens, block_size, batch_size, dist, precision)
+        evaluators.append(Evaluator(train.eval_every, val_loss))
+    if train.hellaswag_every:
+        accuracy = _hellaswag(tokenizer, data.mirror, train.hellaswag_limit, model.vocab_size, dist, precision)
+        evaluators.append(Evaluator(train.hellaswag_every, accuracy))
+    if train.sample_every:
+        draw = _sampler(tokenizer, train, model.vocab_size, directory.samples, run.seed, dist)
+        evaluators.append(Evaluator(train.sample_every, draw))
+    return evaluators
+
+
+def _validation_loss(
+    tokenizer: Tokenizer,
+    val: TokenStream,
+    tokens: int,
+    block_size: int,
+    batch_size: int,
+    dist: DistContext,
+    precision: Precision,
+) -> Measure:
+    """Loss over the first `tokens` tokens of the validation split."""
+    sequences = fixed_sequences(val, block_size, tokens)
+    text_bytes = loss.target_bytes(tokenizer, val.gather, sequences=sequences, block_size=block_size)
+
+    def measure(model: GPT2, _step: int) -> dict[str, float]:
+        value = loss.mean_loss(
+            model,
+            val.gather,
+            sequences=sequences,
+            block_size=block_size,
+            batch_size=batch_size,
+            dist=dist,
+            precision=precision,
+        )
+        bits = loss.bits_per_byte(value, sequences * block_size, text_bytes)
+        return {"val/loss": value, "val/bits_per_byte": bits}
+
+    return measure
+
+
+def _hellaswag(
+    tokenizer: Tokenizer, mirror: str | None, limit: int, vocab_size: int, dist: DistContext, precision: Precision
+) -> Measure:
+    """HellaSwag in both conventions; the ranks share the items."""
+    data = dist.on_main(lambda: hellaswag.find(mirror))
+    logger.info(data.describe())
+    task = hellaswag.Evaluation(data, tokenizer, limit=limit, keep=dist.is_main)
+    hellaswag.check_fits(task.requests, vocab_size)
+
+    def measure(model: GPT2, step: int) -> dict[str, float]:
+        start = time.perf_counter()
+        try:
+            scores = scoring.score(model, task.requests, dist=dist, precision=precision)
+        except GPT2LabError as error:  # a loss that is not finite
+            logger.warning("no HellaSwag at step %d: %s", step, error)
+            return {}
+        figures = task.as_json(scores)
+        seconds = time.perf_counter() - start
+        truncated = int(scores.truncated.sum())
+        note = f", {truncated} texts longer than block_size truncated on the left" if truncated else ""
+        logger.info("%s in %.1f s%s", hellaswag.result_line(figures), seconds, note)
+        return hellaswag.metrics(figures) | {"perf/hellaswag_seconds": seconds}
+
+    return measure
+
+
+def _sampler(
+    tokenizer: Tokenizer, train: TrainConfig, vocab_size: int, samples_file: Path, seed: int, dist: DistContext
+) -> Measure:
+    """Rank 0 prints texts and appends them to `samples_file`."""
+    if max(tokenizer.encode(train.sample_prompt)) >= vocab_size:
+        raise GPT2LabError(
+            "train.sample_prompt has tokens beyond model.vocab_size; use another or set train.sample_every 0"
+        )
+
+    def measure(model: GPT2, step: int) -> dict[str, float]:
+        if not dist.is_main:
+            return {}
+        try:
+            drawn = samples.draw(
+                model,
+                tokenizer,
+                train.sample_prompt,
+                count=train.sample_count,
+                max_new_tokens=train.sample_tokens,
+                top_k=train.sample_top_k,
+                seed=seed,
+            )
+        except (GPT2LabError, RuntimeError) as error:  # weights that are not finite: the guard decides about the run
+            logger.warning("no samples at step %d: %s", step, error)
+            return {}
+        file = JsonLines(samples_file)
+        for sample in drawn:
+            print(f"sample {sample.seed - seed + 1} at step {step}: {sample.text!r}", flush=True)
+            file.write({"step": step, **sample._asdict()})
+        file.close()
+        return {}
+
+    return measure

@@ -1,0 +1,91 @@
+"""HellaSwag while a run trains."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt2lab.config import Config
+from gpt2lab.errors import GPT2LabError
+from gpt2lab.evaluation import hellaswag
+from gpt2lab.training import run as training_run
+from tests.runs import REPOSITORY, records, settings, tensors
+
+
+@pytest.fixture(scope="module")
+def mirror(tmp_path_factory) -> Path:
+    """A mirror whose HellaSwag has as many items as the real one, all of them short."""
+    folder = tmp_path_factory.mktemp("mirror")
+    (folder / "hellaswag").mkdir()
+    with open(folder / "hellaswag" / "hellaswag_val.jsonl", "w") as file:
+        for n in range(10_042):
+            endings = [f"ends {n % m} times." for m in (7, 11, 13, 17)]
+            item = {"activity_label": "Ends", "ctx": f"Item {n}. it", "endings": endings, "label": n % 4}
+            file.write(json.dumps(item) + "\n")
+    return folder
+
+
+def with_hellaswag(token_folder: Path, out_dir: Path, mirror: Path, **changes) -> Config:
+    changes = {"train__hellaswag_limit": 12, "data__mirror": str(mirror), "model__vocab_size": 50257} | changes
+    return settings(token_folder, out_dir, train__sample_every=0, **changes)
+
+
+def test_hellaswag_does_not_change_the_weights(token_folder, tmp_path, mirror, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv("GPT2LAB_CACHE", str(tmp_path / "cache"))
+    training_run.run(with_hellaswag(token_folder, tmp_path / "with", mirror, train__hellaswag_every=2))
+    shown = caplog.text
+    caplog.clear()
+    training_run.run(with_hellaswag(token_folder, tmp_path / "without", mirror))
+    assert tensors(tmp_path / "with" / "tiny") == tensors(tmp_path / "without" / "tiny")
+    lines = {line["step"]: line for line in records(tmp_path / "with" / "tiny")}
+    assert [step for step, line in lines.items() if "hellaswag/acc_norm" in line] == [0, 2, 4, 6]
+    for step in (0, 6):
+        assert 0 <= lines[step]["hellaswag/harness_acc_norm"] <= 1
+        assert 0 < lines[step]["perf/hellaswag_seconds"] < lines[step]["perf/eval_seconds"]
+        assert lines[step]["val/bits_per_byte"] > 0
+    assert "mirror schema, 10,042 items" in shown
+    assert shown.count("HellaSwag accuracy: ") == 4
+    assert "/12=0." in shown
+    assert (tmp_path / "with" / "tiny" / "hellaswag_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_hellaswag_on_two_ranks_is_the_same(token_folder, tmp_path, mirror):
+    config = with_hellaswag(token_folder, tmp_path, mirror, train__hellaswag_every=6, train__eval_every=0)
+    path = tmp_path / "two.yaml"
+    path.write_text(config.to_yaml())
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GPT2LAB_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [*torchrun, "--config", str(path)], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    both = records(tmp_path / "tiny")[0]
+    training_run.run(
+        with_hellaswag(token_folder, tmp_path / "one", mirror, train__hellaswag_every=6, train__max_steps=1)
+    )
+    alone = records(tmp_path / "one" / "tiny")[0]
+    assert both["hellaswag/acc_norm"] == alone["hellaswag/acc_norm"]
+    assert both["hellaswag/harness_acc_norm"] == alone["hellaswag/harness_acc_norm"]
+    assert done.stdout.count("HellaSwag accuracy: ") == 2  # one rank speaks, at the beginning and the end
+
+
+def test_missing_hellaswag_is_refused_before_anything_is_written(token_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(hellaswag, "URL", "http://127.0.0.1:9/hellaswag_val.jsonl")
+    monkeypatch.setenv("GPT2LAB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(GPT2LabError, match=r"HellaSwag: .*--data\.mirror"):
+        training_run.run(with_hellaswag(token_folder, tmp_path / "runs", tmp_path, train__hellaswag_every=2))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_hellaswag_needs_gpt2s_vocabulary(token_folder, tmp_path, mirror, monkeypatch):
+    monkeypatch.setenv("GPT2LAB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(GPT2LabError, match=r"train\.hellaswag_every needs GPT-2's vocabulary"):
+        training_run.run(
+            with_hellaswag(token_folder, tmp_path / "runs", mirror, train__hellaswag_every=2, model__vocab_size=300)
+        )
+    assert not (tmp_path / "runs").exists()

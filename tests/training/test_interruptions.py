@@ -1,0 +1,185 @@
+"""Signals, little memory, 16 bits, a compiler that fails, and reports while a run trains."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from gpt2lab.errors import GPT2LabError, Stopped
+from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.system.distributed import DistContext
+from gpt2lab.training import live_report, memory
+from gpt2lab.training import run as training_run
+from gpt2lab.training.memory import OutOfMemoryRecovery, smaller_micro_batch_size
+from gpt2lab.training.trainer import Trainer
+from tests.runs import STEPS, assert_same_losses, interrupted_at, learned, records, settings, tensors
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_saves_a_checkpoint_and_the_run_resumes_exactly(
+    token_folder, tmp_path, finished_run, monkeypatch, number
+):
+    def asked(self, step, batches):
+        if step == 3:  # an evaluation is due, which the resumed run does
+            os.kill(os.getpid(), number)
+            while not self.signals.received:  # another thread receives it
+                time.sleep(0.01)
+        return train_step(self, step, batches)
+
+    train_step = Trainer._train_step
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", asked)
+        with pytest.raises(Stopped, match="step_00000003 is kept") as stop:
+            training_run.run(settings(token_folder, tmp_path))
+    assert stop.value.status == 128 + number
+    training_run.run(settings(token_folder, tmp_path))
+    assert learned(tmp_path / "tiny") == learned(finished_run)
+    assert tensors(tmp_path / "tiny") == tensors(finished_run)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # the previous handler is back
+
+
+def test_a_second_signal_exits_at_once():
+    code = (
+        "import os, time; from gpt2lab.system.signals import StopSignals\n"
+        "with StopSignals() as signals:\n"
+        "    os.kill(os.getpid(), 15)\n"
+        "    while not signals.received: time.sleep(0.01)\n"
+        "    os.kill(os.getpid(), 10); time.sleep(600)"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "TORCHELASTIC_RUN_ID"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 128 + signal.SIGUSR1
+    assert "SIGTERM" in done.stdout
+
+
+def test_out_of_memory_halves_the_micro_batch(token_folder, tmp_path, finished_run, monkeypatch):
+    forward = GPT2.forward
+
+    def hungry(self, idx, targets=None):
+        if targets is not None and self.training and len(idx) > 2:
+            raise torch.OutOfMemoryError("too much")
+        return forward(self, idx, targets)
+
+    monkeypatch.setattr(GPT2, "forward", hungry)
+    training_run.run(settings(token_folder, tmp_path))
+    (event,) = records(tmp_path / "tiny", "events.jsonl")
+    assert (event["event"], event["was"], event["micro_batch_size"]) == ("out of memory", 4, 2)
+    assert_same_losses(tmp_path / "tiny", finished_run)
+
+
+def test_a_smaller_micro_batch_size_divides_the_sequences_of_a_rank():
+    assert smaller_micro_batch_size(32, 60) == 15
+    assert smaller_micro_batch_size(3, 9) == 1
+    with pytest.raises(GPT2LabError, match="one sequence at a time"):
+        smaller_micro_batch_size(1, 9)
+
+
+def test_find_micro_batch_size_halves_until_it_fits(monkeypatch):
+    def try_it(size):
+        if size > 5:
+            raise torch.OutOfMemoryError
+
+    alone = DistContext(0, 1, torch.device("cpu"))
+    assert memory.find_micro_batch_size(try_it, 32, 32, 1000, alone) == 4
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_bf16_and_fp16_resume_exactly_after_overflows(token_folder, tmp_path, finished_run, monkeypatch, precision):
+    """With overflows on the way, so that the loss scale and the guard's window have something to remember."""
+    overflow(monkeypatch, {2, 5})
+    training_run.run(settings(token_folder, tmp_path / "whole", system__precision=precision))
+    with interrupted_at(5, monkeypatch):
+        training_run.run(settings(token_folder, tmp_path / "parts", system__precision=precision))
+    training_run.run(settings(token_folder, tmp_path / "parts", system__precision=precision))
+    whole, parts = tmp_path / "whole" / "tiny", tmp_path / "parts" / "tiny"
+    assert learned(whole) == learned(parts)
+    assert tensors(whole) == tensors(parts)
+    last = "checkpoints/step_00000006/state.json"
+    states = [json.loads((run / last).read_text()) for run in (whole, parts)]
+    assert states[0]["guard"] == states[1]["guard"]
+    assert states[0]["scaler"] == states[1]["scaler"]
+    assert (states[0]["scaler"] != {}) == (precision == "fp16")
+    assert learned(whole)[1]["train/loss"] == pytest.approx(learned(finished_run)[1]["train/loss"], abs=0.05)
+
+
+def overflow(monkeypatch, at: set[int]) -> None:
+    """Make a gradient of some steps inf, as fp16 does when the loss scale is too large."""
+    retry = OutOfMemoryRecovery.run
+
+    def overflowing(self, step, sequences, micro_steps):
+        loss = retry(self, step, sequences, micro_steps)
+        if step in at:
+            next(self._model.module.parameters()).grad[0, 0] = float("inf")
+        return loss
+
+    monkeypatch.setattr(OutOfMemoryRecovery, "run", overflowing)
+
+
+def test_an_fp16_overflow_lowers_the_loss_scale_and_is_not_counted_by_the_guard(token_folder, tmp_path, monkeypatch):
+    overflow(monkeypatch, {2, 3})
+    training_run.run(settings(token_folder, tmp_path, system__precision="fp16"))
+    lines = learned(tmp_path / "tiny")
+    assert "guard/skipped" not in lines[STEPS]
+    assert lines[1]["train/loss_scale"] == 4 * lines[3]["train/loss_scale"] == 4 * lines[STEPS]["train/loss_scale"]
+    assert not (tmp_path / "tiny" / "events.jsonl").exists()
+
+
+def test_tf32_without_a_gpu_is_refused(token_folder, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("no GPU is what this test needs")
+    with pytest.raises(GPT2LabError, match=r"system\.precision tf32"):
+        training_run.run(settings(token_folder, tmp_path, system__precision="tf32"))
+
+
+def test_training_goes_on_without_a_compiler_that_fails(token_folder, tmp_path, finished_run, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+
+    class Broken(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self._orig_mod = model
+
+        def forward(self, *_):
+            raise RuntimeError("no compiler found\nmore about it")
+
+    monkeypatch.setattr(torch, "compile", Broken)
+    training_run.run(settings(token_folder, tmp_path, system__compile="on"))
+    assert "RuntimeError: no compiler found" in caplog.text
+    assert tensors(tmp_path / "tiny") == tensors(finished_run)
+
+
+def test_activation_checkpointing_does_not_change_the_weights(token_folder, tmp_path, finished_run):
+    training_run.run(settings(token_folder, tmp_path, system__activation_checkpointing=True))
+    assert tensors(tmp_path / "tiny") == tensors(finished_run)
+
+
+def test_the_report_is_drawn_in_another_process_while_the_run_trains(token_folder, tmp_path, monkeypatch, caplog):
+    drawn = []
+
+    class Drawing(subprocess.Popen):
+        def __init__(self, command, **options):
+            super().__init__(command, **options)
+            if command[-2:] == ["report", str(tmp_path / "tiny")]:
+                drawn.append(self.wait())
+
+    monkeypatch.setattr(subprocess, "Popen", Drawing)
+    monkeypatch.setattr(live_report, "REFRESH_SECONDS", 0.0)
+    training_run.run(settings(token_folder, tmp_path, train__max_steps=2))
+    assert drawn == [0]
+    assert not caplog.records
+
+    class Refused(Drawing):
+        def __init__(self, command, **options):
+            if "report" in command:
+                raise OSError("cannot allocate memory")
+            super().__init__(command, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", Refused)
+    training_run.run(settings(token_folder, tmp_path, train__max_steps=4))
+    assert "cannot allocate memory" in caplog.text

@@ -1,0 +1,122 @@
+"""Several ranks: sharded, short of memory on one of them, lost, or never started."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt2lab.errors import GPT2LabError
+from gpt2lab.system import distributed
+from gpt2lab.training import run as training_run
+from tests.runs import REPOSITORY, STEPS, assert_same_losses, records, settings
+
+
+def torchrun(code: str, arguments: list[str], ranks: int = 2, **environment: str) -> subprocess.Popen[str]:
+    """`code` runs before the command line does, on every rank."""
+    script = f"import os, sys; sys.path.insert(0, {str(REPOSITORY)!r})\n{code}\n"
+    script += "from gpt2lab.cli import main; sys.exit(main(sys.argv[1:]))"
+    file = Path(arguments[-1]).with_suffix(".py")
+    file.write_text(script)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", str(file)]
+    return subprocess.Popen(
+        [*command, *arguments],
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def recipe(token_folder: Path, tmp_path: Path, **changes) -> list[str]:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(settings(token_folder, tmp_path, **changes).to_yaml())
+    return ["train", "--config", str(path)]
+
+
+def test_sharded_ranks_train_like_one_process_and_write_an_ordinary_checkpoint(token_folder, tmp_path, finished_run):
+    process = torchrun("", recipe(token_folder, tmp_path, system__shard=True))
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert "sample 1 at step 3" in out
+    assert_same_losses(tmp_path / "tiny", finished_run)
+    more = {"train__max_steps": 10, "system__activation_checkpointing": True}
+    shutil.copytree(tmp_path, tmp_path / "alone")  # from here on once with shards and once without
+    process = torchrun("", recipe(token_folder, tmp_path, system__shard=True, **more))
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    training_run.run(settings(token_folder, tmp_path / "alone", **more))
+    assert_same_losses(tmp_path / "tiny", tmp_path / "alone" / "tiny", first_step=STEPS + 1)
+
+
+def test_out_of_memory_on_one_rank_halves_the_micro_batch_on_both(token_folder, tmp_path, finished_run):
+    code = """
+import torch
+from gpt2lab.model.gpt2 import GPT2
+forward = GPT2.forward
+def hungry(self, idx, targets=None):
+    if os.environ["RANK"] == "1" and targets is not None and self.training and len(idx) > 1:
+        raise torch.OutOfMemoryError("too much")
+    return forward(self, idx, targets)
+GPT2.forward = hungry
+"""
+    process = torchrun(code, recipe(token_folder, tmp_path, train__micro_batch_size=2))
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    (event,) = records(tmp_path / "tiny", "events.jsonl")
+    assert (event["was"], event["micro_batch_size"]) == (2, 1)
+    assert_same_losses(tmp_path / "tiny", finished_run)
+
+
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_lost_rank_is_named_and_all_processes_end(token_folder, tmp_path, how):
+    code = f"""
+import signal
+from gpt2lab.training.trainer import Trainer
+step_of = Trainer._train_step
+def lost(self, step, batches):
+    if step == 3:
+        open({str(tmp_path)!r} + "/pid" + os.environ["RANK"], "w").write(str(os.getpid()))
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), {int(how)})
+    return step_of(self, step, batches)
+Trainer._train_step = lost
+"""
+    process = torchrun(code, recipe(token_folder, tmp_path, system__timeout=6))
+    _, err = process.communicate(timeout=600)
+    assert process.returncode != 0
+    pid = (tmp_path / "pid1").read_text()
+    assert f"rank 1 (pid {pid} on " in err, err
+    assert "[rank 0]" in err or how == signal.SIGKILL
+    for rank in (0, 1):
+        assert not Path(f"/proc/{(tmp_path / f'pid{rank}').read_text()}").exists()
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def test_a_rank_that_never_starts_is_named(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", free_port())
+    with (
+        pytest.raises(GPT2LabError, match=r"rank 1, 2 of 3 did not start within 0.3 s"),
+        distributed.start("cpu", start_timeout=0.3),
+    ):
+        pass
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("MASTER_PORT", free_port())
+    with (
+        pytest.raises(GPT2LabError, match=r"cannot reach the first process at 127.0.0.1:"),
+        distributed.start("cpu", start_timeout=1),
+    ):
+        pass

@@ -1,0 +1,162 @@
+"""Resuming: more steps, branches, damaged checkpoints, and what is refused."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt2lab import files
+from gpt2lab.errors import GPT2LabError
+from gpt2lab.files import DirectoryLock
+from gpt2lab.training import run as training_run
+from tests.runs import STEPS, interrupted_at, learned, records, settings, tensors
+
+
+def run_again(finished_run: Path, tmp_path: Path, token_folder: Path, **changes) -> Path:
+    """A copy of the finished run, started again with changed settings."""
+    shutil.copytree(finished_run, tmp_path / "tiny")
+    training_run.run(settings(token_folder, tmp_path, **changes))
+    return tmp_path / "tiny"
+
+
+def test_a_finished_run_is_not_changed_by_another_start(finished_run, tmp_path, token_folder, caplog):
+    caplog.set_level(logging.INFO)
+    before = (finished_run / "metrics.jsonl").read_bytes()
+    run = run_again(finished_run, tmp_path, token_folder)
+    assert "is finished" in caplog.text
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_continues_with_more_max_steps(finished_run, tmp_path, token_folder, caplog):
+    caplog.set_level(logging.INFO)
+    run = run_again(finished_run, tmp_path, token_folder, train__max_steps=8)
+    assert "from step 6 on train.max_steps is 8, before 6" in caplog.text
+    (event,) = records(run, "events.jsonl")
+    assert (event["event"], event["train.max_steps"][:11]) == ("resumed", "8, before 6")
+    assert sorted(learned(run)) == list(range(9))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("model__n_layer", 3), ("model__n_embd", 32), ("run__seed", 1), ("train__total_batch_size", 256)],
+)
+def test_another_architecture_seed_or_batch_is_refused(finished_run, tmp_path, token_folder, setting, value):
+    with pytest.raises(GPT2LabError, match=f"was trained with {setting.replace('__', '.')}"):
+        run_again(finished_run, tmp_path, token_folder, train__max_steps=8, **{setting: value})
+
+
+def test_other_data_is_refused(finished_run, tmp_path, token_folder):
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in token_folder.iterdir():
+        np.save(other / file.name, np.load(file)[:-100])
+    with pytest.raises(GPT2LabError, match="was trained on other data"):
+        run_again(finished_run, tmp_path, token_folder, train__max_steps=8, data__dir=str(other))
+
+
+def test_resume_never_refuses_an_existing_run(finished_run, tmp_path, token_folder):
+    with pytest.raises(GPT2LabError, match=r"run\.resume is never"):
+        run_again(finished_run, tmp_path, token_folder, run__resume="never")
+
+
+def test_resume_from_another_run_branches_off(finished_run, tmp_path, token_folder):
+    path = finished_run / "checkpoints" / "step_00000004"
+    training_run.run(settings(token_folder, tmp_path, run__resume=str(path), run__name="branch"))
+    assert learned(tmp_path / "branch") == learned(finished_run)
+    assert tensors(tmp_path / "branch") == tensors(finished_run)
+
+
+def test_resume_from_a_checkpoint_older_than_the_run_is_refused(finished_run, token_folder):
+    path = finished_run / "checkpoints" / "step_00000002"
+    with pytest.raises(GPT2LabError, match="has gone on to step 6"):
+        training_run.run(settings(token_folder, finished_run.parent, run__resume=str(path), train__max_steps=8))
+
+
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(finished_run, tmp_path, token_folder, caplog):
+    shutil.copytree(finished_run, tmp_path / "tiny")
+    (tmp_path / "tiny" / "checkpoints" / f"step_{STEPS:08d}" / "optimizer.safetensors").write_bytes(b"")
+    training_run.run(settings(token_folder, tmp_path))
+    assert f"step_{STEPS:08d}/optimizer.safetensors" in caplog.text
+    assert tensors(tmp_path / "tiny") == tensors(finished_run)
+    assert learned(tmp_path / "tiny") == learned(finished_run)
+
+
+def test_a_second_process_is_refused(token_folder, tmp_path):
+    with DirectoryLock(tmp_path / "tiny"), pytest.raises(GPT2LabError, match="in use by another process"):
+        training_run.run(settings(token_folder, tmp_path))
+
+
+def test_damaged_later_checkpoints_do_not_count_for_keep_last(finished_run, tmp_path, token_folder, monkeypatch):
+    shutil.copytree(finished_run, tmp_path / "tiny")
+    checkpoints = tmp_path / "tiny" / "checkpoints"
+    (checkpoints / f"step_{STEPS:08d}" / "model.safetensors").write_bytes(b"")
+    with interrupted_at(STEPS, monkeypatch):
+        training_run.run(settings(token_folder, tmp_path, checkpoint__keep_last=1, checkpoint__every=1))
+    training_run.run(settings(token_folder, tmp_path))
+    assert learned(tmp_path / "tiny") == learned(finished_run)
+
+
+@pytest.mark.parametrize("kill_at", [1, 5, 6])
+def test_an_interrupted_branch_is_resumed_by_the_same_command(
+    finished_run, tmp_path, token_folder, monkeypatch, kill_at
+):
+    """Its records are those of the run it left, then its own: whatever a first attempt had written."""
+    changes = {"run__resume": str(finished_run / "checkpoints" / "step_00000002"), "run__name": "branch"}
+    with interrupted_at(kill_at, monkeypatch):
+        training_run.run(settings(token_folder, tmp_path, **changes))
+    training_run.run(settings(token_folder, tmp_path, **changes))
+    assert learned(tmp_path / "branch") == learned(finished_run)
+    assert tensors(tmp_path / "branch") == tensors(finished_run)
+
+
+def test_bf16_resumes_exactly(token_folder, tmp_path, finished_run):
+    training_run.run(settings(token_folder, tmp_path / "whole", system__precision="bf16"))
+    whole = tmp_path / "whole" / "tiny"
+    checkpoint = str(whole / "checkpoints" / "step_00000002")
+    training_run.run(settings(token_folder, tmp_path, system__precision="bf16", run__resume=checkpoint))
+    assert tensors(tmp_path / "tiny") == tensors(whole)
+    assert learned(tmp_path / "tiny") == learned(whole)
+    assert tensors(whole) != tensors(finished_run)
+
+
+def resign(folder: Path, change) -> None:
+    """Change state.json and write digests that match, as a change by hand would."""
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(change(state)))
+    files.write_digests(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: [],
+        lambda state: {k: v for k, v in state.items() if k != "step"},
+        lambda state: state | {"step": "six"},
+        lambda state: state | {"fingerprint": 3},
+        lambda state: {k: v for k, v in state.items() if k != "rng"},
+        lambda state: state | {"rng": {"cpu": "AAAA"}},
+        lambda state: state | {"rng": {"cpu": "!"}},
+        lambda state: state | {"format": 99},
+    ],
+)
+def test_a_damaged_state_is_a_user_error(finished_run, tmp_path, token_folder, change):
+    shutil.copytree(finished_run, tmp_path / "tiny")
+    folder = tmp_path / "tiny" / "checkpoints" / f"step_{STEPS:08d}"
+    resign(folder, change)
+    before = (tmp_path / "tiny" / "metrics.jsonl").read_bytes()
+    with pytest.raises(GPT2LabError, match=r"state\.json"):
+        training_run.run(settings(token_folder, tmp_path, run__resume=str(folder), train__max_steps=8))
+    assert (tmp_path / "tiny" / "metrics.jsonl").read_bytes() == before
+
+
+def test_other_validation_data_is_refused(finished_run, tmp_path, token_folder):
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in token_folder.iterdir():
+        tokens = np.load(file)
+        np.save(other / file.name, tokens[::-1] if file.name.startswith("val") else tokens)
+    with pytest.raises(GPT2LabError, match="was trained on other data"):
+        run_again(finished_run, tmp_path, token_folder, train__max_steps=8, data__dir=str(other))
