@@ -27,7 +27,7 @@ def find_commands() -> list[str]:
 
 
 def shrink(command: str) -> str:
-    """The same command for two processes and a tiny model. Data is not downloaded: only that command line is checked."""
+    """The same command for two processes and a tiny model. Data is not downloaded: that command line is only parsed."""
     command = command.replace("--nproc_per_node=8", "--nproc_per_node=2")
     if "prepare" in command:
         return f"{command} --help"
