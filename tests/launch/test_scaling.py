@@ -10,7 +10,7 @@ from gpt2lab.model import cpu_attention, flops
 from gpt2lab.model.gpt2 import GPT2
 from tests.training.test_run import REPOSITORY
 
-PAGE = (REPOSITORY / "docs" / "distributed.md").read_text()
+PAGE = (REPOSITORY / "docs" / "scaling.md").read_text()
 BLOCK, CHECKPOINTED = 36, 4  # bytes a token, channel and block
 
 
