@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Copy run directories to another disk, or a bucket that is mounted like one, so that a run can go on from the copy.
+# Copy run directories to another disk or to a mounted bucket, so that a run can be resumed from the copy.
 #
-#   launch/copy_runs.sh FROM TO       such as: launch/copy_runs.sh runs /bucket/runs
+#   launch/copy_runs.sh FROM TO       for example: launch/copy_runs.sh runs /bucket/runs
 #
-# Safe at any time, also while the run writes or when this is ended half-way: a checkpoint is copied with its SHA256SUMS
-# last and is no checkpoint without it; and the records come after the checkpoints, since a record that reaches further
-# than the newest checkpoint is cut back when the run goes on, but nothing makes up for one that is too short.
-# Checkpoints that the run has removed stay in the copy.
+# It can run while training writes, and it can be interrupted at any time:
+# - SHA256SUMS is copied last. Without it, a checkpoint is not valid.
+# - metrics.jsonl and the other records are copied after the checkpoints. On resume, a record that is longer than the
+#   newest checkpoint is truncated; one that is too short could not be repaired.
+# Checkpoints that the run has deleted remain in the copy.
 set -euo pipefail
 
 from="${1:?usage: copy_runs.sh FROM TO}"
