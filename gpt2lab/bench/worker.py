@@ -134,7 +134,7 @@ def ours(between: Between, settings: Mapping[str, Any], tokens: int) -> None:
             "run": {"name": "bench", "out_dir": folder},
             "data": {"dir": folder},
             "checkpoint": {"every": 0},
-            "guard": {"deviations": 0, "stop_after": 10**9},
+            "guard": {"spike_sigma": 0, "stop_after": 10**9},
         }
         quiet = {"max_steps": 10**6, "eval_every": 0, "sample_every": 0, "hellaswag_every": 0}
         config = Config.model_validate({**settings, **own, "train": {**settings["train"], **quiet}})

@@ -6,66 +6,13 @@ The order and the meaning of the settings are those of `transformers`. A draw ta
 own generator, whatever the settings, so the n-th token of a row depends on its seed, on n and on its logits only.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gpt2lab.errors import GPT2LabError
-
-
-def _setting(default: Any, help: str, *, minimum: float, maximum: float, step: float) -> Any:
-    """A field with what a command line (help) or a slider (the rest) shows; the range limits sliders only."""
-    return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "step": step})
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Settings of sampling. The defaults sample from the model's unmodified distribution.
-
-    The command line and the app build their options from the fields: name, type and default, and in `metadata` a
-    `help` text and the `minimum`, `maximum` and `step` of a slider (where 0 stands for top_k=None).
-
-    Args:
-        temperature: divides the logits, >= 0; 0 always takes the most likely token (greedy decoding).
-        top_k: sample from the k most likely tokens, >= 1; None: from all.
-        top_p: sample from the smallest set of most likely tokens with at least this total probability, in (0, 1]
-            ("The Curious Case of Neural Text Degeneration", Holtzman et al. 2020); 1: from all.
-        min_p: sample from the tokens with at least this fraction of the most likely token's probability, in [0, 1]
-            ("Turning Up the Heat", Nguyen et al. 2024); 0: from all.
-        repetition_penalty: for tokens that the row contains already, prompt included, a positive logit is divided by
-            this and a negative one multiplied, > 0 ("CTRL", Keskar et al. 2019); 1: no penalty.
-
-    Raises:
-        GPT2LabError: a value is out of range.
-    """
-
-    temperature: float = _setting(1.0, "0: always the most likely token", minimum=0.0, maximum=2.0, step=0.05)
-    top_k: int | None = _setting(None, "sample from the k most likely tokens; 0: all", minimum=0, maximum=200, step=1)
-    top_p: float = _setting(
-        1.0, "sample from the most likely tokens with this total probability", minimum=0.05, maximum=1.0, step=0.05
-    )
-    min_p: float = _setting(
-        0.0, "sample from tokens with this fraction of the top probability", minimum=0.0, maximum=1.0, step=0.01
-    )
-    repetition_penalty: float = _setting(
-        1.0, "above 1: make tokens in the text less likely", minimum=1.0, maximum=2.0, step=0.05
-    )
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise GPT2LabError(f"temperature is {self.temperature}; it must be 0 (greedy decoding) or more")
-        if self.top_k is not None and self.top_k < 1:
-            raise GPT2LabError(f"top_k is {self.top_k}; it must be 1 or more, or None for all tokens")
-        if not 0 < self.top_p <= 1:
-            raise GPT2LabError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (all tokens)")
-        if not 0 <= self.min_p <= 1:
-            raise GPT2LabError(f"min_p is {self.min_p}; it must be from 0 (all tokens) to 1")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise GPT2LabError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0 (1: no penalty)")
+from gpt2lab.generation.options import Sampling as Sampling  # also importable from here
 
 
 def sample(

@@ -60,7 +60,7 @@ def find_checkpoint(
         if list_checkpoints(path):
             return _newest(path.parent, path, warn)
         if (path / files.DIGESTS).exists():
-            files.verify_digests(path, but=(huggingface.CARD,))  # people write more into a model card
+            files.verify_digests(path, ignored=(huggingface.CARD,))  # people write more into a model card
         if (path / "state.json").exists() and path.parent.name == "checkpoints":
             return ResolvedCheckpoint(path, path.parent.parent, _step(path))
         if not (path / huggingface.CONFIG).exists() and (runs := sorted(path.glob("*/checkpoints"))):

@@ -1,6 +1,6 @@
 """Steps that must not be taken: a loss or gradient that is not finite, or far above what it has been of late.
 
-    loss, gradient norm ─▶ finite? ─▶ within `deviations` of the last `window` steps? ─▶ take the step, or skip it
+    loss, gradient norm ─▶ finite? ─▶ within `spike_sigma` of the last `window` steps? ─▶ take the step, or skip it
 
 One bad batch, or one card that miscalculates, can throw a run back by days; left out, it costs a step. The idea is that
 of OLMo's SkipStepOptimizer. The judgement depends only on numbers that all ranks share, so all skip alike.
@@ -58,12 +58,12 @@ class Guard:
         return why
 
     def _spike(self, name: str, value: float, window: deque[float]) -> str | None:
-        """Beyond the mean by more than `deviations` standard deviations, of a window that is at least half full."""
-        if not self._config.deviations or len(window) < max(2, self._config.window // 2):
+        """Beyond the mean by more than `spike_sigma` standard deviations, of a window that is at least half full."""
+        if not self._config.spike_sigma or len(window) < max(2, self._config.window // 2):
             return None
         mean = statistics.fmean(window)
         deviation = max(statistics.pstdev(window), _LEAST * abs(mean))
-        if value <= mean + self._config.deviations * deviation:
+        if value <= mean + self._config.spike_sigma * deviation:
             return None
         return f"{name} {value:.4g} is a spike: {mean:.4g} +- {deviation:.2g} over the last {len(window)} steps"
 

@@ -27,7 +27,7 @@ from gpt2lab.data import prepare
 from gpt2lab.data.loader import Loader, fixed_sequences, prefetch
 from gpt2lab.data.shards import TokenStream, is_ready, open_split, read_manifest
 from gpt2lab.data.tokenizer import Tokenizer
-from gpt2lab.errors import GPT2LabError, Stopped
+from gpt2lab.errors import GPT2LabError, RunStoppedError
 from gpt2lab.evaluation import hellaswag, loss, samples, scoring
 from gpt2lab.model import flops
 from gpt2lab.model.gpt2 import GPT2
@@ -163,7 +163,7 @@ def run(config: Config, watch: Sequence[Sink] = ()) -> None:
             saver.wait()
         saver.report()
         if stopped_by:
-            raise Stopped(stopped_by, f"stopped by {signal.Signals(stopped_by).name}: {directory.what_is_kept()}")
+            raise RunStoppedError(stopped_by, f"stopped by {signal.Signals(stopped_by).name}: {directory.what_is_kept()}")
         say(
             f"done in {time.perf_counter() - began:.0f} s. Open {directory.path}/report.html in a browser; "
             f"gpt2lab sample --model-checkpoint {directory.path} continues a prompt."

@@ -15,7 +15,7 @@ from tests.faults.runs import BLOCK_SIZE, EVERY, MICRO_BATCH, SEQUENCES, STEPS, 
 SPOILT = (12, 22, 32, 42, 52)
 POISONS = tuple((kind, where) for where in ("loss", "gradient") for kind in ("nan", "inf", "spike"))
 # Out of proportion even for so few steps to go by; and each spike has left the window before the next one.
-GUARD = {"guard__window": 8, "guard__deviations": 20, "guard__stop_after": 3}
+GUARD = {"guard__window": 8, "guard__spike_sigma": 20, "guard__stop_after": 3}
 
 
 def skipped_steps(folder: Path, data: Path, ranks: int = 2, poisons: tuple[tuple[str, str], ...] = POISONS) -> Outcome:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from gpt2lab.config import GuardConfig
-from gpt2lab.errors import GPT2LabError, Stopped
+from gpt2lab.errors import GPT2LabError, RunStoppedError
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.training import memory, saver
 from gpt2lab.training import run as training_run
@@ -49,13 +49,13 @@ def test_what_is_not_finite_is_skipped_and_stays_out_of_the_window():
 
 
 def test_a_spike_is_skipped_and_a_new_level_is_learned():
-    guard = Guard(GuardConfig(deviations=4, window=8, stop_after=9))
+    guard = Guard(GuardConfig(spike_sigma=4, window=8, stop_after=9))
     level = [3.0, 3.1, 2.9, 3.05, 2.95, 3.0]
     assert all(judged(guard, level))
     assert "loss 9 is a spike" in (guard.judge(9.0, 1.0) or "")
     assert "gradient norm 50 is a spike" in (guard.judge(3.0, 50.0) or "")
     assert judged(guard, [9.0] * 8)[-1]
-    assert all(judged(Guard(GuardConfig(deviations=0, window=8)), [*level, 9.0]))
+    assert all(judged(Guard(GuardConfig(spike_sigma=0, window=8)), [*level, 9.0]))
 
 
 def test_too_many_in_a_row_stop_the_run_and_the_memory_survives_a_restart():
@@ -116,7 +116,7 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(token_folder, tmp_path, s
     train_step = Trainer._train_step
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_step", asked)
-        with pytest.raises(Stopped, match="step_00000003 is kept") as stop:
+        with pytest.raises(RunStoppedError, match="step_00000003 is kept") as stop:
             training_run.run(settings(token_folder, tmp_path))
     assert stop.value.status == 128 + number
     training_run.run(settings(token_folder, tmp_path))
