@@ -76,7 +76,7 @@ def test_a_recipe_goes_by_its_bare_name():
 
 
 def test_the_settings_reference_and_the_schema_are_current(capsys):
-    """To renew them: gpt2lab settings > docs/settings.md; gpt2lab settings --schema > config/schema.json"""
+    """To renew them: gpt2lab settings > docs/settings.md; gpt2lab settings --schema > config/schema.json."""
     folder = find_recipe("quickstart").parent
     assert cli.main(["settings"]) == 0
     assert capsys.readouterr().out == (folder.parent / "docs" / "settings.md").read_text()
