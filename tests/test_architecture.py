@@ -27,7 +27,7 @@ ALLOWED = {
         "app.run",
     },
     "export": {"export", "model", "data.tokenizer", "data.huggingface_tokenizer", "tracking.records", "files"},
-    "app.run": {"app", "model", "generation", "data.tokenizer", "system"},
+    "app.run": {"app", "model", "generation", "data.tokenizer", "options", "system"},
     "app": {"app", "model", "generation", "data.tokenizer", "tracking.records"},
     "sample": {"model", "generation", "data.tokenizer", "system"},
     "training.run": {"training", "data", "model", "generation", "evaluation", "tracking", "system", "files"},

@@ -250,7 +250,18 @@ def _add_curves(gr: Any, page: Any, record: Callable[[], Record]) -> None:
 
     def load() -> list[Any]:
         current = record()
-        curves = [gr.LinePlot(frame, visible=frame is not None) for frame in (current.loss, current.hellaswag)]
+        curves = [
+            gr.LinePlot(frame, visible=frame is not None, x_lim=_step_range(frame))
+            for frame in (current.loss, current.hellaswag)
+        ]
         return [markup.tiles(current.figures) + markup.note(current.note), *curves]
 
     page.load(load, outputs=[tiles, *plots], api_visibility="private", show_progress="hidden")
+
+
+def _step_range(frame: Any) -> list[float] | None:
+    """The range of the x axis: a little more than the data. A tick label at the very end is moved into its neighbor."""
+    if frame is None or frame["step"].nunique() == 1:
+        return None
+    first, last = frame["step"].min(), frame["step"].max()
+    return [float(first), float(last + 0.03 * (last - first))]
