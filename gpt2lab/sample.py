@@ -48,7 +48,7 @@ def run(options: SampleOptions) -> None:
     checkpoint = resolve.find_checkpoint(options.checkpoint)
     model = GPT2.from_pretrained(checkpoint).to(device)
     tokenizer = Tokenizer()
-    ids = text.encode(tokenizer, prompt, model)
+    ids = text.encode(model, tokenizer, prompt)
     model = inference.optimize_for_inference(model, precisions.choose(options.precision, device).dtype)
     deltas = _generate(model, tokenizer, ids, options)
     if options.as_json:

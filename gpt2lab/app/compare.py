@@ -78,7 +78,7 @@ def compare(
         )
     if generation.max_new_tokens > MAX_NEW_TOKENS:
         raise GPT2LabError(f"max_new_tokens is {generation.max_new_tokens}; the maximum is {MAX_NEW_TOKENS}")
-    prompts = [text.encode(tokenizer, request.prompt, compared.model) for compared in models]
+    prompts = [text.encode(compared.model, tokenizer, request.prompt) for compared in models]
     streams = [
         text.stream(
             compared.model,

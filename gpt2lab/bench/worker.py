@@ -21,7 +21,7 @@ import torch
 from gpt2lab.bench.contenders import Between
 from gpt2lab.config import Config
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model.linear import linear
+from gpt2lab.model.ops import linear
 from gpt2lab.system import device as devices
 
 

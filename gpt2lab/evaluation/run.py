@@ -59,7 +59,7 @@ def evaluate(options: EvaluateOptions, dist: DistContext, say: Say) -> dict[str,
     tasks.check_names(ours)
     if theirs:
         harness.check(theirs, options.include)
-    found = dist.on_main(lambda: resolve.find_checkpoint(options.checkpoint, mirror=options.mirror, warn=say))
+    found = dist.on_main(lambda: resolve.find_checkpoint(options.checkpoint, mirror=options.mirror))
     settings = _settings(found.run)
     if settings is not None and options.mirror is None:
         options = replace(options, mirror=settings.data.mirror)

@@ -23,10 +23,10 @@ def draw(
     seeds = range(seed, seed + count)
     continuations = text.complete(
         inference.optimize_for_inference(model),
+        tokenizer,
         [prompt] * count,
         max_new_tokens,
         Sampling(top_k=top_k),
         seeds=seeds,
-        tokenizer=tokenizer,
     )
     return [Sample(prompt, one, prompt + more) for one, more in zip(seeds, continuations, strict=True)]

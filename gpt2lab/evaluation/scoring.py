@@ -27,7 +27,7 @@ from torch import Tensor
 
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model.gpt2 import GPT2
-from gpt2lab.model.linear import linear
+from gpt2lab.model.ops import linear
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
 

@@ -46,7 +46,7 @@ def export(
     """
     out = Path(out).resolve()
     _check_replaceable(out)
-    found = resolve.find_checkpoint(name, mirror=mirror, warn=say)
+    found = resolve.find_checkpoint(name, mirror=mirror)
     config, weights = huggingface.read(found.folder, DTYPES[dtype])
     for tensor_name, tensor in weights.items():
         if not tensor.isfinite().all():

@@ -1,89 +1,78 @@
-"""Keys and values of the tokens a model has seen, so that a new token costs one position and not the whole text.
+"""Keys and values of the tokens that a model has processed, so that a new token costs one position only.
 
-A row's tokens lie in slots 0, 1, 2, … of the cache, and a token's slot is its position. Rows may differ in length:
+A row's tokens are in slots 0, 1, 2, ... of the cache, and a token's slot is its position:
 
     row 0   k0 k1 k2 k3 ·  ·        lengths[0] = 4
     row 1   k0 k1 ·  ·  ·  ·        lengths[1] = 2
 
-Rows of one length attend together, others each for itself. Nothing is padded or masked, so that a row's numbers do not
-depend on its neighbours.
-
-The cache is an argument of the forward pass (`Transformer.forward(..., cache=cache)`) and the model never keeps it: any
-number of texts can be on their way through one model.
+Rows of equal length are computed together, other rows one by one. Nothing is padded or masked, so a row's numbers do
+not depend on other rows.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention as _attention
 
-from gpt2lab.model import cpu_attention
-
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # the cache as one layer sees it
+from gpt2lab.model import ops
 
 
 class KVCache:
-    """Keys and values of all layers, allocated for all tokens to come when the first are written.
+    """Keys and values of all layers for the tokens so far; an argument of the forward pass, not part of the model.
 
     Args:
-        rows: texts, B.
-        slots: tokens that each can hold, L; at most block_size can be used.
+        rows: number of texts, B.
+        slots: tokens that each can hold, L, at most block_size. Memory is allocated at the first use.
     """
 
     def __init__(self, rows: int, slots: int):
-        self.lengths = [0] * rows  # tokens held of each row; the caller counts up, once all layers are through
+        self.lengths = [0] * rows  # tokens per row; the caller adds to them after the last layer
         self._shape = (rows, slots)
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values, (B, H, L, D) each
-        self._here = slice(0, rows)  # the rows that this object is about
+        self._tensors: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys and values, (B, H, L, D) each
+        self._rows = slice(0, rows)  # the part of the tensors that belongs to this object
 
-    def layer(self, n: int) -> Attend:
-        """`attend` of the n-th layer."""
-        return functools.partial(self.attend, n)
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Write the keys and values of new tokens, and let their queries look at all that the row has up to them.
+    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store the keys and values of new tokens and compute causal attention over all tokens so far.
 
         Args:
-            q, k, v: (B, H, T, D). Either the first T tokens of every row (the cache is empty), or one more of each.
+            layer: counted from 0.
+            q: queries (B, H, T, D): of the first T tokens of each row (the cache is empty), or of one more (T = 1).
+            k: keys (B, H, T, D).
+            v: values (B, H, T, D).
 
         Returns:
             (B, H, T, D): softmax(q k^T / sqrt(D)) v.
         """
-        if layer not in self._layers:
-            rows, slots = self._shape
-            shape = (rows, k.shape[1], slots, k.shape[3])
-            self._layers[layer] = k.new_empty(shape), v.new_empty(shape)
-        keys, values = (part[self._here] for part in self._layers[layer])
-        end, new = self.lengths[0], k.shape[2]
-        assert new == 1 or not any(self.lengths), "several tokens at a time only go into an empty cache"
-        if min(self.lengths) == max(self.lengths):
-            keys[:, :, end : end + new] = k
-            values[:, :, end : end + new] = v
-            if new > 1:
-                fast = cpu_attention.pays(q)
-                return cpu_attention.attention(q, k, v) if fast else _attention(q, k, v, is_causal=True)
-            return _attention(q, keys[:, :, : end + 1], values[:, :, : end + 1])
-        rows_of_their_own = []
-        for row, end in enumerate(self.lengths):
-            keys[row, :, end] = k[row, :, 0]
-            values[row, :, end] = v[row, :, 0]
-            this = slice(row, row + 1)
-            rows_of_their_own.append(_attention(q[this], keys[this, :, : end + 1], values[this, :, : end + 1]))
-        return torch.cat(rows_of_their_own)
+        if layer not in self._tensors:
+            B, L = self._shape
+            shape = (B, k.shape[1], L, k.shape[3])
+            self._tensors[layer] = k.new_empty(shape), v.new_empty(shape)
+        keys, values = (tensor[self._rows] for tensor in self._tensors[layer])
+        T = k.shape[2]
+        if not any(self.lengths):
+            keys[:, :, :T], values[:, :, :T] = k, v
+            return ops.attention(q, k, v)
+        assert T == 1, "several tokens at a time need an empty cache"
+        all_rows = [(slice(None), self.lengths[0] + 1)]
+        one_by_one = [(slice(row, row + 1), length + 1) for row, length in enumerate(self.lengths)]
+        outputs = []
+        for rows, end in all_rows if len(set(self.lengths)) == 1 else one_by_one:
+            keys[rows, :, end - 1 : end], values[rows, :, end - 1 : end] = k[rows], v[rows]
+            outputs.append(F.scaled_dot_product_attention(q[rows], keys[rows, :, :end], values[rows, :, :end]))
+        return torch.cat(outputs)
 
     def select(self, rows: Sequence[int]) -> "KVCache":
-        """A cache of its own with these rows, in this order; a row may come up several times."""
+        """Copy these rows, in this order, to a new cache; a row may be repeated."""
         cache = KVCache(len(rows), self._shape[1])
         cache.lengths = [self.lengths[row] for row in rows]
-        for layer, (keys, values) in self._layers.items():
+        for layer, (keys, values) in self._tensors.items():
             index = torch.tensor(rows, device=keys.device)
-            cache._layers[layer] = keys.index_select(0, index), values.index_select(0, index)
+            cache._tensors[layer] = keys.index_select(0, index), values.index_select(0, index)
         return cache
 
-    def emptied(self, row: int) -> "KVCache":
-        """One row as an empty cache: what is written there, is written here; its length is for the caller to note."""
+    def view_empty(self, row: int) -> "KVCache":
+        """Return one row as an empty cache that shares this one's memory; `lengths` is not shared."""
         cache = KVCache(1, self._shape[1])
-        cache._shape, cache._layers, cache._here = self._shape, self._layers, slice(row, row + 1)
+        cache._shape, cache._tensors, cache._rows = self._shape, self._tensors, slice(row, row + 1)
         return cache

@@ -1,22 +1,22 @@
-"""Tokens from a model: read the prompts once, then draw one token a row, and feed it back.
+"""Generate tokens: prefill the prompts into a key-value cache, then decode one token per row at a time.
 
-    prompts ──prefill──▶ cache, logits of each row's last token ──sample──▶ a token a row ──▶ caller
+    prompts ──prefill──▶ cache, logits of each row's last token ──sample──▶ a token per row ──▶ caller
                                           ▲                                     │
                                           └──────────────── decode ◀────────────┘
 
-**The window.** GPT-2's positions are learned, and there are block_size of them; a token's keys and values depend on its
-position and on everything before it. So a window that moves on by one token would have to be computed anew for every
-token. Instead, when a row's window is full and another token has to go in, the newest half of it is read again, as a
-text that begins there, and decoding goes on until the window is full once more. A prompt longer than the window is read
-from its last block_size tokens. The rule looks at a row's own length alone, so a row's text does not depend on the
-rows beside it.
+**The window.** GPT-2 has block_size learned positions, and a token's keys and values depend on its position and on
+everything before it. A window that moved on by one token would have to be computed again for every token. Instead, when
+a row's window is full and another token follows, the newest half of it is computed again, as a text that begins there,
+and decoding goes on until the window is full once more. A prompt longer than the window is read from its last
+block_size tokens. The rule depends on the row's own length only, so a row's text does not depend on other rows.
 
-Any GPT2 will do, in the dtype of its weights or under the caller's autocast; one from `inference.optimize_for_inference` is several
-times as fast on a CPU. There is no dropout, so train or eval mode makes no difference.
+Any GPT2 works, in the dtype of its weights or under the caller's autocast; on a CPU, a model from
+`inference.optimize_for_inference` is several times as fast. Train and eval mode give the same result, as there is no
+dropout.
 """
 
 from collections.abc import Generator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,36 +26,97 @@ from gpt2lab.errors import GPT2LabError
 from gpt2lab.generation.cache import KVCache
 from gpt2lab.generation.sampling import Sampling, sample
 
+TokenIds = TypeVar("TokenIds", Tensor, list[list[int]])
+
 
 class LanguageModel(Protocol):
     """What generation needs of a model; `GPT2` has it."""
 
     @property
-    def config(self) -> GPT2Config: ...
+    def config(self) -> GPT2Config: ...  # noqa: D102
     @property
-    def transformer(self) -> nn.Module: ...
+    def transformer(self) -> nn.Module: ...  # noqa: D102
     @property
-    def lm_head(self) -> nn.Module: ...
+    def lm_head(self) -> nn.Module: ...  # noqa: D102
 
 
 class Token(NamedTuple):
-    """A token that was drawn, and, where asked for, how likely the model held it (before any sampling setting)."""
+    """A new token and, where asked for, its probability by the model's logits, before any sampling setting."""
 
     row: int
     id: int
     probability: float | None = None
-    top: tuple[tuple[int, float], ...] = ()  # (id, probability) of the likeliest next tokens, falling
+    top: tuple[tuple[int, float], ...] = ()  # (id, probability) of the most likely tokens, most likely first
+
+
+@torch.inference_mode()
+def prefill(model: LanguageModel, prompt: Sequence[int], cache: KVCache, row: int) -> Tensor:
+    """Compute a prompt's keys and values into a row of the cache, in place of what it held.
+
+    One prompt at a time, because rows side by side would be padded to the longest, and their sums rounded differently.
+
+    Args:
+        model: a GPT2.
+        prompt: token ids, at most block_size.
+        cache: changed in place.
+        row: of the cache.
+
+    Returns:
+        Logits after the last token, float32 (1, V) on the CPU.
+    """
+    idx = torch.tensor([prompt], device=next(model.transformer.parameters()).device)
+    hidden = model.transformer(idx, cache=cache.view_empty(row))  # (1, T, C)
+    cache.lengths[row] = len(prompt)
+    return _compute_logits(model, hidden[:, -1])
+
+
+@torch.inference_mode()
+def decode(model: LanguageModel, tokens: Sequence[int], cache: KVCache) -> Tensor:
+    """Append one token to each row of the cache.
+
+    Args:
+        model: a GPT2.
+        tokens: one id per row.
+        cache: changed in place.
+
+    Returns:
+        Logits of the next token, float32 (B, V) on the CPU.
+    """
+    idx = torch.tensor(tokens, device=next(model.transformer.parameters()).device)[:, None]  # (B, 1)
+    positions = torch.tensor(cache.lengths, device=idx.device)[:, None]
+    hidden = model.transformer(idx, positions, cache=cache)  # (B, 1, C)
+    cache.lengths = [length + 1 for length in cache.lengths]
+    return _compute_logits(model, hidden[:, 0])
 
 
 def generate(
     model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
+    prompts: TokenIds,
     max_new_tokens: int,
     sampling: Sampling | None = None,
     *,
     seeds: Sequence[int] | None = None,
-) -> list[list[int]]:
-    """Continue each prompt by `max_new_tokens` tokens, and return all of each: see `stream`."""
+) -> TokenIds:
+    """Continue each prompt by `max_new_tokens` tokens.
+
+    Args:
+        model: a GPT2.
+        prompts: token ids, int64 (B, T), or lists of any lengths.
+        max_new_tokens: per row, >= 0.
+        sampling: see `stream`.
+        seeds: see `stream`.
+
+    Returns:
+        Prompts and new tokens, int64 (B, T + max_new_tokens) on the device of `prompts`, or lists for lists.
+
+    Raises:
+        GPT2LabError: an argument is out of range, or the logits are not finite.
+    """
+    if isinstance(prompts, Tensor):
+        if prompts.dim() != 2 or prompts.is_floating_point():
+            raise GPT2LabError(f"idx is {prompts.dtype} {tuple(prompts.shape)}; it must be int64 (B, T)")
+        rows = generate(model, prompts.tolist(), max_new_tokens, sampling, seeds=seeds)
+        return torch.tensor(rows, device=prompts.device)
     rows = [list(prompt) for prompt in prompts]
     for tokens in stream(model, rows, max_new_tokens, sampling, seeds=seeds):
         for token in tokens:
@@ -71,107 +132,86 @@ def stream(
     *,
     seeds: Sequence[int] | None = None,
     top: int | None = None,
-    ended: set[int] | None = None,
+    finished: set[int] | None = None,
 ) -> Generator[list[Token], None, None]:
-    """Continue prompts of any lengths side by side; yields the new token of each row, step by step.
+    """Continue prompts side by side; yield the new token of each row, step by step.
 
-    Nothing is computed ahead: whoever stops iterating, or closes the iterator, stops the computation.
+    Nothing is computed ahead: closing the iterator stops the computation. Ids from 50257 on, which pad the vocabulary
+    and stand for no text, are never sampled.
 
     Args:
-        prompts: token ids, at least one each.
-        max_new_tokens: of each row, 0 or more.
-        sampling: None: from the model's own distribution.
-        seeds: one a row; the same prompt and seed give the same tokens whatever stands in the other rows, as far as
-            their logits agree (docs/generation.md). None: fresh ones. torch's global generator is never used.
-        top: report each token's probability, and the `top` likeliest tokens that it was chosen among; None: neither.
-        ended: rows that the caller wants no more of; to be added to between steps.
+        model: a GPT2.
+        prompts: token ids, at least one each, of any lengths.
+        max_new_tokens: per row, >= 0.
+        sampling: None: from the model's unmodified distribution.
+        seeds: one per row; the same prompt and seed give the same tokens whatever the other rows are, as far as their
+            logits agree (docs/generation.md). None: random ones. torch's global generator is never used.
+        top: report each token's probability and the `top` most likely tokens at its position; None: neither.
+        finished: rows to stop; the caller may add to it between steps.
 
-    Ids from 50257 on are never drawn: they pad the vocabulary and stand for no text.
+    Yields:
+        The tokens of one step, one per row that is not finished.
 
     Raises:
         GPT2LabError: an argument is out of range; from the iterator: the logits are not finite.
     """
     sampling = sampling or Sampling()
-    _check(prompts, max_new_tokens, model.config.vocab_size, top)
-    generators = _generators(len(prompts), seeds)
-    return _steps(model, prompts, max_new_tokens, sampling, generators, top, set() if ended is None else ended)
+    _check_arguments(model, prompts, max_new_tokens, top)
+    generators = _make_generators(len(prompts), seeds)
+    finished = set() if finished is None else finished
+    return _generate_steps(model, prompts, max_new_tokens, sampling, generators, top, finished)
 
 
-def _steps(
+def _generate_steps(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     sampling: Sampling,
     generators: Sequence[torch.Generator],
     top: int | None,
-    ended: set[int],
+    finished: set[int],
 ) -> Generator[list[Token], None, None]:
     texts = [list(prompt) for prompt in prompts]
-    rows = [row for row in range(len(texts)) if row not in ended]  # those that the cache and the logits are of
+    rows = [row for row in range(len(texts)) if row not in finished]  # the rows of the cache and of the logits
     if not rows or max_new_tokens == 0:
         return
-    cache, logits = _start(model, [texts[row] for row in rows], max_new_tokens)
-    seen = _seen(texts, logits.shape[1]) if sampling.repetition_penalty != 1 else None
-    for left in reversed(range(max_new_tokens)):
-        seen_here = None if seen is None else seen[rows]
-        drawn = sample(logits, sampling, [generators[row] for row in rows], seen_here).tolist()
-        for row, token in zip(rows, drawn, strict=True):
+    cache, logits = _prefill_all(model, [texts[row] for row in rows], max_new_tokens)
+    seen = _mark_seen(texts, logits.shape[1]) if sampling.repetition_penalty != 1 else None
+    for step in range(1, max_new_tokens + 1):
+        seen_by_rows = None if seen is None else seen[rows]
+        sampled = sample(logits, sampling, [generators[row] for row in rows], seen_by_rows).tolist()
+        for row, token in zip(rows, sampled, strict=True):
             texts[row].append(token)
             if seen is not None:
                 seen[row, token] = True
-        yield _report(rows, drawn, logits, top)
-        staying = [place for place, row in enumerate(rows) if row not in ended]
-        if left == 0 or not staying:
+        yield _make_tokens(rows, sampled, logits, top)
+        remaining = [index for index, row in enumerate(rows) if row not in finished]
+        if step == max_new_tokens or not remaining:
             return
-        if len(staying) < len(rows):
-            cache, rows = cache.select(staying), [rows[place] for place in staying]
-        for place, row in enumerate(rows):
-            if cache.lengths[place] == model.config.block_size:
-                _slide(model, texts[row][:-1], cache, place)
+        if len(remaining) < len(rows):
+            cache, rows = cache.select(remaining), [rows[index] for index in remaining]
+        for index, row in enumerate(rows):
+            if cache.lengths[index] == model.config.block_size:
+                _restart_window(model, texts[row][:-1], cache, index)
         logits = decode(model, [texts[row][-1] for row in rows], cache)
 
 
-@torch.inference_mode()
-def prefill(model: LanguageModel, prompt: Sequence[int], cache: KVCache, row: int) -> Tensor:
-    """Read a prompt of at most block_size tokens into a row of the cache, in place of what it held.
-
-    A prompt at a time, because rows side by side would be padded to the longest, and their sums rounded otherwise.
-
-    Returns:
-        Logits after its last token, float32 (1, V) on the CPU.
-    """
-    idx = torch.tensor([prompt], device=_device(model))
-    hidden = model.transformer(idx, cache=cache.emptied(row))  # (1, T, C)
-    cache.lengths[row] = len(prompt)
-    return _logits(model, hidden[:, -1])
-
-
-@torch.inference_mode()
-def decode(model: LanguageModel, tokens: Sequence[int], cache: KVCache) -> Tensor:
-    """Append one token to each row of the cache; logits of what comes next, float32 (B, V) on the CPU."""
-    idx = torch.tensor(tokens, device=_device(model))[:, None]  # (B, 1)
-    positions = torch.tensor(cache.lengths, device=idx.device)[:, None]
-    hidden = model.transformer(idx, positions, cache=cache)  # (B, 1, C)
-    cache.lengths = [length + 1 for length in cache.lengths]
-    return _logits(model, hidden[:, 0])
-
-
-def _start(model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[KVCache, Tensor]:
-    """A cache with room for all that is to come, every prompt in it; each different prompt is read once."""
+def _prefill_all(model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[KVCache, Tensor]:
+    """A cache large enough for all new tokens, filled with the prompts; equal prompts are computed once."""
     window = model.config.block_size
     cropped = [tuple(prompt[-window:]) for prompt in prompts]
-    different = list(dict.fromkeys(cropped))
-    slots = min(window, max(map(len, different)) + max_new_tokens - 1)  # the last token drawn is not fed back
-    cache = KVCache(len(different), slots)
-    logits = torch.cat([prefill(model, prompt, cache, row) for row, prompt in enumerate(different)])
-    if len(different) == len(cropped):
+    distinct = list(dict.fromkeys(cropped))
+    slots = min(window, max(map(len, distinct)) + max_new_tokens - 1)  # the last token is not fed back
+    cache = KVCache(len(distinct), slots)
+    logits = torch.cat([prefill(model, prompt, cache, row) for row, prompt in enumerate(distinct)])
+    if len(distinct) == len(cropped):
         return cache, logits
-    places = [different.index(prompt) for prompt in cropped]
-    return cache.select(places), logits[places]
+    rows = [distinct.index(prompt) for prompt in cropped]
+    return cache.select(rows), logits[rows]
 
 
-def _slide(model: LanguageModel, text: Sequence[int], cache: KVCache, row: int) -> None:
-    """Make room in a full row: its newest tokens again, as the first of a window that is half full with the next."""
+def _restart_window(model: LanguageModel, text: Sequence[int], cache: KVCache, row: int) -> None:
+    """Replace a full row by its newest tokens; together with the next token they fill half of the window."""
     keep = model.config.block_size // 2 - 1
     if keep > 0:
         prefill(model, text[-keep:], cache, row)
@@ -179,37 +219,33 @@ def _slide(model: LanguageModel, text: Sequence[int], cache: KVCache, row: int) 
         cache.lengths[row] = 0
 
 
-def _device(model: LanguageModel) -> torch.device:
-    return next(model.transformer.parameters()).device
-
-
-def _logits(model: LanguageModel, hidden: Tensor) -> Tensor:
-    """(B, C) to float32 (B, V) on the CPU, without the vocabulary's padding."""
+def _compute_logits(model: LanguageModel, hidden: Tensor) -> Tensor:
+    """Map (B, C) to float32 (B, V) on the CPU, without the vocabulary's padding."""
     logits: Tensor = model.lm_head(hidden)
     return logits[:, :GPT2_VOCAB_SIZE].float().cpu()
 
 
-def _report(rows: Sequence[int], drawn: Sequence[int], logits: Tensor, top: int | None) -> list[Token]:
+def _make_tokens(rows: Sequence[int], ids: Sequence[int], logits: Tensor, top: int | None) -> list[Token]:
     if top is None:
-        return [Token(row, token) for row, token in zip(rows, drawn, strict=True)]
+        return [Token(row, id) for row, id in zip(rows, ids, strict=True)]
     probabilities = logits.softmax(dim=-1)
-    best, ids = (part.tolist() for part in probabilities.topk(min(top, logits.shape[1])))
+    top_probabilities, top_ids = (part.tolist() for part in probabilities.topk(min(top, logits.shape[1])))
     return [
-        Token(row, token, float(probabilities[n, token]), tuple(zip(ids[n], best[n], strict=True)))
-        for n, (row, token) in enumerate(zip(rows, drawn, strict=True))
+        Token(row, id, float(probabilities[n, id]), tuple(zip(top_ids[n], top_probabilities[n], strict=True)))
+        for n, (row, id) in enumerate(zip(rows, ids, strict=True))
     ]
 
 
-def _seen(texts: Sequence[Sequence[int]], vocab_size: int) -> Tensor:
-    """bool (B, V): which tokens each text has."""
+def _mark_seen(texts: Sequence[Sequence[int]], vocab_size: int) -> Tensor:
+    """Bool (B, V): the tokens that each text contains."""
     seen = torch.zeros(len(texts), vocab_size, dtype=torch.bool)
     for row, text in enumerate(texts):
         seen[row, [token for token in text if token < vocab_size]] = True
     return seen
 
 
-def _generators(rows: int, seeds: Sequence[int] | None) -> list[torch.Generator]:
-    """A CPU generator a row, so that a text is the same on every device, as far as their logits agree."""
+def _make_generators(rows: int, seeds: Sequence[int] | None) -> list[torch.Generator]:
+    """One CPU generator per row: the same numbers on every device."""
     generators = [torch.Generator() for _ in range(rows)]
     if seeds is not None and len(seeds) != rows:
         raise GPT2LabError(f"{len(seeds)} seeds for {rows} prompts; give each prompt one")
@@ -223,14 +259,16 @@ def _generators(rows: int, seeds: Sequence[int] | None) -> list[torch.Generator]
     return generators
 
 
-def _check(prompts: Sequence[Sequence[int]], max_new_tokens: int, vocab_size: int, top: int | None) -> None:
+def _check_arguments(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, top: int | None
+) -> None:
+    vocab_size = model.config.vocab_size
     for row, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise GPT2LabError(f"prompt {row} is empty; give at least one token to continue")
         if not 0 <= min(prompt) <= max(prompt) < vocab_size:
-            wrong = min(prompt) if min(prompt) < 0 else max(prompt)
-            raise GPT2LabError(f"prompt {row} has token {wrong}; the model's are 0 to {vocab_size - 1}")
-    if max_new_tokens < 0:
-        raise GPT2LabError(f"max_new_tokens is {max_new_tokens}; it must be 0 or more")
-    if top is not None and top < 0:
-        raise GPT2LabError(f"top is {top}; it must be 0 or more")
+            token = min(prompt) if min(prompt) < 0 else max(prompt)
+            raise GPT2LabError(f"prompt {row} has token {token}; the model's are 0 to {vocab_size - 1}")
+    for name, value in (("max_new_tokens", max_new_tokens), ("top", top)):
+        if value is not None and value < 0:
+            raise GPT2LabError(f"{name} is {value}; it must be 0 or more")

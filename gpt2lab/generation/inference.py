@@ -1,15 +1,15 @@
-"""A model made ready to write: the same weights, read as fast as the memory gives them.
+"""Prepare a model for generation: the same weights, multiplied by a few rows at a time as fast as memory allows.
 
-To write a token, every weight is read once and takes part in one product a row, so the bytes a second decide. Two
-things on a CPU stand in the way of them (figures: docs/results/generate.md):
+To generate a token, every weight is read once and used in one product per row, so memory bandwidth is the limit. Two
+things keep a CPU from reaching it (measurements: docs/results/generate.md):
 
-- fp32: MKL multiplies a matrix by a few columns on a single thread. As a batch of as many parts as there are threads,
-  the same matrix keeps all of them at work. The parts are views; nothing is copied.
-- bf16: half the bytes, but autocast would cast all weights for each token anew, and torch's product for rows few in
-  number reaches a third of the memory's rate. Here they are cast once, and laid out by oneDNN the way it reads them.
+- float32: MKL multiplies a matrix by a few columns on a single thread. As a batch of one part per thread, the same
+  matrix is read by all threads. The parts are views; nothing is copied.
+- bfloat16: half the bytes, but autocast would convert all weights again for each token, and torch's product for a few
+  rows reaches a third of the bandwidth. Here they are converted once and stored in oneDNN's own layout.
 
-Elsewhere bf16 weights are cast once, and fp32 ones are taken as they are. The residual stream, layer norms and
-embeddings stay in fp32.
+On other devices 16-bit weights are converted once, and float32 weights are used as they are. Residual stream, layer
+norms and embeddings stay in float32.
 """
 
 import copy
@@ -19,42 +19,62 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2lab.model.linear import linear
+from gpt2lab.model import ops
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_FEW = 8  # rows up to which a product waits for the memory more than for the arithmetic
+_MAX_BANDWIDTH_BOUND_ROWS = 8  # with more rows, arithmetic is the limit
 
 
 def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> Model:
-    """A model that gives the same logits, faster for a few tokens at a time; only for inference.
+    """Return a model that gives the same logits, faster for a few tokens at a time; for inference only.
 
-    Takes milliseconds in fp32, where it shares all weights with `model`; later changes to them are seen in either. In
-    bf16 the matrices are copied, 2 bytes a weight, and the rest is shared. The model itself is left as it is.
+    In float32 it shares all weights with `model`, so later changes to them affect both. In 16 bits the matrices are
+    copied, 2 bytes per weight, and the rest is shared. `model` itself is not changed.
 
     Args:
-        dtype: of the matrix products, float32, bfloat16 or float16; the weights' own if that is one of 16 bits.
+        model: a GPT2.
+        dtype: of the matrix products, float32, bfloat16 or float16; ignored if the weights have 16 bits already.
+
+    Returns:
+        The new model.
     """
-    shared = {id(parameter): parameter for parameter in model.parameters()}
-    twin = copy.deepcopy(model, shared)  # modules of its own around the same parameters
-    for parent in list(twin.modules()):
+    memo = {id(parameter): parameter for parameter in model.parameters()}  # deepcopy shares what it finds here
+    optimized = copy.deepcopy(model, memo)
+    for parent in list(optimized.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, nn.Linear):
-                setattr(parent, name, _ready(layer, dtype, name == "lm_head"))
-    return twin
+                setattr(parent, name, _optimize_layer(layer, dtype, is_head=name == "lm_head"))
+    return optimized
 
 
-def _ready(layer: nn.Linear, dtype: torch.dtype, is_head: bool) -> nn.Module:
+def _optimize_layer(layer: nn.Linear, dtype: torch.dtype, is_head: bool) -> nn.Module:
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
     dtype = weight.dtype if weight.dtype.itemsize == 2 else dtype
     if dtype != torch.float32:
-        return _CentredHead(weight, dtype) if is_head else _cast(weight, bias, dtype)
-    on_cpu = weight.device.type == "cpu" and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-    return _Parts(weight, bias) if on_cpu and torch.get_num_threads() > 1 else layer
+        return CenteredHead(weight, dtype) if is_head else _cast_layer(weight, bias, dtype)
+    has_mkl = weight.device.type == "cpu" and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    return MultithreadedLinear(weight, bias) if has_mkl and torch.get_num_threads() > 1 else layer
 
 
-class _Parts(nn.Module):
-    """A linear layer whose outputs are dealt out to the threads, for few rows."""
+def _cast_layer(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Module:
+    if weight.device.type == "cpu" and dtype == torch.bfloat16:
+        try:
+            layer = PackedLinear(weight, bias)
+            layer(torch.zeros(1, weight.shape[1]))
+            return layer
+        except (AttributeError, RuntimeError):  # another build of torch, or a processor without oneDNN's bfloat16
+            pass
+    return CastLinear(weight, bias, dtype)
+
+
+class MultithreadedLinear(nn.Module):
+    """A linear layer whose outputs are divided among the threads, for a few rows.
+
+    Args:
+        weight: float32 (out_features, in_features).
+        bias: float32 (out_features,).
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
@@ -62,21 +82,28 @@ class _Parts(nn.Module):
         count = min(torch.get_num_threads(), weight.shape[0])
         size = weight.shape[0] // count
         self.parts = weight[: count * size].view(count, size, weight.shape[1])
-        self.rest = weight[count * size :]  # 50257 is odd
+        self.remainder = weight[count * size :]  # 50257 is odd
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
         columns = x.flatten(0, -2).t()  # (in, rows)
-        if columns.shape[1] > _FEW:
-            return linear(x, self.weight, self.bias)
+        if columns.shape[1] > _MAX_BANDWIDTH_BOUND_ROWS:
+            return ops.linear(x, self.weight, self.bias)
         y = torch.bmm(self.parts, columns.expand(len(self.parts), -1, -1)).flatten(0, 1)  # (out, rows)
-        if len(self.rest):
-            y = torch.cat([y, self.rest @ columns])
+        if len(self.remainder):
+            y = torch.cat([y, self.remainder @ columns])
         y = y.t() if self.bias is None else y.t() + self.bias
         return y.view(*x.shape[:-1], -1)
 
 
-class _Cast(nn.Module):
-    """A linear layer in 16 bits, its weights cast once."""
+class CastLinear(nn.Module):
+    """A linear layer in 16 bits.
+
+    Args:
+        weight: (out_features, in_features), converted once.
+        bias: (out_features,).
+        dtype: to compute in.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
         super().__init__()
@@ -84,14 +111,19 @@ class _Cast(nn.Module):
         self.bias = None if bias is None else bias.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
-class _Packed(_Cast):
-    """The same in bf16, with the weights in oneDNN's own layout.
+class PackedLinear(CastLinear):
+    """A linear layer in bfloat16 with the weight in oneDNN's own layout.
 
-    The two operations are not public, though the same since torch 2.0, because torch.compile lives on them; where they
-    are missing or refuse, `_cast` does without.
+    The two operations are not public, but unchanged since torch 2.0, because torch.compile depends on them; where they
+    are missing or fail, `CastLinear` is used.
+
+    Args:
+        weight: (out_features, in_features), converted once.
+        bias: (out_features,).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
@@ -99,40 +131,34 @@ class _Packed(_Cast):
         self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
         x = x.to(torch.bfloat16)
-        if x.numel() == x.shape[-1]:  # a single row is summed in another order than one of many: make it two
-            return self._product(x.expand(2, *x.shape[1:]))[:1]
-        return self._product(x)
+        if x.numel() == x.shape[-1]:  # a single row is summed in another order than several rows: use two
+            return self._multiply(x.expand(2, *x.shape[1:]))[:1]
+        return self._multiply(x)
 
-    def _product(self, x: Tensor) -> Tensor:
+    def _multiply(self, x: Tensor) -> Tensor:
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return y
 
 
-def _cast(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Module:
-    if weight.device.type == "cpu" and dtype == torch.bfloat16:
-        try:
-            layer = _Packed(weight, bias)
-            layer(torch.zeros(1, weight.shape[1]))
-            return layer
-        except (AttributeError, RuntimeError):  # another build of torch, or a processor that oneDNN has no bf16 for
-            pass
-    return _Cast(weight, bias, dtype)
+class CenteredHead(nn.Module):
+    """The output head in 16 bits, with accurate differences between logits.
 
+    GPT-2's logits are around -50, where bfloat16 has steps of 0.25. Without the mean row of the matrix they are around
+    0, where the steps are small; the mean row's part, equal for all logits of a position, is added in float32.
 
-class _CentredHead(nn.Module):
-    """The output head in 16 bits, exact to what matters: GPT-2's logits lie around -50, where bf16 goes in quarters.
-
-    Less the mean row of the matrix they lie around 0, where the steps are small; what that takes from all logits of a
-    position alike is added again in fp32.
+    Args:
+        weight: (V, C).
+        dtype: to compute in.
     """
 
     def __init__(self, weight: Tensor, dtype: torch.dtype):
         super().__init__()
         self.mean = weight.float().mean(dim=0)
-        self.centred = _cast(weight.float() - self.mean, None, dtype)
+        self.centered = _cast_layer(weight.float() - self.mean, None, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C) to float32 (B, V)."""
-        logits: Tensor = self.centred(x)
+        """Map (B, C) to float32 (B, V)."""
+        logits: Tensor = self.centered(x)
         return logits.float() + (x.float() * self.mean).sum(dim=-1, keepdim=True)

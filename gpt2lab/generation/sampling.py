@@ -18,42 +18,60 @@ from gpt2lab.generation.options import Sampling as Sampling  # also importable f
 def sample(
     logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator], seen: Tensor | None = None
 ) -> Tensor:
-    """Draw one token a row.
+    """Sample one token per row.
 
     Args:
-        logits: float32 (B, V) on the CPU, so that the device has no say.
+        logits: float32 (B, V) on the CPU, so that the result does not depend on the device.
+        sampling: the settings.
         generators: a CPU generator for each row.
-        seen: bool (B, V), the tokens that the row already has; needed for a repetition penalty.
+        seen: bool (B, V), the tokens that the row contains already; needed for a repetition penalty.
 
     Returns:
         int64 (B,).
+
+    Raises:
+        GPT2LabError: the logits are not finite.
     """
     if not logits.isfinite().all():
-        raise GPT2LabError("the model's logits are not finite; its weights are damaged, or training went astray")
+        raise GPT2LabError("the model's logits are not finite; its weights are damaged, or training diverged")
     if seen is not None:
-        logits = penalise(logits, seen, sampling.repetition_penalty)
-    if sampling.temperature < 1e-6:  # as good as 0, and dividing by less could overflow
+        logits = penalize(logits, seen, sampling.repetition_penalty)
+    if sampling.temperature < 1e-6:  # division by a smaller number could overflow
         return logits.argmax(dim=-1)
-    probabilities, ids = candidates(logits, sampling)
-    if ids is not None:  # in the order of their ids: two that are nearly equally likely may change places otherwise
+    probabilities, ids = filter_tokens(logits, sampling)
+    if ids is not None:  # by id, as the order of two nearly equal probabilities may depend on rounding
         ids, order = ids.sort(dim=-1)
         probabilities = probabilities.gather(1, order)
-    heights = probabilities.double().cumsum(dim=-1)
+    cumulative = probabilities.double().cumsum(dim=-1)
     uniform = torch.stack([torch.rand(1, generator=generator) for generator in generators])  # (B, 1), float32: below 1
-    drawn = torch.searchsorted(heights, uniform.double() * heights[:, -1:], right=True)  # first that is higher
+    drawn = torch.searchsorted(cumulative, uniform.double() * cumulative[:, -1:], right=True)  # first larger entry
     return (drawn if ids is None else ids.gather(1, drawn)).flatten()
 
 
-def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Logits (B, V) with those of the tokens seen, bool (B, V), made smaller by a penalty above 1."""
+def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Apply a repetition penalty.
+
+    Args:
+        logits: (B, V).
+        seen: bool (B, V), the tokens that the row contains already.
+        penalty: divides positive logits of these tokens and multiplies negative ones.
+
+    Returns:
+        (B, V).
+    """
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
-    """Which tokens may come, and how likely each is: (B, K) relative probabilities, 0 where a token is ruled out.
+def filter_tokens(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
+    """Apply top-k, temperature, top-p and min-p.
+
+    Args:
+        logits: (B, V).
+        sampling: the settings; its repetition penalty is not applied here.
 
     Returns:
-        The probabilities, and the ids they belong to, likeliest first, int64 (B, K); None: all, in order.
+        Unnormalized probabilities (B, K), 0 for excluded tokens, and the ids of these K tokens, int64 (B, K), in
+        falling order of probability; None: K is V, in order of the ids.
     """
     ids = None
     if sampling.top_k is not None and sampling.top_k < logits.shape[1]:
@@ -61,11 +79,11 @@ def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | Non
     probabilities = (logits / sampling.temperature).softmax(dim=-1)
     if sampling.top_p < 1:
         if ids is None:
-            # All tokens below (1 - p) / V have less than 1 - p together and can't be needed: spares sorting the rest.
+            # Tokens below (1 - p) / V have less than 1 - p in total and are never needed, so they are not sorted.
             needed = (probabilities >= (1 - sampling.top_p) / logits.shape[1]).sum(dim=-1).max()
             probabilities, ids = probabilities.topk(int(needed))
-        likelier = probabilities.cumsum(dim=-1) - probabilities  # what those before it have together
-        probabilities = probabilities * (likelier < sampling.top_p)
+        preceding = probabilities.cumsum(dim=-1) - probabilities  # total probability of more likely tokens
+        probabilities = probabilities * (preceding < sampling.top_p)
     if sampling.min_p > 0:
         probabilities = probabilities * (probabilities >= sampling.min_p * probabilities.amax(dim=-1, keepdim=True))
     return probabilities, ids

@@ -1,9 +1,9 @@
-"""Text from a model: prompts as strings in, whole characters out, as they come.
+"""Generate text: prompts as strings in, complete characters out, as soon as they are known.
 
-    prompt ──encode──▶ ids ──engine.stream──▶ tokens ──bytes──▶ whole characters ──stop strings──▶ TextDelta
+    prompt ──encode──▶ ids ──engine.stream──▶ tokens ──▶ bytes ──▶ characters ──stop strings──▶ TextDelta
 
-A token of GPT-2 stands for bytes, and a character may take several tokens: what is not a whole character yet waits for
-its rest. So does what may turn out to be the beginning of a stop string.
+A token of GPT-2 stands for bytes, and a character may take several tokens: bytes are held back until their character
+is complete. So is text that may turn out to be the beginning of a stop string.
 """
 
 import codecs
@@ -20,28 +20,36 @@ End = Literal["length", "stop", "end_of_text"]
 
 
 class TextDelta(NamedTuple):
-    """What one step brought to one row."""
+    """What one step adds to one row."""
 
     row: int
     text: str  # new and final; empty while a character, or what may be a stop string, is incomplete
-    token: Token  # the token drawn; of the text, its bytes are a part, unless they wait or were dropped by a stop
+    token: Token  # the sampled token; its bytes may be part of this text, of a later one, or dropped by a stop string
     end: End | None = None  # why the row ends here: max_new_tokens, a stop string, <|endoftext|>; None: it goes on
 
 
-def encode(tokenizer: Tokenizer, prompt: str, model: LanguageModel) -> list[int]:
-    """Token ids of a prompt that the model can continue.
+def encode(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Convert a prompt to token ids and check that the model can continue it.
+
+    Args:
+        model: a GPT2.
+        tokenizer: GPT-2's.
+        prompt: the text.
+
+    Returns:
+        The ids.
 
     Raises:
-        GPT2LabError: the prompt is empty, longer than the window, holds a NUL or what is not Unicode text, or has
-            tokens that the model's vocabulary lacks.
+        GPT2LabError: the prompt is empty, longer than the window, contains a NUL or text that is not valid Unicode,
+            or has tokens that the model's vocabulary lacks.
     """
     if not prompt:
         raise GPT2LabError("the prompt is empty; give the model something to continue, such as a space")
-    if (place := prompt.find("\0")) >= 0:
-        raise GPT2LabError(f"the prompt has a NUL (character {place + 1}); take it out")
+    if "\0" in prompt:
+        raise GPT2LabError(f"the prompt has a NUL (character {prompt.index(chr(0)) + 1}); take it out")
     try:
         prompt.encode()
-    except UnicodeEncodeError as error:  # a lone surrogate: how Python carries bytes that are not UTF-8
+    except UnicodeEncodeError as error:  # a lone surrogate, by which Python represents bytes that are not UTF-8
         raise GPT2LabError(f"the prompt is not valid UTF-8 (character {error.start + 1}); save it as UTF-8") from None
     ids = tokenizer.encode(prompt)
     if len(ids) > model.config.block_size:
@@ -68,82 +76,114 @@ def stream(
     seeds: Sequence[int] | None = None,
     top: int | None = None,
 ) -> Generator[TextDelta, None, None]:
-    """Continue prompts side by side; yields a piece for each new token, row by row, step by step.
+    """Continue prompts side by side; yield a text delta for each new token, row by row, step by step.
 
-    The pieces of a row make up its continuation, without the prompt. A row ends before the first stop string that
-    comes up in it, at `<|endoftext|>`, or after `max_new_tokens` (less half a character, if it stops in one); the
-    others go on. Bytes that can't be UTF-8 become U+FFFD. Closing the iterator stops the computation.
+    The deltas of a row make up its continuation, without the prompt. A row ends before the first stop string, at
+    `<|endoftext|>`, or after `max_new_tokens` (without the bytes of an incomplete character); the other rows go on.
+    Bytes that cannot be UTF-8 become U+FFFD. Closing the iterator stops the computation.
 
     Args:
-        prompts: token ids (`encode` makes them), at least one each.
+        model: a GPT2.
+        tokenizer: GPT-2's.
+        prompts: token ids (see `encode`), at least one each.
+        max_new_tokens: per row, >= 0.
+        sampling: see `engine.stream`.
         stop: strings that end a row; they are not part of its text.
-        The rest: see `engine.stream`.
+        seeds: see `engine.stream`.
+        top: see `engine.stream`.
+
+    Returns:
+        An iterator of text deltas.
 
     Raises:
         GPT2LabError: an argument is out of range; from the iterator: the logits are not finite.
     """
     if "" in stop:
-        raise GPT2LabError("a stop string is empty; leave it out")
-    ended: set[int] = set()
-    steps = engine.stream(model, prompts, max_new_tokens, sampling, seeds=seeds, top=top, ended=ended)
-    return _pieces(steps, [_Row(tokenizer, stop, max_new_tokens) for _ in prompts], ended)
+        raise GPT2LabError("a stop string is empty; take it out")
+    finished: set[int] = set()
+    steps = engine.stream(model, prompts, max_new_tokens, sampling, seeds=seeds, top=top, finished=finished)
+    return _decode_steps(steps, [RowDecoder(tokenizer, stop, max_new_tokens) for _ in prompts], finished)
 
 
 def complete(
     model: LanguageModel,
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     max_new_tokens: int,
     sampling: Sampling | None = None,
     *,
     stop: Sequence[str] = (),
     seeds: Sequence[int] | None = None,
-    tokenizer: Tokenizer | None = None,
 ) -> list[str]:
-    """The continuation of each prompt, without the prompt: see `encode` and `stream`."""
-    tokenizer = tokenizer or Tokenizer()
-    ids = [encode(tokenizer, prompt, model) for prompt in prompts]
+    """Continue prompts side by side.
+
+    Args:
+        model: a GPT2.
+        tokenizer: GPT-2's.
+        prompts: texts (see `encode`).
+        max_new_tokens: per row, >= 0.
+        sampling: see `engine.stream`.
+        stop: see `stream`.
+        seeds: see `engine.stream`.
+
+    Returns:
+        The continuation of each prompt, without the prompt.
+
+    Raises:
+        GPT2LabError: a prompt cannot be continued, an argument is out of range, or the logits are not finite.
+    """
+    ids = [encode(model, tokenizer, prompt) for prompt in prompts]
     texts = [""] * len(prompts)
-    for piece in stream(model, tokenizer, ids, max_new_tokens, sampling, stop=stop, seeds=seeds):
-        texts[piece.row] += piece.text
+    for delta in stream(model, tokenizer, ids, max_new_tokens, sampling, stop=stop, seeds=seeds):
+        texts[delta.row] += delta.text
     return texts
 
 
-def _pieces(
-    steps: Generator[list[Token], None, None], rows: Sequence["_Row"], ended: set[int]
+def _decode_steps(
+    steps: Generator[list[Token], None, None], decoders: Sequence["RowDecoder"], finished: set[int]
 ) -> Generator[TextDelta, None, None]:
     try:
         for tokens in steps:
             for token in tokens:
-                piece = rows[token.row].take(token)
-                if piece.end:
-                    ended.add(piece.row)
-                yield piece
+                delta = decoders[token.row].decode(token)
+                if delta.end:
+                    finished.add(delta.row)
+                yield delta
     finally:
         steps.close()
 
 
-class _Row:
-    """The text of one row, between its tokens and what may be shown of it."""
+class RowDecoder:
+    """Turns the tokens of one row into text, and finds its end.
+
+    Args:
+        tokenizer: GPT-2's.
+        stop: strings that end the row.
+        max_new_tokens: of the row.
+    """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], max_new_tokens: int):
-        self.tokenizer, self.stop, self.left = tokenizer, stop, max_new_tokens
-        self.characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.held = ""  # decoded, but it may be the beginning of a stop string
+        self.tokenizer, self.stop, self.tokens_left = tokenizer, stop, max_new_tokens
+        self.utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.pending = ""  # decoded, but may be the beginning of a stop string
 
-    def take(self, token: Token) -> TextDelta:
-        """What the row's next token makes visible."""
-        self.left -= 1
-        over = token.id == EOT or self.left == 0
+    def decode(self, token: Token) -> TextDelta:
+        """Add the row's next token; return the text that is final with it."""
+        self.tokens_left -= 1
+        end: End | None = "end_of_text" if token.id == EOT else "length" if self.tokens_left == 0 else None
         if token.id != EOT:
-            self.held += self.characters.decode(self.tokenizer.decode_bytes([token.id]))
-        found = [(at + len(stop), at) for stop in self.stop if (at := self.held.find(stop)) >= 0]
-        if found:  # the one that is complete first, wherever tokens begin and end
-            return TextDelta(token.row, self.held[: min(found)[1]], token, "stop")
-        keep = 0 if over else max((_overlap(self.held, stop) for stop in self.stop), default=0)
-        text, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
-        return TextDelta(token.row, text, token, ("end_of_text" if token.id == EOT else "length") if over else None)
+            self.pending += self.utf8.decode(self.tokenizer.decode_bytes([token.id]))
+        starts = {stop: self.pending.find(stop) for stop in self.stop}
+        if matches := [(start + len(stop), start) for stop, start in starts.items() if start >= 0]:
+            _, start = min(matches)  # the stop string that is complete first
+            return TextDelta(token.row, self.pending[:start], token, "stop")
+        held_back = 0 if end else max((_overlap(self.pending, stop) for stop in self.stop), default=0)
+        length = len(self.pending) - held_back
+        text, self.pending = self.pending[:length], self.pending[length:]
+        return TextDelta(token.row, text, token, end)
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` are the beginning of `stop`."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
+    """Length of the longest end of `text` that a proper beginning of `stop` equals."""
+    lengths = range(min(len(text), len(stop) - 1), 0, -1)
+    return next((length for length in lengths if stop.startswith(text[-length:])), 0)

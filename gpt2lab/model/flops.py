@@ -1,34 +1,46 @@
-"""How large a model is and what a token costs, from its config alone: the one formula of the project.
+"""Parameters and FLOPs of a model, computed from its config.
 
-Planner, trainer, bench and report all divide by these numbers, so a utilisation means the same thing everywhere.
+Trainer, bench, report and planner all use these numbers, so that MFU is comparable between them.
 """
 
 from gpt2lab.config import GPT2Config
 
 
 def parameters(config: GPT2Config) -> int:
-    """Number of parameters, a tied matrix counted once; equal to `GPT2(config).num_parameters()`."""
+    """Count the parameters, a tied matrix once; equal to `GPT2(config).num_parameters()`.
+
+    Args:
+        config: the architecture.
+
+    Returns:
+        Their number.
+    """
     table = config.vocab_size * config.n_embd
     return _matmul_parameters(config) + config.block_size * config.n_embd + (not config.tie_word_embeddings) * table
 
 
 def flops_per_token(config: GPT2Config, block_size: int | None = None) -> int:
-    """Floating-point operations that training spends on a token, forward and backward: 6 N + 12 L C T.
+    """Count the floating-point operations of training per token, forward and backward: 6 N + 12 L C T.
 
-    6 N: a weight takes part in one multiply-add a token (2 operations), and the backward pass costs twice the
-    forward. N leaves out what is only looked up (positions, and the token embedding unless it is the output head as
-    well). 12 L C T: the two products of attention over T positions, with the same factor of 3; the causal mask is not
-    deducted. It is the estimate of the PaLM paper (Chowdhery et al. 2022, appendix B), which nanoGPT uses too.
+    6 N: each weight is used in one multiply-add per token (2 operations), and the backward pass costs twice the
+    forward pass. N excludes tables that are only looked up (positions, and the token embedding unless it is the
+    output head as well). 12 L C T: the two products of attention over T positions, with the same factor of 3; the
+    causal mask is not deducted. This is the estimate of the PaLM paper (Chowdhery et al. 2022, appendix B), which
+    nanoGPT uses as well.
 
     Args:
-        block_size: tokens a sequence, T; the config's unless given.
+        config: the architecture.
+        block_size: tokens per sequence, T; the config's if None.
+
+    Returns:
+        The number of operations.
     """
     length = config.block_size if block_size is None else block_size
     return 6 * _matmul_parameters(config) + 12 * config.n_layer * config.n_embd * length
 
 
 def _matmul_parameters(config: GPT2Config) -> int:
-    """Output head, blocks and final layer norm: N of the formula.
+    """Count output head, blocks and final layer norm: N of the formula.
 
     A block has 12 C^2 weights (attention 3 + 1, MLP 4 + 4) and 13 C biases and gains (3 + 1 + 4 + 1, and 4 for two
     layer norms).

@@ -1,19 +1,19 @@
-"""GPT-2: a decoder-only transformer, layer norm first, learned positions, tied embeddings.
+"""GPT-2: a decoder-only transformer with pre-layer-norm blocks, learned positions and tied embeddings.
 
     idx (B, T) ─▶ wte + wpe ─▶ n_layer x [ln_1 ─▶ attn ─▶ + ─▶ ln_2 ─▶ mlp ─▶ +] ─▶ ln_f ─▶ lm_head ─▶ logits (B, T, V)
 
-The architecture is OpenAI's ("Language Models are Unsupervised Multitask Learners", 2019) down to the names of its
-parameters, so published weights fit. There is no dropout: one pass over a corpus much larger than the model does
-not overfit, and reproductions of GPT-2 small train without it.
+The architecture is OpenAI's ("Language Models are Unsupervised Multitask Learners", Radford et al. 2019), and so are
+the names of its parameters, so published weights fit. There is no dropout: one pass over a corpus much larger than
+the model does not overfit, and reproductions of GPT-2 small train without it.
 
 Shapes: B batch, T time, C channels (n_embd), V vocabulary, H heads, D head size (C / H).
 """
 
 import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,40 +21,23 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt2lab.config import GPT2Config
-from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.generation import engine, inference, text
-from gpt2lab.generation.cache import Attend, KVCache
-from gpt2lab.generation.sampling import Sampling
-from gpt2lab.model import cpu_attention, head, huggingface, resolve
-from gpt2lab.model.linear import linear
+from gpt2lab.model import huggingface, ops, resolve
+from gpt2lab.model.ops import Embedding, Linear
 
-Ids = TypeVar("Ids", Tensor, list[list[int]])
+if TYPE_CHECKING:
+    from gpt2lab.data.tokenizer import Tokenizer
+    from gpt2lab.generation.cache import KVCache
+
+TokenIds = TypeVar("TokenIds", Tensor, list[list[int]])
+CachedAttention = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys and values of new tokens to (B, H, T, D)
 
 INIT_STD = 0.02
 LAYER_NORM_EPS = 1e-5
 
 
-class Linear(nn.Linear):
-    """A linear layer left uninitialised: torch's own first values would be drawn only to be overwritten by GPT2's."""
-
-    def reset_parameters(self) -> None:
-        pass
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) to (..., out_features)."""
-        return linear(x, self.weight, self.bias)
-
-
-class Embedding(nn.Embedding):
-    """A table left uninitialised, for the same reason."""
-
-    def reset_parameters(self) -> None:
-        pass
-
-
 class Attention(nn.Module):
-    """Causal self-attention: every position looks at itself and at what came before."""
+    """Causal multi-head self-attention: each position attends to itself and to the positions before it."""
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -62,29 +45,17 @@ class Attention(nn.Module):
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd)  # query, key and value in one product
         self.c_proj = Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, attend: Attend | None = None) -> Tensor:
-        """(B, T, C) to (B, T, C).
-
-        Args:
-            mask: bool (B, 1, T, T), which position may look at which; causal unless given.
-            attend: looks at what a cache holds as well (model/cache.py).
-        """
+    def forward(self, x: Tensor, mask: Tensor | None = None, cached_attention: CachedAttention | None = None) -> Tensor:
+        """Map (B, T, C) to (B, T, C); for the mask and the cache see `Transformer.forward`."""
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        y = _attend(q, k, v, mask) if attend is None else attend(q, k, v)
+        y = ops.attention(q, k, v, mask) if cached_attention is None else cached_attention(q, k, v)  # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # type: ignore[no-any-return]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v, each (B, H, T, D)."""
-    if cpu_attention.pays(q):
-        return cpu_attention.attention(q, k, v) if mask is None else cpu_attention.masked(q, k, v, mask)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-
-
 class MLP(nn.Module):
-    """Two linear layers around GELU, in the tanh approximation that GPT-2 was trained with."""
+    """Two linear layers with GELU in between, in the tanh approximation that GPT-2 was trained with."""
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -92,12 +63,13 @@ class MLP(nn.Module):
         self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) to (B, T, C), by way of (B, T, 4C)."""
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))  # type: ignore[no-any-return]
+        """Map (B, T, C) to (B, T, C)."""
+        x = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, 4C)
+        return self.c_proj(x)  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
-    """One layer: attention, then MLP, each reading a normalised copy of the residual stream and adding to it."""
+    """One layer: attention, then MLP; each reads a normalized copy of the residual stream and adds to it."""
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -106,68 +78,65 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, attend: Attend | None = None) -> Tensor:
-        """(B, T, C) to (B, T, C)."""
-        x = x + self.attn(self.ln_1(x), mask, attend)
+    def forward(self, x: Tensor, mask: Tensor | None = None, cached_attention: CachedAttention | None = None) -> Tensor:
+        """Map (B, T, C) to (B, T, C); for the mask and the cache see `Transformer.forward`."""
+        x = x + self.attn(self.ln_1(x), mask, cached_attention)
         return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
 
 
 class Transformer(nn.Module):
-    """Everything below the output head: from tokens to normalised hidden states."""
+    """Embeddings, blocks and the final layer norm: from tokens to hidden states."""
 
-    activation_checkpointing = False  # in training: compute a block again for its gradient instead of keeping it all
+    activation_checkpointing = False  # in training, recompute each block's activations in the backward pass
 
     def __init__(self, config: GPT2Config):
         super().__init__()
-        self.wte = Embedding(config.vocab_size, config.n_embd)
-        self.wpe = Embedding(config.block_size, config.n_embd)
+        self.wte = Embedding(config.vocab_size, config.n_embd)  # tokens
+        self.wpe = Embedding(config.block_size, config.n_embd)  # positions
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
 
     def forward(
-        self,
-        idx: Tensor,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: KVCache | None = None,
+        self, idx: Tensor, positions: Tensor | None = None, mask: Tensor | None = None, cache: "KVCache | None" = None
     ) -> Tensor:
-        """int64 (B, T) to (B, T, C).
+        """Compute hidden states.
 
         Args:
-            positions: int64 (B, T), each below block_size; 0 … T - 1 unless given.
-            mask: bool (B, 1, T, T), true where a position (row) may look at another; what came before unless given.
-                Both together let one row hold several texts that begin alike (evaluation/scoring.py).
-            cache: holds what came before these tokens, and takes their keys and values; without a mask
-                (model/engine.py).
+            idx: int64 (B, T).
+            positions: int64 (B, T), each below block_size. None: 0, ..., T - 1.
+            mask: bool (B, 1, T, T), true where a position (row) attends to another (column). None: causal.
+            cache: keys and values of the tokens before `idx`, to which those of `idx` are added. Not with a mask.
+
+        Returns:
+            (B, T, C).
 
         Raises:
-            GPT2LabError: T is above block_size, and no positions are given.
+            GPT2LabError: T is above block_size and `positions` is None.
         """
-        length, limit = idx.shape[1], self.wpe.num_embeddings
+        length, block_size = idx.shape[1], self.wpe.num_embeddings
         if positions is not None:
-            x = self.wte(idx) + self.wpe(positions)
-        elif length > limit:
-            raise GPT2LabError(f"{length} tokens do not fit into block_size {limit}; shorten the sequence")
-        else:
+            x = self.wte(idx) + self.wpe(positions)  # (B, T, C)
+        elif length <= block_size:
             x = self.wte(idx) + self.wpe.weight[:length]  # (B, T, C) + (T, C)
-        for n, block in enumerate(self.h):
+        else:
+            raise GPT2LabError(f"{length} tokens do not fit into block_size {block_size}; shorten the sequence")
+        for layer, block in enumerate(self.h):
             if self.activation_checkpointing and self.training and cache is None:
                 x = checkpoint(block, x, mask, use_reentrant=False)
             else:
-                x = block(x, mask, None if cache is None else cache.layer(n))
+                x = block(x, mask, None if cache is None else partial(cache.attention, layer))
         return self.ln_f(x)  # type: ignore[no-any-return]
 
 
 class GPT2(nn.Module):
     """The language model: transformer, output head and loss.
 
-    Weights are drawn once, on the CPU, so that they are the same whatever device the model moves to afterwards.
+    Weights are drawn once, on the CPU, so they do not depend on the device that the model is moved to. Under
+    `with torch.device("meta")` the model has shapes but no memory.
 
     Args:
         config: the architecture.
-        generator: source of the initial weights; None: torch's global one, governed by `torch.manual_seed`.
-
-    Under `with torch.device("meta")` the model has shapes but no memory.
+        generator: source of the initial weights; None: torch's global one (`torch.manual_seed`).
     """
 
     def __init__(self, config: GPT2Config, *, generator: torch.Generator | None = None):
@@ -175,11 +144,32 @@ class GPT2(nn.Module):
         self.config = config
         self.transformer = Transformer(config)
         self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
-        self._tie()
-        self._initialise(generator)
+        self._tie_weights()
+        self._initialize(generator)
+
+    def _tie_weights(self) -> None:
+        """Use the token embedding as the output head as well."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.transformer.wte.weight
+
+    @torch.no_grad()
+    def _initialize(self, generator: torch.Generator | None) -> None:
+        """Draw GPT-2's initial weights: normal with std 0.02; biases 0; layer norms 1 and 0 (torch's default).
+
+        The two projections of a block that write into the residual stream have std 0.02 / sqrt(2 n_layer), so that
+        the variance of the stream does not grow with depth (section 2.3 of the paper). Positions have std 0.02 like
+        the rest, as in the reproductions; OpenAI's released TensorFlow code uses 0.01.
+        """
+        residual_std = INIT_STD / math.sqrt(2 * self.config.n_layer)
+        for name, parameter in self.named_parameters():  # a tied matrix appears once
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif ".ln_" not in name:
+                std = residual_std if name.endswith("c_proj.weight") else INIT_STD
+                nn.init.normal_(parameter, std=std, generator=generator)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
-        """Logits, or the loss.
+        """Compute logits or the loss.
 
         Args:
             idx: int64 (B, T), T <= block_size.
@@ -187,8 +177,8 @@ class GPT2(nn.Module):
 
         Returns:
             Without targets `(logits (B, T, V), None)`. With targets `(None, loss)`: the mean cross-entropy in nats
-            over the targets that count (nan if none does), a float32 scalar. The logits are not returned then, so
-            that the loss need not keep them.
+            over the targets that count (nan if none does), a float32 scalar. The logits are not returned in that
+            case, so that they need not be kept.
 
         Raises:
             GPT2LabError: T is above block_size.
@@ -196,39 +186,36 @@ class GPT2(nn.Module):
         hidden = self.transformer(idx)  # (B, T, C)
         if targets is None:
             return self.lm_head(hidden), None
-        return None, self._loss(hidden, targets)
-
-    def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy of (B, T, C) against (B, T)."""
-        flat, targets = hidden.view(-1, self.config.n_embd), targets.reshape(-1)  # (B*T, C), (B*T,)
-        if torch.compiler.is_compiling():  # the compiler fuses the conversion to float32 into softmax and loss
-            return F.cross_entropy(self.lm_head(flat).float(), targets, ignore_index=head.IGNORED)
-        return head.mean_cross_entropy(flat, self.lm_head.weight, targets)
+        return None, ops.cross_entropy(hidden, self.lm_head.weight, targets)
 
     def num_parameters(self) -> int:
-        """Parameters, the tied matrix counted once."""
+        """Return the number of parameters, a tied matrix counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @classmethod
-    def from_pretrained(cls, name: str | Path | resolve.ResolvedCheckpoint) -> "GPT2":
-        """The model in a Hugging Face GPT-2 folder, a run's newest good checkpoint, or of the Hub; fp32, on the CPU.
+    def from_pretrained(cls, name: "str | Path | resolve.ResolvedCheckpoint") -> "GPT2":
+        """Load a model, float32 on the CPU.
 
-        A warning says which damaged checkpoints were passed over.
+        Args:
+            name: a Hugging Face GPT-2 folder, a run directory (its newest intact checkpoint), a Hub id such as
+                `gpt2`, or the result of `resolve.find_checkpoint`.
 
         Raises:
-            GPT2LabError: see `resolve.find` and `huggingface.read`.
+            GPT2LabError: see `resolve.find_checkpoint` and `huggingface.read`.
         """
-        if not isinstance(name, resolve.ResolvedCheckpoint):  # one that was found has been verified
-            name = resolve.find_checkpoint(name, warn=lambda words: warnings.warn(words, stacklevel=6))
-        config, weights = huggingface.read(name.folder)
-        with torch.device("meta"):  # no memory yet: every weight comes from the file
+        found = name if isinstance(name, resolve.ResolvedCheckpoint) else resolve.find_checkpoint(name)
+        config, weights = huggingface.read(found.folder)
+        with torch.device("meta"):  # no memory yet: all weights come from the file
             model = cls(config)
         model.load_state_dict(weights, assign=True)
-        model._tie()
+        model._tie_weights()
         return model
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`, which `transformers` opens as they are.
+        """Write `config.json` and `model.safetensors`, which `transformers` opens.
+
+        Args:
+            folder: created if need be.
 
         Raises:
             GPT2LabError: see `huggingface.write`.
@@ -236,97 +223,59 @@ class GPT2(nn.Module):
         huggingface.write(folder, self.config, self.state_dict())
 
     def generate(
-        self,
-        idx: Ids,
-        max_new_tokens: int = 64,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        seed: int | None = None,
-    ) -> Ids:
-        """Continue token ids; what the sampling settings mean: `gpt2lab.generation.sampling.Sampling`.
+        self, idx: TokenIds, max_new_tokens: int = 64, *, seed: int | None = None, **sampling: Any
+    ) -> TokenIds:
+        """Continue token ids.
 
         Args:
-            idx: int64 (B, T), or lists of any lengths. Beyond block_size the window moves on: see model/engine.py.
-            temperature: 0 takes the likeliest token.
-            seed: row i draws with seed + i, so it gets the same tokens alone or in a batch; None: a fresh one.
+            idx: int64 (B, T), or lists of any lengths.
+            max_new_tokens: per row. Beyond block_size the window moves on (generation/engine.py).
+            seed: row i uses seed + i, so its tokens are the same alone and in a batch; None: a random seed.
+            sampling: temperature, top_k, top_p, min_p, repetition_penalty: see `generation.sampling.Sampling`.
 
         Returns:
-            Prompts and new tokens: int64 (B, T + max_new_tokens) on the device of `idx`, or lists where lists came in.
+            Prompts and new tokens: int64 (B, T + max_new_tokens) on the device of `idx`, or lists for lists.
 
         Raises:
             GPT2LabError: an argument is out of range.
         """
-        if isinstance(idx, Tensor) and (idx.dim() != 2 or idx.numel() == 0 or idx.is_floating_point()):
-            raise GPT2LabError(
-                f"idx is {idx.dtype} {tuple(idx.shape)}; it must be int64 (B, T) with at least one token to continue"
-            )
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        from gpt2lab.generation import engine, inference
+        from gpt2lab.generation.sampling import Sampling
+
+        model = inference.optimize_for_inference(self)
         seeds = None if seed is None else range(seed, seed + len(idx))
-        if isinstance(idx, Tensor):
-            rows = engine.generate(
-                inference.optimize_for_inference(self), idx.tolist(), max_new_tokens, sampling, seeds=seeds
-            )
-            return torch.tensor(rows, device=idx.device)
-        return engine.generate(inference.optimize_for_inference(self), idx, max_new_tokens, sampling, seeds=seeds)
+        return engine.generate(model, idx, max_new_tokens, Sampling(**sampling), seeds=seeds)
 
     def complete(
         self,
         prompt: str,
         max_new_tokens: int = 64,
         *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
         stop: Sequence[str] = (),
         seed: int | None = None,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: "Tokenizer | None" = None,
+        **sampling: Any,
     ) -> str:
-        """Continue a text, until `<|endoftext|>` at the latest: the prompt and what follows it.
+        """Return a text and its continuation, which ends at `<|endoftext|>`, a stop string or `max_new_tokens`.
 
         Args:
-            temperature … repetition_penalty: see `generate`.
-            stop: strings that end the text; it ends before the first of them.
-            seed: the same prompt and seed give the same text; None: another text with each call.
-            tokenizer: GPT-2's unless given (loading that takes a tenth of a second).
+            prompt: the text.
+            max_new_tokens: at most.
+            stop: strings that end the text and are not part of it.
+            seed: the same prompt and seed give the same text; None: a random seed.
+            tokenizer: GPT-2's if None (loading it takes 0.1 s).
+            sampling: as in `generate`.
 
         Raises:
             GPT2LabError: an argument is out of range; the prompt is empty or longer than block_size tokens.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        from gpt2lab.data.tokenizer import Tokenizer
+        from gpt2lab.generation import inference, text
+        from gpt2lab.generation.sampling import Sampling
+
+        model = inference.optimize_for_inference(self)
         seeds = None if seed is None else [seed]
-        (more,) = text.complete(
-            inference.optimize_for_inference(self),
-            [prompt],
-            max_new_tokens,
-            sampling,
-            stop=stop,
-            seeds=seeds,
-            tokenizer=tokenizer,
+        (continuation,) = text.complete(
+            model, tokenizer or Tokenizer(), [prompt], max_new_tokens, Sampling(**sampling), stop=stop, seeds=seeds
         )
-        return prompt + more
-
-    def _tie(self) -> None:
-        if self.config.tie_word_embeddings:
-            self.lm_head.weight = self.transformer.wte.weight
-
-    @torch.no_grad()
-    def _initialise(self, generator: torch.Generator | None) -> None:
-        """GPT-2's first weights: normal with std 0.02, biases 0, layer norms 1 and 0 (torch's own).
-
-        The two projections of a block that write into the residual stream get 0.02 / sqrt(2 n_layer), so that the
-        stream's variance does not grow with depth (the paper's section 2.3). Positions get 0.02 like the rest, as in
-        the reproductions; OpenAI's released TensorFlow code drew them with 0.01.
-        """
-        residual_std = INIT_STD / math.sqrt(2 * self.config.n_layer)
-        for name, parameter in self.named_parameters():  # a tied matrix comes up once
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif ".ln_" not in name:
-                std = residual_std if name.endswith("c_proj.weight") else INIT_STD
-                nn.init.normal_(parameter, std=std, generator=generator)
+        return prompt + continuation

@@ -30,7 +30,7 @@ from torch import Tensor
 from gpt2lab import disk, files
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import huggingface, resolve
+from gpt2lab.model import huggingface, resolve, weight_files
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.model.resolve import list_checkpoints as list_checkpoints
 from gpt2lab.system import device as devices
@@ -146,7 +146,7 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
     disk.require_space([disk.SpaceNeeded(folder, size, "a checkpoint")], advice)
     with files.atomic_directory(path) as temporary:
         huggingface.write(temporary, snapshot.config, snapshot.weights)
-        huggingface.save_tensors(temporary / "optimizer.safetensors", snapshot.optimizer)
+        weight_files.save_tensors(temporary / "optimizer.safetensors", snapshot.optimizer)
         (temporary / "state.json").write_text(json.dumps(snapshot.state), encoding="utf-8")
     return path
 
@@ -222,7 +222,7 @@ def newest_valid(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None
     Raises:
         GPT2LabError: there are checkpoints, and none of them is good.
     """
-    return resolve.newest_valid(folder, read, warn)
+    return resolve.newest_valid(folder, read)
 
 
 def prune(folder: Path, newest: int, keep_last: int, keep_every: int, keep_best: bool = False) -> None:

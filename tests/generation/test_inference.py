@@ -1,4 +1,4 @@
-"""A model made ready to write: the same logits, the same memory, and the model itself none the wiser."""
+"""Models optimized for inference: the same logits, shared memory, and an unchanged original."""
 
 import pytest
 import torch
@@ -28,31 +28,31 @@ def tokens(rows: int, length: int) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 5), (8, 1), (9, 1), (4, 50)])
 def test_fp32_gives_the_same_logits(model, threads, shape, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    ours, expected = inference.optimize_for_inference(model)(tokens(*shape))[0], model(tokens(*shape))[0]
-    assert torch.allclose(ours, expected, rtol=1e-5, atol=1e-5)
+    logits, expected = inference.optimize_for_inference(model)(tokens(*shape))[0], model(tokens(*shape))[0]
+    assert torch.allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_fp32_shares_the_weights_and_bf16_those_it_does_not_cast(model, monkeypatch):
+def test_fp32_shares_all_weights_and_bf16_those_that_are_not_converted(model, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     addresses = {parameter.data_ptr() for parameter in model.parameters()}
-    twin = inference.optimize_for_inference(model)
-    assert {parameter.data_ptr() for parameter in twin.parameters()} <= addresses
+    optimized = inference.optimize_for_inference(model)
+    assert {parameter.data_ptr() for parameter in optimized.parameters()} <= addresses
     with torch.no_grad():
-        before = twin(tokens(1, 5))[0]
+        before = optimized(tokens(1, 5))[0]
         model.transformer.h[0].mlp.c_fc.weight.mul_(2)
-        assert torch.allclose(twin(tokens(1, 5))[0], model(tokens(1, 5))[0], atol=1e-5)
-        assert not torch.allclose(twin(tokens(1, 5))[0], before, atol=1e-3)
+        assert torch.allclose(optimized(tokens(1, 5))[0], model(tokens(1, 5))[0], atol=1e-5)
+        assert not torch.allclose(optimized(tokens(1, 5))[0], before, atol=1e-3)
     half = inference.optimize_for_inference(model, torch.bfloat16)
     assert {parameter.data_ptr() for parameter in half.parameters()} < addresses
     assert half.transformer.wte.weight.dtype == torch.float32
 
 
-def test_the_model_itself_is_left_as_it_is(model):
+def test_the_original_model_is_not_changed(model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    kinds = [type(module) for module in model.modules()]
+    types = [type(module) for module in model.modules()]
     for dtype in (torch.float32, torch.bfloat16):
         inference.optimize_for_inference(model, dtype)
-    assert [type(module) for module in model.modules()] == kinds
+    assert [type(module) for module in model.modules()] == types
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.lm_head.weight is model.transformer.wte.weight
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -61,26 +61,27 @@ def test_the_model_itself_is_left_as_it_is(model):
 @torch.no_grad()
 @pytest.mark.parametrize("packed", [True, False])
 def test_bf16_is_within_its_rounding(model, packed, monkeypatch):
-    if not packed:  # where oneDNN is missing, or refuses
+    if not packed:  # oneDNN is missing or fails
         monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", None, raising=False)
-        monkeypatch.setattr(inference, "_Packed", lambda weight, bias: (_ for _ in ()).throw(RuntimeError))
+        monkeypatch.setattr(inference, "PackedLinear", lambda weight, bias: (_ for _ in ()).throw(RuntimeError))
     half = inference.optimize_for_inference(model, torch.bfloat16)
-    kind = inference._Packed if packed else inference._Cast
-    assert type(half.transformer.h[0].attn.c_attn) is kind
+    layer_class = inference.PackedLinear if packed else inference.CastLinear
+    assert type(half.transformer.h[0].attn.c_attn) is layer_class
     for shape in ((1, 1), (3, 1), (2, 40)):
-        ours, expected = half(tokens(*shape))[0], model(tokens(*shape))[0]
-        assert ours.dtype == torch.float32
-        assert (ours - expected).abs().max() < 0.03 * expected.abs().max()
-        assert not torch.equal(ours, expected)
+        logits, expected = half(tokens(*shape))[0], model(tokens(*shape))[0]
+        assert logits.dtype == torch.float32
+        assert (logits - expected).abs().max() < 0.03 * expected.abs().max()
+        assert not torch.equal(logits, expected)
 
 
 @torch.no_grad()
-def test_fp16_is_nearer_than_bf16(model):
-    ours, expected = inference.optimize_for_inference(model, torch.float16)(tokens(2, 9))[0], model(tokens(2, 9))[0]
-    assert (ours - expected).abs().max() < 0.004 * expected.abs().max()
+def test_fp16_is_more_accurate_than_bf16(model):
+    half = inference.optimize_for_inference(model, torch.float16)
+    logits, expected = half(tokens(2, 9))[0], model(tokens(2, 9))[0]
+    assert (logits - expected).abs().max() < 0.004 * expected.abs().max()
 
 
-def test_in_bf16_a_row_is_the_same_to_the_last_bit_alone_and_in_a_batch(model):
+def test_in_bf16_a_row_is_bitwise_equal_alone_and_in_a_batch(model):
     half = inference.optimize_for_inference(model, torch.bfloat16)
     prompts = [tokens(1, 1 + n % 7)[0].tolist() for n in range(12)]
     steps = list(engine.stream(half, prompts, 12, seeds=range(12), top=3))
@@ -91,7 +92,7 @@ def test_in_bf16_a_row_is_the_same_to_the_last_bit_alone_and_in_a_batch(model):
 
 @torch.no_grad()
 def test_logits_far_from_zero_keep_their_differences_in_bf16(model):
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight + 3.0)  # as GPT-2's: a mean row that is large
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight + 3.0)  # a large mean row, as in GPT-2
     expected = model(tokens(1, 8))[0]
     assert expected.abs().mean() > 3 * expected.std(dim=-1).mean()
     half = inference.optimize_for_inference(model, torch.bfloat16)
@@ -106,10 +107,10 @@ def test_logits_far_from_zero_keep_their_differences_in_bf16(model):
 
 
 @torch.no_grad()
-def test_a_model_in_bf16_stays_in_bf16(model):
+def test_a_model_with_bf16_weights_is_optimized_in_bf16(model):
     expected = model(tokens(1, 8))[0]
     model.to(torch.bfloat16)
-    twin = inference.optimize_for_inference(model)
-    assert type(twin.lm_head) is inference._CentredHead
-    assert (twin(tokens(1, 8))[0] - expected).abs().max() < 0.05 * expected.abs().max()
+    optimized = inference.optimize_for_inference(model)
+    assert type(optimized.lm_head) is inference.CenteredHead
+    assert (optimized(tokens(1, 8))[0] - expected).abs().max() < 0.05 * expected.abs().max()
     assert len(model.generate([[1, 2], [3]], 5, temperature=0)[1]) == 6

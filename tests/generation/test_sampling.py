@@ -1,5 +1,6 @@
-"""Which tokens may come and how likely each is: against transformers, and the draw against its own probabilities."""
+"""Sampling: probabilities compared with transformers, and samples compared with the probabilities."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.generation.sampling import Sampling, candidates, penalise, sample
+from gpt2lab.generation.sampling import Sampling, filter_tokens, penalize, sample
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -17,7 +18,7 @@ def seeded(seed: int) -> torch.Generator:
 
 def distribution(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """(B, V) probabilities of the next token."""
-    probabilities, ids = candidates(logits, sampling)
+    probabilities, ids = filter_tokens(logits, sampling)
     probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
     return probabilities if ids is None else torch.zeros_like(logits).scatter(1, ids, probabilities)
 
@@ -33,7 +34,9 @@ def distribution(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 )
 def test_the_distribution_is_that_of_transformers(seed, temperature, top_k, top_p, min_p, penalty):
     process = pytest.importorskip("transformers.generation.logits_process")
-    logits = torch.randn(3, 30, generator=seeded(seed), dtype=torch.float64) * 3  # no sum hits top_p by rounding
+    logits = (
+        torch.randn(3, 30, generator=seeded(seed), dtype=torch.float64) * 3
+    )  # float64: no sum equals top_p by rounding
     text = torch.randint(30, (3, 7), generator=seeded(seed))
     expected = process.RepetitionPenaltyLogitsProcessor(penalty)(text, logits.clone())
     expected = process.TemperatureLogitsWarper(temperature)(None, expected)
@@ -47,11 +50,11 @@ def test_the_distribution_is_that_of_transformers(seed, temperature, top_k, top_
 
     seen = torch.zeros(3, 30, dtype=torch.bool).scatter(1, text, True)
     sampling = Sampling(temperature, top_k, top_p, min_p, penalty)
-    penalised = penalise(logits, seen, penalty)
-    assert torch.allclose(distribution(penalised, sampling), expected, rtol=0, atol=1e-9)
+    penalized = penalize(logits, seen, penalty)
+    assert torch.allclose(distribution(penalized, sampling), expected, rtol=0, atol=1e-9)
 
 
-def shares(logits: torch.Tensor, *arguments: float, seed: int = 0, draws: int = 20_000) -> torch.Tensor:
+def frequencies(logits: torch.Tensor, *arguments: float, seed: int = 0, draws: int = 20_000) -> torch.Tensor:
     generator = seeded(seed)
     rows = logits.expand(draws, -1)
     return torch.bincount(sample(rows, Sampling(*arguments), [generator] * draws), minlength=logits.shape[-1]) / draws
@@ -59,24 +62,24 @@ def shares(logits: torch.Tensor, *arguments: float, seed: int = 0, draws: int = 
 
 def test_sample_draws_from_the_distribution():
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
-    assert torch.allclose(shares(logits), torch.tensor([0.1, 0.2, 0.3, 0.4]), atol=0.02)
-    assert torch.allclose(shares(logits, 1.0, 2), torch.tensor([0, 0, 3 / 7, 4 / 7]), atol=0.02)
-    assert torch.allclose(shares(logits, 0.5), torch.tensor([1, 4, 9, 16]) / 30, atol=0.02)
-    assert torch.allclose(shares(logits, 1.0, 99), shares(logits))
-    assert torch.allclose(shares(logits, 1.0, None, 0.65), torch.tensor([0, 0, 3 / 7, 4 / 7]), atol=0.02)
-    assert torch.allclose(shares(logits, 1.0, None, 1.0, 0.6), torch.tensor([0, 0, 3 / 7, 4 / 7]), atol=0.02)
+    assert torch.allclose(frequencies(logits), torch.tensor([0.1, 0.2, 0.3, 0.4]), atol=0.02)
+    assert torch.allclose(frequencies(logits, 1.0, 2), torch.tensor([0, 0, 3 / 7, 4 / 7]), atol=0.02)
+    assert torch.allclose(frequencies(logits, 0.5), torch.tensor([1, 4, 9, 16]) / 30, atol=0.02)
+    assert torch.allclose(frequencies(logits, 1.0, 99), frequencies(logits))
+    assert torch.allclose(frequencies(logits, 1.0, None, 0.65), torch.tensor([0, 0, 3 / 7, 4 / 7]), atol=0.02)
+    assert torch.allclose(frequencies(logits, 1.0, None, 1.0, 0.6), torch.tensor([0, 0, 3 / 7, 4 / 7]), atol=0.02)
 
 
-def test_greedy_takes_the_likeliest_and_a_penalty_may_change_which_that_is():
+def test_greedy_decoding_takes_the_most_likely_token_after_the_penalty():
     logits = torch.tensor([[2.0, 3.0, -1.0], [-1.0, -3.0, -2.0]])
     generators = [seeded(0), seeded(0)]
     assert sample(logits, Sampling(temperature=0), generators).tolist() == [1, 0]
     seen = torch.tensor([[False, True, False], [True, False, False]])
-    penalised = Sampling(temperature=0, repetition_penalty=3)
-    assert sample(logits, penalised, generators, seen).tolist() == [0, 2]
+    penalized = Sampling(temperature=0, repetition_penalty=3)
+    assert sample(logits, penalized, generators, seen).tolist() == [0, 2]
 
 
-def test_a_draw_takes_one_number_whatever_the_settings():
+def test_a_draw_takes_one_random_number_for_all_settings():
     logits = torch.randn(1, 500, generator=seeded(1))
     states = []
     for sampling in (Sampling(), Sampling(top_k=7), Sampling(top_p=0.5), Sampling(0.7, 50, 0.9, 0.1, 1.3)):
@@ -91,34 +94,44 @@ def test_top_k_keeps_k_even_where_logits_are_equal():
     assert len(set(drawn.tolist())) == 3
 
 
-def test_a_token_without_probability_is_never_drawn():
+def test_a_token_with_probability_0_is_never_sampled():
     logits = torch.full((2000, 5), -math.inf)
     logits[:, 2] = 0
     assert set(sample(logits.clamp(min=-1e30), Sampling(), [seeded(0)] * 2000).tolist()) == {2}
 
 
-def test_logits_that_are_no_numbers_are_refused():
+def test_logits_that_are_not_finite_are_rejected():
     for value in (math.nan, math.inf):
         with pytest.raises(GPT2LabError, match="not finite"):
             sample(torch.tensor([[0.0, value]]), Sampling(), [seeded(0)])
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("setting", "value"),
     [
-        ({"temperature": -0.5}, "temperature is -0.5"),
-        ({"temperature": math.nan}, "temperature is nan"),
-        ({"temperature": math.inf}, "temperature is inf"),
-        ({"top_k": 0}, "top_k is 0"),
-        ({"top_p": 0.0}, "top_p is 0.0"),
-        ({"top_p": 1.1}, "top_p is 1.1"),
-        ({"top_p": math.nan}, "top_p is nan"),
-        ({"min_p": -0.1}, "min_p is -0.1"),
-        ({"min_p": 2.0}, "min_p is 2.0"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
-        ({"repetition_penalty": math.inf}, "repetition_penalty is inf"),
+        ("temperature", -0.5),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_k", 0),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_p", math.nan),
+        ("min_p", -0.1),
+        ("min_p", 2.0),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", math.inf),
     ],
 )
-def test_settings_out_of_range_are_refused(options, message):
-    with pytest.raises(GPT2LabError, match=message):
-        Sampling(**options)
+def test_settings_out_of_range_are_rejected(setting, value):
+    with pytest.raises(GPT2LabError, match=f"{setting} is {value}"):
+        Sampling(**{setting: value})
+
+
+def test_every_setting_has_what_a_command_line_and_a_slider_need():
+    for setting in dataclasses.fields(Sampling):
+        metadata = setting.metadata
+        assert metadata["help"]
+        assert metadata["step"] > 0
+        assert metadata["minimum"] <= (setting.default or 0) <= metadata["maximum"]  # None is 0 on a slider
+        for value in (metadata["minimum"], metadata["maximum"]):
+            Sampling(**{setting.name: value or None if setting.name == "top_k" else value})

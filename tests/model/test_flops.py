@@ -1,4 +1,4 @@
-"""The project's one formula, against the real model and against a count by hand."""
+"""Parameters and FLOPs, compared with the model and with a count by hand."""
 
 import pytest
 import torch
@@ -10,24 +10,24 @@ from gpt2lab.model.gpt2 import GPT2
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("size", ["124M", "medium", "large", "xl"])
-def test_parameters_are_the_models(size, tied):
+def test_parameters_equal_those_of_the_model(size, tied):
     config = GPT2Config(size=size, vocab_size=50304, block_size=512, tie_word_embeddings=tied)
     with torch.device("meta"):
         assert flops.parameters(config) == GPT2(config).num_parameters()
 
 
-def test_a_token_of_gpt2_small_costs_855_megaflop():
+def test_gpt2_small_takes_855_megaflops_per_token():
     config = GPT2Config(vocab_size=50304, block_size=1024)
     assert flops.flops_per_token(config) / 1e6 == pytest.approx(855.4, abs=0.1)
     assert flops.flops_per_token(config, block_size=512) == flops.flops_per_token(config) - 12 * 12 * 768 * 512
 
 
-def test_the_block_size_counts_through_attention_alone():
+def test_the_block_size_affects_attention_only():
     short, long = GPT2Config(block_size=256), GPT2Config(block_size=1024)
     assert flops.flops_per_token(short, block_size=1024) == flops.flops_per_token(long)
 
 
-def test_tying_saves_memory_but_no_work():
+def test_tied_embeddings_save_memory_but_no_computation():
     tied, untied = GPT2Config(), GPT2Config(tie_word_embeddings=False)
     assert flops.flops_per_token(tied) == flops.flops_per_token(untied)
     assert flops.parameters(untied) - flops.parameters(tied) == 50257 * 768
