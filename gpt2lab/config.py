@@ -24,6 +24,8 @@ from pydantic import (
 )
 
 from gpt2lab import config_errors, config_files
+from gpt2lab.config_files import find_recipe as find_recipe
+from gpt2lab.config_files import recipes as recipes
 from gpt2lab.errors import GPT2LabError
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -328,7 +330,7 @@ def load(files: Iterable[str | Path] = (), overrides: Mapping[str, Any] | None =
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}  # precedes the name of a setting in messages: `FILE: ` or `--`
     run_name = None
-    for file in map(config_files.find_recipe, files):
+    for file in map(find_recipe, files):
         values = config_files.rename(config_files.read_settings(file, known), RENAMED_SETTINGS, f"{file}: ")
         _merge(merged, values)
         origins |= dict.fromkeys(values, f"{file}: ")

@@ -6,7 +6,6 @@ import pytest
 
 from gpt2lab import cli, config
 from gpt2lab.config import Config
-from gpt2lab.config_files import find_recipe, recipes
 from gpt2lab.model import flops
 from gpt2lab.training import run as training_run
 
@@ -26,12 +25,12 @@ ARITHMETIC = {
 
 
 def test_every_recipe_that_is_listed_ships():
-    assert set(ARITHMETIC) <= set(recipes())  # a recipe of your own may stand beside them
+    assert set(ARITHMETIC) <= set(config.recipes())  # a recipe of your own may stand beside them
 
 
 @pytest.mark.parametrize("name", ARITHMETIC)
 def test_parameters_tokens_and_micro_steps(name):
-    settings = config.load([find_recipe(name)])
+    settings = config.load([config.find_recipe(name)])
     parameters, sequences, tokens, gpus, micro_steps = ARITHMETIC[name]
     plan = settings.batch_plan(gpus, max_micro_tokens=16384)
     total = settings.train.max_steps * settings.train.total_batch_size
@@ -42,14 +41,14 @@ def test_parameters_tokens_and_micro_steps(name):
     if micro_steps is not None:
         assert plan.grad_accum_steps == micro_steps
     # The comments state the same numbers.
-    text = find_recipe(name).read_text()
+    text = config.find_recipe(name).read_text()
     assert f"{flops.parameters(settings.model):,} parameters" in text
     assert f"{settings.train.total_batch_size:,} tokens a step" in text
 
 
 @pytest.mark.parametrize("name", [name for name in ARITHMETIC if name not in ("quickstart", "shakespeare_cpu")])
 def test_the_papers_settings(name):
-    settings = config.load([find_recipe(name)])
+    settings = config.load([config.find_recipe(name)])
     assert settings.optimizer.min_lr == pytest.approx(settings.optimizer.max_lr / 10)
     assert (settings.optimizer.beta1, settings.optimizer.eps, settings.optimizer.weight_decay) == (0.9, 1e-8, 0.1)
     assert settings.optimizer.beta2 == (0.96 if name == "gpt2_124m" else 0.95)
@@ -60,7 +59,7 @@ def test_the_papers_settings(name):
 def test_it_trains_a_step_of_a_shrunken_model(name, token_folder, hellaswag_mirror, tmp_path, monkeypatch):
     monkeypatch.setenv("GPT2LAB_MIRROR", str(hellaswag_mirror))
     monkeypatch.setenv("GPT2LAB_CACHE", str(tmp_path / "cache"))
-    settings = config.load([find_recipe(name)]).model_dump()
+    settings = config.load([config.find_recipe(name)]).model_dump()
     settings["run"]["out_dir"] = str(tmp_path)
     settings["model"] |= {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8}
     settings["data"]["dir"] = str(token_folder)
@@ -72,12 +71,12 @@ def test_it_trains_a_step_of_a_shrunken_model(name, token_folder, hellaswag_mirr
 
 
 def test_a_recipe_goes_by_its_bare_name():
-    assert find_recipe("minigpt") == recipes()["minigpt"]
+    assert config.find_recipe("minigpt") == config.recipes()["minigpt"]
 
 
 def test_the_settings_reference_and_the_schema_are_current(capsys):
-    """To renew them: gpt2lab settings > docs/settings.md; gpt2lab settings --schema > config/schema.json."""
-    folder = find_recipe("quickstart").parent
+    """To renew them: gpt2lab settings > docs/settings.md; gpt2lab settings --schema > config/schema.json"""
+    folder = config.find_recipe("quickstart").parent
     assert cli.main(["settings"]) == 0
     assert capsys.readouterr().out == (folder.parent / "docs" / "settings.md").read_text()
     assert cli.main(["settings", "--schema"]) == 0
@@ -85,5 +84,5 @@ def test_the_settings_reference_and_the_schema_are_current(capsys):
 
 
 def test_recipes_name_the_schema_for_editors():
-    for path in (find_recipe(name) for name in ARITHMETIC):
+    for path in (config.find_recipe(name) for name in ARITHMETIC):
         assert re.match(r"# yaml-language-server: \$schema=schema.json\n", path.read_text())

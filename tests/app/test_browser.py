@@ -97,7 +97,7 @@ def test_both_models_generate_and_a_click_shows_the_most_likely_tokens(tab):
         assert one.page.inner_text(f"#text-{side} .prompt").strip() == MARKUP
         assert "tokens/s" in one.page.inner_text(f"#rate-{side}")
         assert one.page.locator(f"#next-{side} .bar").count() in (8, 9)
-        assert one.page.locator(f"#next-{side} .bar.taken").count() == 1
+        assert one.page.locator(f"#next-{side} .bar.sampled").count() == 1
     one.tokens(1).nth(4).click()
     assert "Token 5 " in one.page.inner_text("#which")
     assert one.page.locator(".token.chosen").count() == 2
