@@ -327,32 +327,24 @@ def load(files: Iterable[str | Path] = (), overrides: Mapping[str, Any] | None =
             wrong type or out of range. The message names the file or the key.
     """
     known = [name for name, _ in leaves()]
+    paths = [find_recipe(file) for file in files]
+    layers = [(config_files.read_settings(path, known), f"{path}: ") for path in paths]
+    layers.append((dict(overrides or {}), "--"))
     merged: dict[str, Any] = {}
-    origins: dict[str, str] = {}  # precedes the name of a setting in messages: `FILE: ` or `--`
-    run_name = None
-    for file in map(find_recipe, files):
-        values = config_files.rename(config_files.read_settings(file, known), RENAMED_SETTINGS, f"{file}: ")
-        _merge(merged, values)
-        origins |= dict.fromkeys(values, f"{file}: ")
-        run_name = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).lstrip("._-") or None
-    values = config_files.rename(overrides or {}, RENAMED_SETTINGS, "--")
-    _merge(merged, values)
-    merged |= {name: None for name, value in values.items() if value == "null"}
-    origins |= {name: "--" if isinstance(value, str) else "" for name, value in values.items()}
-    merged["run.name"] = merged.get("run.name") or run_name
-    nested: dict[str, dict[str, Any]] = {}
+    origins: dict[str, str] = {}  # precedes the name of a setting in messages
+    for layer, origin in layers:
+        values = config_files.rename(layer, RENAMED_SETTINGS, origin)
+        if values.get("model.size") is not None:  # replaces the shape of the layers before
+            merged = {name: value for name, value in merged.items() if name.removeprefix("model.") not in _SHAPE}
+        merged |= values
+        origins |= dict.fromkeys(values, origin)
+    nested: dict[str, dict[str, Any]] = {"run": {}}
     for name, value in merged.items():
         section, _, key = name.partition(".")
-        nested.setdefault(section, {})[key] = value
+        nested.setdefault(section, {})[key] = None if value == "null" and origins[name] == "--" else value
+    if paths and not nested["run"].get("name"):
+        nested["run"]["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", paths[-1].stem).lstrip("._-") or None
     try:
         return Config.model_validate(nested)
     except ValidationError as error:
         raise config_errors.translate(error, origins, known) from None
-
-
-def _merge(merged: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Add values. A size replaces the shape that was given before it."""
-    if values.get("model.size") is not None:
-        for key in _SHAPE:
-            merged.pop(f"model.{key}", None)
-    merged.update(values)

@@ -163,7 +163,9 @@ def run(config: Config, watch: Sequence[Sink] = ()) -> None:
             saver.wait()
         saver.report()
         if stopped_by:
-            raise RunStoppedError(stopped_by, f"stopped by {signal.Signals(stopped_by).name}: {directory.what_is_kept()}")
+            raise RunStoppedError(
+                stopped_by, f"stopped by {signal.Signals(stopped_by).name}: {directory.what_is_kept()}"
+            )
         say(
             f"done in {time.perf_counter() - began:.0f} s. Open {directory.path}/report.html in a browser; "
             f"gpt2lab sample --model-checkpoint {directory.path} continues a prompt."
