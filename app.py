@@ -1,4 +1,4 @@
-"""The door people already type: `python app.py --trained runs/x` is `gpt2lab app …`."""
+"""`python app.py --trained runs/x` is the same as `gpt2lab app --trained runs/x`."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""The door people already type: `python evaluate.py …` and `torchrun … evaluate.py` are `gpt2lab evaluate …`.
+"""`python evaluate.py …` and `torchrun … evaluate.py` are the same as `gpt2lab evaluate …`.
 
-A package on PyPI has this file's name, and lm-evaluation-harness imports it. Whoever imports `evaluate` from a
-directory where this file comes first is given that package.
+A package on PyPI is also called `evaluate`, and lm-evaluation-harness imports it. Where this file is found first,
+importing it gives that package.
 """
 
 import sys
@@ -15,9 +15,9 @@ from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
 from pathlib import Path
 
-_elsewhere = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
-_spec = PathFinder.find_spec(__name__, _elsewhere)
+_other_paths = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
+_spec = PathFinder.find_spec(__name__, _other_paths)
 if _spec is None or _spec.loader is None:
     raise ModuleNotFoundError(f"No module named {__name__!r}: pip install -e '.[eval]'", name=__name__)
-sys.modules[__name__] = module_from_spec(_spec)  # `import` hands out what stands here when this file is done
+sys.modules[__name__] = module_from_spec(_spec)  # what `import` returns
 _spec.loader.exec_module(sys.modules[__name__])

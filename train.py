@@ -1,4 +1,4 @@
-"""The door people already type: `python train.py …` and `torchrun … train.py` are `gpt2lab train …`."""
+"""`python train.py …` and `torchrun … train.py` are the same as `gpt2lab train …`."""
 
 import sys
 

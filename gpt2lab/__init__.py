@@ -1,4 +1,4 @@
-"""gpt2lab: train GPT-2 from scratch, measure it, and hand it to the tools people already use.
+"""gpt2lab: train GPT-2 from scratch, evaluate it, and export it for other tools.
 
 from gpt2lab import GPT2, GPT2Config, Tokenizer
 """
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["GPT2", "GPT2Config", "Tokenizer"]
 
-_HOMES = {"GPT2": "gpt2lab.model.gpt2", "GPT2Config": "gpt2lab.config", "Tokenizer": "gpt2lab.data.tokenizer"}
+_MODULES = {"GPT2": "gpt2lab.model.gpt2", "GPT2Config": "gpt2lab.config", "Tokenizer": "gpt2lab.data.tokenizer"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for, so that `gpt2lab --help` does not wait for torch."""
-    if name not in _HOMES:
+    """Import a public name on first access, so that `gpt2lab --help` does not import torch."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'gpt2lab' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -1,18 +1,15 @@
-"""Every setting of a training run: typed, validated, and read in one order: defaults, YAML files, command line.
+"""Every setting of a training run: name, type, range, default and meaning.
 
-    config/*.yaml ──┐
-    --train.x 5   ──┴─▶ one nested dict ──▶ Config (pydantic: types, ranges, unknown keys) ──▶ runs/NAME/config.yaml
+    defaults ─▶ YAML files ─▶ command line ─▶ Config (validated by pydantic) ─▶ runs/NAME/config.yaml
 
-The dotted name of a field (`train.max_steps`) is its name on the command line, in YAML and in every message.
-The docstring below a field is its help text. Nothing here imports torch, so a typo is reported at once.
+The dotted name of a field (`train.max_steps`) is its name on the command line, in YAML and in messages. The docstring
+below a field is its help text. Imports no torch, so that a typo is reported immediately.
 """
 
-import difflib
 import re
-import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     BaseModel,
@@ -26,6 +23,9 @@ from pydantic import (
     model_validator,
 )
 
+from gpt2lab import config_errors, config_files
+from gpt2lab.config_files import find_recipe as find_recipe
+from gpt2lab.config_files import recipes as recipes
 from gpt2lab.errors import GPT2LabError
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -39,50 +39,54 @@ SIZES = {"124M": (12, 12, 768), "medium": (24, 16, 1024), "large": (36, 20, 1280
 _SHAPE = ("n_layer", "n_head", "n_embd")
 _SIZE_ALIASES = {"gpt2": "124M", "small": "124M", "355M": "medium", "774M": "large", "1558M": "xl"}
 
+RENAMED_SETTINGS = {"guard.deviations": "guard.spike_sigma"}  # old names, accepted for one release
+
 
 class Section(BaseModel):
-    """One section of the settings: immutable, and closed to unknown keys."""
+    """One section of the settings: immutable; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+    def _check_value(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, str) and "\0" in value:
-            raise ValueError("holds a NUL character")
+            raise ValueError("contains a NUL character")
         if isinstance(value, bool) and info.field_name and cls.model_fields[info.field_name].annotation is not bool:
-            raise ValueError(f"takes a number or text, not {str(value).lower()}")
+            raise ValueError(f"should be a number or text, not {str(value).lower()}")
         return value
 
 
 class RunConfig(Section):
+    """Name, place, seed and start of the run."""
+
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
-    """Name of the run directory; the recipe's file name unless set."""
+    """Name of the run directory; null: the file name of the recipe."""
     out_dir: str = "runs"
-    """Folder that holds run directories."""
+    """Directory that holds the run directories."""
     seed: Annotated[int, Field(ge=0, lt=2**62)] = 1337
-    """Seed of the initial weights, the order of the data and the samples."""
+    """Seed of the initial weights, the data order and the samples."""
     resume: str = "auto"
-    """auto: the newest good checkpoint of this run, if any; never: refuse an existing run; or a checkpoint's path."""
+    """auto: the newest valid checkpoint of this run, if any; never: refuse an existing run; or a checkpoint's path."""
 
 
 class GPT2Config(Section):
-    """The architecture. Named by `size`; a number that is given explicitly beats it."""
+    """The architecture, by `size`; explicit numbers override those of the size."""
 
     size: Literal["124M", "medium", "large", "xl"] | None = "124M"
-    """124M, medium, large or xl (or gpt2, gpt2-medium, …): fills n_layer, n_head and n_embd."""
+    """124M, medium, large or xl (or gpt2, gpt2-medium, …): sets n_layer, n_head and n_embd."""
     n_layer: PositiveInt = 12
-    """Transformer blocks; by size unless set."""
+    """Number of transformer blocks; by default that of the size."""
     n_head: PositiveInt = 12
-    """Attention heads a block; by size unless set."""
+    """Attention heads per block; by default that of the size."""
     n_embd: PositiveInt = 768
-    """Channels of the residual stream, divisible by n_head; by size unless set."""
+    """Channels of the residual stream, divisible by n_head; by default that of the size."""
     block_size: PositiveInt = 1024
     """Context window in tokens."""
     vocab_size: Annotated[int, Field(ge=1, le=65536)] = GPT2_VOCAB_SIZE
     """50257, or padded (50304) for faster matrix products."""
     tie_word_embeddings: bool = True
-    """Share one matrix between token embedding and output head, as GPT-2 does."""
+    """Share one matrix between the token embedding and the output head, as GPT-2 does."""
 
     @model_validator(mode="before")
     @classmethod
@@ -96,7 +100,7 @@ class GPT2Config(Section):
         if isinstance(size, str) and (shape := SIZES.get(size)) is not None:
             values = dict(zip(_SHAPE, shape, strict=True)) | values
             if tuple(values[key] for key in _SHAPE) != shape:
-                values["size"] = None  # a 7M model is not called 124M, wherever the settings are shown
+                values["size"] = None  # a 7M model must not be shown as 124M
         return values
 
     @model_validator(mode="after")
@@ -107,137 +111,131 @@ class GPT2Config(Section):
 
 
 class DataConfig(Section):
+    """Training and validation data."""
+
     source: Literal["stdlib", "tinyshakespeare", "fineweb-edu"] = "stdlib"
-    """stdlib (Python's own texts), tinyshakespeare: made on the spot; fineweb-edu: see `gpt2lab prepare`."""
+    """stdlib (Python's own texts) and tinyshakespeare are prepared by training; fineweb-edu by `gpt2lab prepare`."""
     dir: str | None = None
-    """Folder of the shards; data/NAME by source unless set."""
+    """Directory of the shards; null: data/NAME by source."""
     mirror: str | None = None
-    """Folder to take downloads from instead of the network."""
+    """Directory to read downloads from instead of the network."""
 
 
 class TrainConfig(Section):
+    """Steps, batch size, and measurements during training."""
+
     max_steps: PositiveInt = 19073
     """Optimizer steps; 19,073 steps of 524,288 tokens are 10B tokens."""
     total_batch_size: PositiveInt = 524288
-    """Tokens an optimizer step, over all devices and micro-steps."""
+    """Tokens per optimizer step, over all devices and micro-steps."""
     micro_batch_size: PositiveInt | Literal["auto"] = "auto"
-    """Sequences a device a forward pass; auto: the most that divides a device's share within a few thousand tokens."""
+    """Sequences per device and forward pass; auto: the largest number that divides a device's share and fits."""
     eval_every: NonNegativeInt = 250
-    """Validation loss every so many steps, before the first and after the last; 0: never."""
+    """Steps between measurements of the validation loss, also before the first and after the last; 0: never."""
     eval_tokens: PositiveInt = 10_485_760
-    """Tokens of the validation split that the loss is taken over: always the same ones, its first."""
+    """Validation tokens that the loss is measured on: always the first ones of the split."""
     hellaswag_every: NonNegativeInt = 0
-    """HellaSwag accuracy every so many steps, before the first and after the last; 0: never."""
+    """Steps between measurements of HellaSwag accuracy, also before the first and after the last; 0: never."""
     hellaswag_limit: NonNegativeInt = 0
-    """Take so many of its 10,042 items, always the same ones; 0: all."""
+    """Number of HellaSwag items, always the same of its 10,042; 0: all."""
     sample_every: NonNegativeInt = 250
-    """Text samples every so many steps, before the first and after the last; 0: never."""
+    """Steps between text samples, also before the first and after the last; 0: never."""
     sample_prompt: Annotated[str, Field(min_length=1)] = "Hello this is AI model,"
-    """What the samples continue."""
+    """Prompt of the samples."""
     sample_count: PositiveInt = 4
-    """Samples a time."""
+    """Number of samples each time."""
     sample_tokens: PositiveInt = 32
-    """New tokens a sample."""
+    """New tokens per sample."""
     sample_top_k: PositiveInt = 50
-    """Samples draw from this many likeliest tokens."""
+    """Sample from this many most likely tokens."""
     overfit_batch: bool = False
-    """Train on the first batch again and again: a model that works drives its loss to zero."""
+    """Train on the first batch only: the loss of a correct model goes to zero."""
 
 
 class OptimizerConfig(Section):
+    """AdamW, the learning rate schedule and gradient clipping."""
+
     max_lr: Positive = 6e-4
-    """Peak learning rate, reached after the warm-up."""
+    """Peak learning rate, reached after warm-up."""
     min_lr: NonNegative = 6e-5
-    """Learning rate at max_steps, the end of the cosine."""
+    """Learning rate at max_steps, the end of the cosine schedule."""
     warmup_steps: NonNegativeInt = 715
     """Steps of linear warm-up."""
     weight_decay: NonNegative = 0.1
-    """Decoupled decay of tensors with two or more dimensions (weights, not biases or layer norms)."""
+    """Decoupled weight decay of tensors with two or more dimensions (not of biases and layer norms)."""
     beta1: Beta = 0.9
-    """AdamW's decay of the gradient's mean."""
+    """AdamW's decay rate of the mean of the gradient."""
     beta2: Beta = 0.95
-    """AdamW's decay of the gradient's square."""
+    """AdamW's decay rate of the mean of the squared gradient."""
     eps: Positive = 1e-8
     """AdamW's epsilon."""
     grad_clip: NonNegative = 1.0
-    """Gradients are scaled down to this norm; 0: not clipped."""
+    """Maximum norm of the gradient; 0: no clipping."""
 
 
 class CheckpointConfig(Section):
+    """When checkpoints are written and which are kept."""
+
     every: NonNegativeInt = 1000
-    """Checkpoint every so many steps, and after the last; 0: only after the last."""
+    """Steps between checkpoints, also after the last step; 0: only after the last."""
     keep_last: PositiveInt = 2
-    """Newest checkpoints that stay."""
+    """Number of newest checkpoints to keep."""
     keep_every: NonNegativeInt = 0
-    """Checkpoints at multiples of this step stay as well; 0: none."""
+    """Also keep checkpoints at multiples of this step; 0: none."""
     keep_best: bool = True
-    """The checkpoint with the lowest validation loss stays as well."""
+    """Also keep the checkpoint with the lowest validation loss."""
 
 
 class GuardConfig(Section):
+    """Steps that are skipped."""
+
     spike_sigma: NonNegative = 0.0
-    """Skip a step whose loss or gradient norm is this many standard deviations above the recent mean; 0: off."""
+    """Skip a step whose loss or gradient norm is more than this many standard deviations above the mean of the
+    last guard.window steps; 0: off."""
     window: Annotated[int, Field(ge=4)] = 128
-    """How many steps are recent; there is no judgement until half as many were seen."""
+    """Steps in the mean and standard deviation of spike_sigma; nothing is skipped before half of them."""
     stop_after: PositiveInt = 10
-    """Skipped steps in a row that end the run."""
+    """Consecutive skipped steps that end the run."""
 
 
 class TrackingConfig(Section):
+    """Where metrics are shown and logged."""
+
     log_every: PositiveInt = 1
-    """Steps a line on the screen or in the log; metrics.jsonl has every step."""
+    """Steps per printed line; metrics.jsonl has every step."""
     price_per_hour: NonNegative = 0.0
-    """What all machines of the run cost an hour, for the report's cost; 0: not shown."""
+    """Price of all machines of the run per hour, for the cost in the report; 0: not shown."""
     tensorboard: bool = False
-    """Event files in runs/NAME/tensorboard as well; look at them with `tensorboard --logdir runs`."""
+    """Also write event files to runs/NAME/tensorboard; view them with `tensorboard --logdir runs`."""
     wandb: Literal["off", "online", "offline"] = "off"
-    """Weights & Biases as well, off, online or offline (in runs/NAME/wandb, for `wandb sync`)."""
+    """Also log to Weights & Biases: off, online or offline (to runs/NAME/wandb, for `wandb sync`)."""
     trackio: bool = False
-    """trackio as well; look at it with `trackio show`."""
+    """Also log to trackio; view it with `trackio show`."""
     project: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "gpt2lab"
-    """The project's name at Weights & Biases and trackio."""
+    """Project name at Weights & Biases and trackio."""
 
 
 class SystemConfig(Section):
+    """Device, precision, memory and timeouts."""
+
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute, auto, cpu, cuda or mps; auto: cuda, else mps, else cpu."""
+    """Device: auto, cpu, cuda or mps; auto: cuda, else mps, else cpu."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
-    """Matrix products in auto, fp32, tf32, bf16 or fp16; weights stay fp32. auto: bf16 where the hardware has it."""
+    """Precision of matrix products: auto (bf16 if supported), fp32, tf32, bf16 or fp16; weights stay fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile for the training step, auto, on or off; auto: on CUDA. If it fails, training goes on without."""
+    """torch.compile for the training step: auto (on CUDA), on or off; if it fails, training continues without it."""
     shard: bool = False
-    """Deal weights, gradients and optimizer state out to the ranks (FSDP2), for a model too big for one card."""
+    """Shard weights, gradients and optimizer state over the ranks (FSDP2), for models that do not fit on one GPU."""
     activation_checkpointing: bool = False
-    """Compute each block's activations again in the backward pass instead of keeping them: less memory, more time."""
+    """Recompute each block's activations in the backward pass instead of storing them: less memory, more time."""
     start_timeout: Positive = 300.0
     """Seconds within which all processes must have started."""
     timeout: Positive = 600.0
-    """Seconds after which a process that waits for another gives up; one that has died or was stopped is named."""
-
-
-# What other projects call our settings, for "did you mean".
-_OTHERS_WORDS = {
-    "batch_size": "train.micro_batch_size",
-    "beta_1": "optimizer.beta1",
-    "beta_2": "optimizer.beta2",
-    "compile": "system.compile",
-    "dataset": "data.source",
-    "dtype": "system.precision",
-    "eval_interval": "train.eval_every",
-    "global_batch_size": "train.total_batch_size",
-    "gradient_accumulation_steps": "train.total_batch_size",
-    "learning_rate": "optimizer.max_lr",
-    "lr": "optimizer.max_lr",
-    "max_iters": "train.max_steps",
-    "seq_len": "model.block_size",
-    "wandb_log": "tracking.wandb",
-    "wandb_project": "tracking.project",
-    "warmup_iters": "optimizer.warmup_steps",
-}
+    """Seconds that a process waits for another; the message names a process that has died or was stopped."""
 
 
 class BatchPlan(NamedTuple):
-    """How `total_batch_size` tokens are dealt out: sequences = world_size x grad_accum_steps x micro_batch_size."""
+    """How a step's tokens are divided: sequences = world_size x grad_accum_steps x micro_batch_size."""
 
     sequences: int
     micro_batch_size: int
@@ -245,7 +243,7 @@ class BatchPlan(NamedTuple):
 
 
 class Config(Section):
-    """A whole run. Build one with `load`, or `Config()` for the defaults."""
+    """All settings of a run. `load` builds one; `Config()` has the defaults."""
 
     run: RunConfig = RunConfig()
     model: GPT2Config = GPT2Config()
@@ -267,15 +265,18 @@ class Config(Section):
         return self
 
     def flat(self) -> dict[str, Any]:
-        """Every setting under its dotted name."""
+        """Every setting by its dotted name."""
         return {f"{section}.{key}": value for section, keys in self.model_dump().items() for key, value in keys.items()}
 
     def batch_plan(self, world_size: int, max_micro_tokens: int) -> BatchPlan:
-        """Derive `grad_accum_steps` from the tokens of a step.
+        """Derive `micro_batch_size` and `grad_accum_steps` from the tokens of a step.
 
         Args:
-            world_size: processes that share a step.
-            max_micro_tokens: tokens that an `auto` micro batch may hold (one sequence is always allowed).
+            world_size: number of processes.
+            max_micro_tokens: limit of an `auto` micro batch in tokens; one sequence is always allowed.
+
+        Returns:
+            The sequences of a step, and per process those of a micro-step and the number of micro-steps.
 
         Raises:
             GPT2LabError: `train.total_batch_size` does not divide; the message names the nearest values that do.
@@ -292,234 +293,58 @@ class Config(Section):
             )
         share = total // (block * world_size)
         if micro == "auto":
-            most = max(1, min(share, max_micro_tokens // block))
-            size = next(n for n in range(most, 0, -1) if share % n == 0)
+            largest = max(1, min(share, max_micro_tokens // block))
+            size = next(n for n in range(largest, 0, -1) if share % n == 0)
         else:
             size = micro
         return BatchPlan(sequences=share * world_size, micro_batch_size=size, grad_accum_steps=share // size)
 
     def to_yaml(self) -> str:
-        """The resolved settings as YAML that `load` reads back to an equal Config."""
-        import io
-
-        from ruamel.yaml import YAML
-
-        stream = io.StringIO()
-        yaml = YAML(typ="safe", pure=True)
-        yaml.default_flow_style = False
-        yaml.representer.add_representer(float, _represent_float)
-        yaml.representer.add_representer(str, _represent_text)
-        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # keep the order of the sections
-        yaml.dump(self.model_dump(), stream)
-        return stream.getvalue()
-
-
-def _represent_float(representer: Any, value: float) -> Any:
-    """1e-08 as 1.0e-08: readers of YAML 1.1 take the former for text."""
-    text = repr(value)
-    return representer.represent_scalar("tag:yaml.org,2002:float", text if "." in text else text.replace("e", ".0e"))
-
-
-def _represent_text(representer: Any, value: str) -> Any:
-    """off as "off": readers of YAML 1.1 take it for false."""
-    switch = value.lower() in ("on", "off", "yes", "no", "y", "n")
-    return representer.represent_scalar("tag:yaml.org,2002:str", value, style='"' if switch else None)
+        """The settings as YAML that `load` reads back to an equal Config."""
+        return config_files.to_yaml(self.model_dump())
 
 
 def leaves() -> Iterator[tuple[str, Any]]:
-    """(dotted name, pydantic field) of every setting, in order."""
+    """Yield (dotted name, pydantic field) of every setting, in order."""
     for section, field in Config.model_fields.items():
         for key, leaf in field.annotation.model_fields.items():  # type: ignore[union-attr]
             yield f"{section}.{key}", leaf
 
 
-def json_schema() -> str:
-    """JSON schema of a recipe file, for editors that complete and check YAML by one."""
-    import json
-
-    return json.dumps(Config.model_json_schema(), indent=2) + "\n"
-
-
-def reference() -> str:
-    """Every setting as Markdown tables, one a section."""
-    lines = [
-        "# Settings",
-        "",
-        "Each is a key in a recipe (`section:` and below it `key: value`) and an option on the command line",
-        "(`--section.key value`). Made by `gpt2lab settings`; recipes set their own values over these defaults.",
-    ]
-    section = ""
-    for name, field in leaves():
-        if name.partition(".")[0] != section:
-            section = name.partition(".")[0]
-            lines += ["", f"## {section}", "", "| setting | type | default | meaning |", "|---|---|---|---|"]
-        lines.append(f"| `{name}` | {_type_name(field.annotation)} | `{_plain(field.default)}` | {field.description} |")
-    return "\n".join(lines) + "\n"
-
-
-def _type_name(annotation: Any) -> str:
-    """A field's type in words: `int`, `float or null`, `one of auto, on, off`."""
-    options = get_args(annotation)
-    if get_origin(annotation) is Literal:
-        return f"one of {', '.join(map(str, options))}" if len(options) > 1 else str(options[0])
-    if get_origin(annotation) is Annotated:
-        return _type_name(options[0])
-    if options:
-        return " or ".join(_type_name(option) for option in options)
-    return "null" if annotation is type(None) else str(annotation.__name__)
-
-
-def _plain(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """'; did you mean X?' for the known word closest to `word`, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def recipes() -> dict[str, Path]:
-    """Name and file of every recipe that ships: `config/` of the checkout, or its copy inside an installed wheel."""
-    package = Path(__file__).parent
-    checkout = package.parent / "config"
-    folder = checkout if (checkout / "quickstart.yaml").exists() else package / "recipes"
-    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
-
-
-def find_recipe(name: str) -> Path:
-    """The file that `--config NAME` means: a path, or the bare name of a recipe.
-
-    Raises:
-        GPT2LabError: neither exists.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    known = recipes()
-    if name in known:
-        return known[name]
-    guess = nearest(Path(name).stem, known)
-    raise GPT2LabError(f"--config {name}: no such file or recipe{guess} (recipes: {', '.join(known)})")
-
-
 def load(files: Iterable[str | Path] = (), overrides: Mapping[str, Any] | None = None) -> Config:
-    """Defaults, then each YAML file in turn, then `overrides` (dotted name to value, or text from a command line).
+    """Merge the defaults, YAML files and overrides, and validate the result.
+
+    Args:
+        files: paths of YAML files, or names of shipped recipes. A file overrides the files before it. The run is named
+            after the last file, unless `run.name` is set.
+        overrides: values by dotted name, which override the files; text is converted as on the command line.
+
+    Returns:
+        The settings.
 
     Raises:
-        GPT2LabError: a file is unreadable or not YAML, a key is unknown or repeated, a value is of the wrong type
-            or out of range. The message names the file or the key.
+        GPT2LabError: a file does not exist, is unreadable or not YAML, a key is unknown or repeated, a value is of the
+            wrong type or out of range. The message names the file or the key.
     """
-    merged: dict[str, dict[str, Any]] = {}
-    origin: dict[str, str] = {}
-    file_name = None
-    for file in map(Path, files):
-        for section, values in _read_yaml(file).items():
-            if section not in Config.model_fields:
-                raise GPT2LabError(f"{file}: {unknown_setting(str(section))}")
-            if values is None:
-                continue  # a section whose keys are all commented out
-            if not isinstance(values, Mapping):
-                raise GPT2LabError(f"{file}: {section} must hold settings, not {_shown(values)}")
-            if section == "model" and values.get("size") is not None:
-                _forget_shape(merged)
-            for key, value in values.items():
-                merged.setdefault(str(section), {})[str(key)] = value
-                origin[f"{section}.{key}"] = f"{file}: "
-        file_name = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).lstrip("._-") or None
-    if overrides and overrides.get("model.size") is not None:
-        _forget_shape(merged)
-    for name, value in (overrides or {}).items():
+    known = [name for name, _ in leaves()]
+    paths = [find_recipe(file) for file in files]
+    layers = [(config_files.read_settings(path, known), f"{path}: ") for path in paths]
+    layers.append((dict(overrides or {}), "--"))
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}  # precedes the name of a setting in messages
+    for layer, origin in layers:
+        values = config_files.rename(layer, RENAMED_SETTINGS, origin)
+        if values.get("model.size") is not None:  # replaces the shape of the layers before
+            merged = {name: value for name, value in merged.items() if name.removeprefix("model.") not in _SHAPE}
+        merged |= values
+        origins |= dict.fromkeys(values, origin)
+    nested: dict[str, dict[str, Any]] = {"run": {}}
+    for name, value in merged.items():
         section, _, key = name.partition(".")
-        merged.setdefault(section, {})[key] = None if value == "null" else value
-        origin[name] = "--" if isinstance(value, str) else ""
-    merged.setdefault("run", {})["name"] = merged.get("run", {}).get("name") or file_name
+        nested.setdefault(section, {})[key] = None if value == "null" and origins[name] == "--" else value
+    if paths and not nested["run"].get("name"):
+        nested["run"]["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", paths[-1].stem).lstrip("._-") or None
     try:
-        return Config.model_validate(merged)
+        return Config.model_validate(nested)
     except ValidationError as error:
-        raise GPT2LabError(_first_line(error, origin)) from None
-
-
-def _forget_shape(merged: dict[str, dict[str, Any]]) -> None:
-    """A size means its own numbers, not those that a file before it gave."""
-    for key in _SHAPE:
-        merged.get("model", {}).pop(key, None)
-
-
-def _read_yaml(file: Path) -> Mapping[str, Any]:
-    """A YAML 1.2 mapping of sections: `6e-4` is a number, `on` is text, repeated keys and python tags are errors."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.constructor import DuplicateKeyError
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
-    try:
-        content = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
-    except DuplicateKeyError as error:
-        repeated = str(error.problem).split(" with value")[0]
-        raise GPT2LabError(f"{file}: line {_line(error)}: {repeated}; keep one") from None
-    except MarkedYAMLError as error:
-        raise GPT2LabError(f"{file}: line {_line(error)}: not valid YAML: {error.problem}") from None
-    except RecursionError:
-        raise GPT2LabError(f"{file}: nested too deep for a recipe; sections hold plain values") from None
-    except (YAMLError, ValueError) as error:  # not UTF-8, an impossible date, a number of thousands of digits
-        raise GPT2LabError(f"{file}: not valid YAML: {error}") from None
-    except OSError as error:
-        raise GPT2LabError(f"{file}: cannot read it: {error.strerror}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, Mapping):
-        raise GPT2LabError(f"{file}: expected sections such as 'train:', found {type(content).__name__}")
-    return content
-
-
-def _line(error: Any) -> int:
-    return error.problem_mark.line + 1 if error.problem_mark else 1
-
-
-def unknown_setting(name: str) -> str:
-    """The complaint about a dotted name that is no setting, with the nearest one that is."""
-    known = [key for key, _ in leaves()]
-    last = name.rpartition(".")[2]
-    elsewhere = [key for key in known if key.rpartition(".")[2] == last]
-    elsewhere += [_OTHERS_WORDS[last]] if last in _OTHERS_WORDS else []
-    guess = (
-        f"; did you mean {elsewhere[0]}?" if elsewhere else nearest(name, known if "." in name else Config.model_fields)
-    )
-    return f"unknown setting {name}{guess}"
-
-
-def _first_line(error: ValidationError, origin: Mapping[str, str]) -> str:
-    """The first problem that pydantic found, as one line that names the key, the value and what is allowed."""
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"][:2])  # deeper parts name members of a union, not settings
-    place = origin.get(name, "")
-    if first["type"] == "extra_forbidden":
-        return f"{'' if place == '--' else place}{unknown_setting(name)}"
-    if first["type"] == "value_error":
-        message = first["msg"].removeprefix("Value error, ")
-        return f"{place}{name}: {message}" if "." in name else f"{message} ({name})" if name else message
-    wanted = [_wanted(e) for e in error.errors() if e["loc"][:2] == first["loc"][:2]]
-    return f"{place}{name}: should be {' or '.join(dict.fromkeys(wanted))}, not {_shown(first['input'])}"
-
-
-def _wanted(error: Any) -> str:
-    """What pydantic would have taken, in our words where its own are a programmer's."""
-    kind, _, problem = error["type"].partition("_")
-    if kind in _KINDS and problem in ("type", "parsing", "parsing_size", "from_float"):
-        return _KINDS[kind]
-    return _FORMS.get(error["type"]) or str(error["msg"]).removeprefix("Input should be ")
-
-
-_KINDS = {"int": "a whole number", "float": "a number", "string": "text", "bool": "true or false"}
-_FORMS = {
-    "string_pattern_mismatch": "letters, digits, '.', '_' and '-', beginning with a letter or digit",
-    "string_too_short": "text that is not empty",
-}
-
-
-def _shown(value: Any) -> str:
-    """A value as the user wrote it, more or less; a short one, however much a recipe's aliases make of it."""
-    if value is None or isinstance(value, bool):
-        return _plain(value)
-    brief = reprlib.Repr()
-    brief.maxlevel, brief.maxstring, brief.maxlong, brief.maxother = 1, 60, 60, 60
-    return brief.repr(value)
+        raise config_errors.translate(error, origins, known) from None

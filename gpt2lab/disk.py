@@ -1,4 +1,4 @@
-"""A check for free disk space before a long job."""
+"""Checking free disk space before a long job."""
 
 import os
 import shutil
@@ -21,20 +21,20 @@ def require_space(needs: list[SpaceNeeded], advice: str) -> None:
     """Check that the disks have room for all of `needs` together.
 
     Args:
-        needs: what is about to be written; several may be on one disk.
-        advice: what the user can do where the space is missing; ends the message.
+        needs: what is about to be written; several may go to one disk.
+        advice: what the user can do if space is missing; the end of the message.
 
     Raises:
-        GPT2LabError: a disk does not have the space; the message says how much is needed.
+        GPT2LabError: a disk does not have enough space; the message says how much is needed.
     """
     on_disk: dict[int, list[SpaceNeeded]] = {}
     for need in needs:
-        place = need.folder
-        while not place.exists():
-            place = place.parent
-        on_disk.setdefault(os.stat(place).st_dev, []).append(need._replace(folder=place))
+        folder = need.folder
+        while not folder.exists():
+            folder = folder.parent
+        on_disk.setdefault(os.stat(folder).st_dev, []).append(need._replace(folder=folder))
     for same_disk in on_disk.values():
-        place, free = same_disk[0].folder, shutil.disk_usage(same_disk[0].folder).free
+        folder, free = same_disk[0].folder, shutil.disk_usage(same_disk[0].folder).free
         if sum(need.size for need in same_disk) > free:
             needed = " and ".join(f"{format_bytes(need.size)} for {need.what}" for need in same_disk)
-            raise GPT2LabError(f"{place}: {needed} needed, {format_bytes(free)} free; {advice}")
+            raise GPT2LabError(f"{folder}: {needed} needed, {format_bytes(free)} free; {advice}")

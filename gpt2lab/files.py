@@ -1,11 +1,9 @@
-"""Writing files so that a crash leaves the old one or the new one, never half of either.
+"""Writing files so that a crash leaves either the old or the new content, and checking them later.
 
-Every wing that writes (shards, checkpoints, metrics, plots) uses these few functions:
-
-- `atomic_write` for one file and `atomic_directory` for a folder that must appear whole: both write under a
-  temporary name beside the target, sync to disk, then rename.
-- `write_digests` / `verify_digests` for a `SHA256SUMS` that `sha256sum --check` reads as well.
-- `DirectoryLock` against two processes in one folder.
+- `atomic_write` for a file, `atomic_directory` for a directory: both write under a temporary name next to the target,
+  sync to disk, then rename.
+- `write_digests` and `verify_digests` for a `SHA256SUMS` that `sha256sum --check` reads as well.
+- `DirectoryLock` against two processes that write to one directory.
 """
 
 import contextlib
@@ -21,11 +19,11 @@ from gpt2lab.errors import GPT2LabError
 
 DIGESTS = "SHA256SUMS"
 _TEMPORARY = ".tmp-"
-_DIGEST_LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>[^/]+)")  # a file of this folder, none elsewhere
+_DIGEST_LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>[^/]+)")  # only files of the directory itself
 
 
 def sync(path: Path) -> None:
-    """Flush a file's or a directory's contents to the disk (fsync)."""
+    """Flush a file or a directory to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -34,21 +32,24 @@ def sync(path: Path) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """The name under which `path` is prepared: hidden, beside it (rename is atomic within a file system)."""
+    """The hidden name next to `path` that it is written under; rename is atomic within a file system."""
     return path.with_name(f"{_TEMPORARY}{path.name}")
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete what a killed process left half-written in `folder`. Call it with the folder's lock held."""
+    """Delete what a killed process left unfinished in `folder`. The caller holds the directory's lock."""
     for leftover in folder.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, where they are missing.
+    """Create a directory and its parents, unless they exist.
+
+    Args:
+        path: the directory.
 
     Raises:
-        GPT2LabError: the file system refused, or a file is in the way.
+        GPT2LabError: the file system refused, or there is a file of that name.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -56,9 +57,27 @@ def make_folder(path: Path) -> None:
         raise GPT2LabError(f"cannot make the folder {path}: {error.strerror}; write elsewhere") from error
 
 
+def publish(temporary: Path, path: Path) -> None:
+    """Sync a file written under a temporary name next to `path`, and rename it to `path`."""
+    sync(temporary)
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def cannot_write(path: Path, error: OSError) -> GPT2LabError:
+    """The error to raise when the file system refuses a write to `path`."""
+    return GPT2LabError(f"cannot write {path}: {error.strerror or error}; free space or write elsewhere")
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path to write to; on success it is synced and replaces `path`, on error it is removed.
+    """Write a file. On error, the old file stays as it was.
+
+    Args:
+        path: the file.
+
+    Yields:
+        A temporary path to write to. It is synced and renamed to `path` at the end.
 
     Raises:
         GPT2LabError: the file system refused the write (full, read-only, over a size limit).
@@ -74,23 +93,15 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def publish(temporary: Path, path: Path) -> None:
-    """Sync what was written under a temporary name beside `path`, and give it that name."""
-    sync(temporary)
-    os.replace(temporary, path)
-    sync(path.parent)
-
-
-def cannot_write(path: Path, error: OSError) -> GPT2LabError:
-    """What to tell the user when the file system refuses a write."""
-    return GPT2LabError(f"cannot write {path}: {error.strerror or error}; free space or write elsewhere")
-
-
 @contextlib.contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder to fill; on success it gets a `SHA256SUMS`, is synced and renamed to `path`.
+    """Write a directory with a `SHA256SUMS`. An existing one is replaced; on error it stays as it was.
 
-    An existing `path` is replaced. On any error the temporary folder is removed and `path` is as it was.
+    Args:
+        path: the directory.
+
+    Yields:
+        A temporary directory to fill. It is synced and renamed to `path` at the end.
 
     Raises:
         GPT2LabError: the file system refused a write.
@@ -106,7 +117,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
             sync(file)
         write_digests(temporary)
         sync(temporary)
-        if path.exists():  # out of the way by a rename: at no time is there half of it
+        if path.exists():  # a directory cannot be renamed onto another one
             shutil.rmtree(replaced, ignore_errors=True)
             os.replace(path, replaced)
         os.replace(temporary, path)
@@ -121,79 +132,87 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 
 
 def sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """The hexadecimal sha256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sampled_digest(path: Path) -> str:
-    """A digest that is cheap however big the file: of its size, its first and last 64 KiB, and 62 places between.
+    """A digest of the size of a file and 64 blocks of 64 KiB, evenly spaced, first and last included.
 
-    Tells a changed source from the one that was read before; a file of up to 4 MiB is read in whole. It does not
-    vouch for every byte, as `sha256` does.
+    It costs little however large the file is, and tells a changed file from the one that was read before. Unlike
+    `sha256` it does not cover every byte; files of up to 4 MiB are read completely.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The digest in hexadecimal.
 
     Raises:
         GPT2LabError: the file cannot be read.
     """
-    block, places = 1 << 16, 64
+    block_size, blocks = 1 << 16, 64
     try:
         size = path.stat().st_size
         digest = hashlib.sha256(str(size).encode())
         with open(path, "rb") as file:
-            if size <= block * places:
+            if size <= block_size * blocks:
                 digest.update(file.read())
             else:
-                for place in range(places):
-                    file.seek((size - block) * place // (places - 1))
-                    digest.update(file.read(block))
+                for block in range(blocks):
+                    file.seek((size - block_size) * block // (blocks - 1))
+                    digest.update(file.read(block_size))
     except OSError as error:
         raise GPT2LabError(f"{path}: cannot read it: {error.strerror or error}") from None
     return digest.hexdigest()
 
 
 def write_digests(folder: Path) -> None:
-    """Write `SHA256SUMS` over every other file of `folder`, in the format of the `sha256sum` tool."""
+    """Write `SHA256SUMS` of all other files in `folder`, in the format of `sha256sum`."""
     names = sorted(file.name for file in folder.iterdir() if file.name != DIGESTS)
     digests = folder / DIGESTS
     digests.write_text("".join(f"{sha256(folder / name)}  {name}\n" for name in names), encoding="utf-8")
     sync(digests)
 
 
-def verify_digests(folder: Path, required: Iterable[str] = (), but: Collection[str] = ()) -> None:
-    """Check every file that `SHA256SUMS` lists. Files beside them (a tokenizer that somebody added) do not matter.
+def verify_digests(folder: Path, required: Iterable[str] = (), ignored: Collection[str] = ()) -> None:
+    """Check every file that `SHA256SUMS` lists. Other files in the directory are not checked.
 
     Args:
-        required: names that it must list.
-        but: names of files that may be missing or changed all the same.
+        folder: the directory.
+        required: names that must be listed.
+        ignored: names of files that may be missing or changed.
 
     Raises:
-        GPT2LabError: `SHA256SUMS` is missing, malformed or does not list a `required` file; a file is missing, was
-            changed or cannot be read.
+        GPT2LabError: `SHA256SUMS` is missing, malformed or does not list a required file; a file is missing, changed or
+            unreadable.
     """
     try:
         text = (folder / DIGESTS).read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise GPT2LabError(f"{folder} has no readable {DIGESTS}, so it is incomplete") from error
-    *lines, rest = text.split("\n")  # not splitlines, which takes some damaged line ends for whole ones
+    *lines, rest = text.split("\n")  # str.splitlines would also accept some damaged line ends
     listed = {match["name"]: match["digest"] for line in lines if (match := _DIGEST_LINE.fullmatch(line))}
     if rest or not listed or len(listed) != len(lines) or not listed.keys() >= set(required):
         raise GPT2LabError(f"{folder / DIGESTS} is damaged")
-    for name, digest in listed.items():
-        if name in but:
-            continue
+    for name in sorted(listed.keys() - set(ignored)):
         try:
-            found = sha256(folder / name)
+            actual = sha256(folder / name)
         except (OSError, ValueError) as error:
             raise GPT2LabError(f"{folder / name} cannot be read: {error}") from error
-        if found != digest:
+        if actual != listed[name]:
             raise GPT2LabError(f"{folder / name} does not match its sha256 in {DIGESTS}: the file is damaged")
 
 
 class DirectoryLock:
-    """Keeps two processes out of one folder; the kernel lets go when its owner dies, however it dies.
+    """A lock on a directory, held by one process. The kernel releases it when that process ends, even when killed.
+
+    Args:
+        folder: the directory; it is created if missing.
 
     Raises:
-        GPT2LabError: on entering, when another live process holds the lock, or the folder cannot be written to.
+        GPT2LabError: on entering: another process holds the lock, or the directory is not writable.
     """
 
     def __init__(self, folder: str | Path):
@@ -210,12 +229,9 @@ class DirectoryLock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             owner = os.read(self._file, 200).decode(errors="replace").strip() or "unknown"
-            os.close(self._file)
-            self._file = None
+            self.__exit__()
             if not isinstance(error, BlockingIOError):
-                raise GPT2LabError(
-                    f"cannot lock {self.path}: {error.strerror}; use a folder on another disk"
-                ) from error
+                raise GPT2LabError(f"cannot lock {self.path}: {error.strerror}; use another disk") from error
             raise GPT2LabError(
                 f"{self.path.parent} is in use by another process ({owner}); wait, end it, or use another folder"
             ) from error
@@ -225,5 +241,5 @@ class DirectoryLock:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            os.close(self._file)  # the empty file stays: removing it would race with the next owner's open
+            os.close(self._file)  # the file stays: deleting it would race with the next owner's open
             self._file = None

@@ -1,4 +1,4 @@
-"""Numbers as text for people, the same everywhere."""
+"""Formatting of durations and sizes, the same in all messages."""
 
 import math
 
@@ -17,3 +17,12 @@ def format_duration(seconds: float) -> str:
 def format_bytes(size: float) -> str:
     """Bytes in decimal units, as disks are sold: `1.5 GB`, `12.30 MB`."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
+
+
+# Control characters except tab and newline.
+_CONTROL_CHARACTERS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
+
+def replace_control_characters(text: str) -> str:
+    """Replace control characters, which terminals and browsers interpret, by U+FFFD. Untrained models generate them."""
+    return text.translate(_CONTROL_CHARACTERS)

@@ -1,7 +1,7 @@
 """Log messages of the command line.
 
-Modules log through `logging.getLogger(__name__)`; without the command line these messages go wherever the calling
-program sends them. `configure` prints them: information as it is, warnings with `warning: ` before them.
+Modules log through `logging.getLogger(__name__)`. `configure` prints their messages, warnings with the prefix
+`warning: `. Without it, a program that imports gpt2lab configures logging as it likes.
 """
 
 import logging
@@ -17,7 +17,7 @@ class _Formatter(logging.Formatter):
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes to whatever `sys.stdout` or `sys.stderr` is at the time of the message."""
+    """Writes to the current `sys.stdout` or `sys.stderr`, also after they were replaced."""
 
     def __init__(self, to_stderr: bool):
         self._to_stderr = to_stderr
@@ -33,10 +33,10 @@ class _Handler(logging.StreamHandler[TextIO]):
 
 
 def configure(*, to_stderr: bool = False) -> None:
-    """Print the messages of gpt2lab, on rank 0 alone. A second call replaces the first.
+    """Print the messages of gpt2lab, on rank 0 only. A second call replaces the first.
 
     Args:
-        to_stderr: for commands whose standard output is read by other programs.
+        to_stderr: print to standard error, because other programs read standard output.
     """
     handler = _Handler(to_stderr)
     handler.setFormatter(_Formatter())

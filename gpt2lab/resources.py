@@ -1,9 +1,9 @@
-"""Where a file comes from: an installed package, the cache, a mirror on disk, the network. Its sha256 decides.
+"""Finding data files: in an installed package, the cache, a mirror on disk, or the network.
 
     package ─▶ cache ($GPT2LAB_CACHE, else ~/.cache/gpt2lab)
-            ─▶ mirror (--mirror, else $GPT2LAB_MIRROR) ─▶ download, kept in the cache
+            ─▶ mirror (--mirror, else $GPT2LAB_MIRROR) ─▶ download into the cache
 
-A file with another sha256 is passed over, whatever the place.
+A file with another sha256 than expected is skipped.
 """
 
 import http.client
@@ -28,18 +28,21 @@ def find(
     mirror: str | Path | None = None,
     url: str | None = None,
 ) -> Path:
-    """The path of a file whose sha256 is `digest`; the first place that has it decides where that is None.
+    """Find a file, or download it.
 
     Args:
-        name: path inside cache and mirror, such as `gpt2_bpe/vocab.bpe`.
-        digest: hexadecimal sha256 the file must have; None where it is not known, and the caller checks the content.
-        package: installed distribution that may carry a file of that base name. It is looked up in the
-            distribution's list of files; the package is not imported.
-        mirror: folder laid out by dataset; `$GPT2LAB_MIRROR` unless given.
-        url: where to download it from, if nothing else has it.
+        name: path inside the cache and the mirror, such as `gpt2_bpe/vocab.bpe`.
+        digest: hexadecimal sha256 of the file; None accepts any content, which the caller then checks.
+        package: installed distribution that may contain a file of that base name. Only its list of files is read; the
+            package is not imported.
+        mirror: directory with a subdirectory per dataset; None: `$GPT2LAB_MIRROR`.
+        url: where to download the file from if it is not found elsewhere.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        GPT2LabError: no place has the file, or only with another sha256.
+        GPT2LabError: the file was not found, or has another sha256.
     """
     mirror = mirror or default_mirror()
     candidates = _in_package(package, Path(name).name) if package else []
@@ -53,18 +56,18 @@ def find(
     if url is not None:
         return _download(url, digest, cache_folder() / name, name)
     if present:
-        raise GPT2LabError(f"{present[0]} is not the file it should be (its sha256 differs); replace or reinstall it")
+        raise GPT2LabError(f"{present[0]}: its sha256 is not the expected one; replace or reinstall the file")
     source = f"package {package} (pip install -r requirements.txt)" if package else "a mirror folder"
     raise GPT2LabError(f"{name} was not found; it comes from {source}")
 
 
 def default_mirror() -> Path | None:
-    """The folder that `$GPT2LAB_MIRROR` names, if it is set."""
+    """The directory in `$GPT2LAB_MIRROR`, if it is set."""
     return Path(folder) if (folder := os.environ.get(MIRROR_VARIABLE)) else None
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: `$GPT2LAB_CACHE`, else `gpt2lab` in the user's cache folder (XDG)."""
+    """The directory of downloads: `$GPT2LAB_CACHE`, else `gpt2lab` in the user's cache directory (XDG)."""
     if folder := os.environ.get(CACHE_VARIABLE):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt2lab"
@@ -72,18 +75,18 @@ def cache_folder() -> Path:
 
 def _in_package(package: str, base_name: str) -> list[Path]:
     try:
-        listed = importlib.metadata.files(package) or []
+        package_files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
         return []
-    return [Path(str(file.locate())) for file in listed if file.name == base_name]
+    return [Path(str(file.locate())) for file in package_files if file.name == base_name]
 
 
 def _download(url: str, digest: str | None, path: Path, name: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         request = urllib.request.Request(url, headers={"User-Agent": "gpt2lab"})
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
-            content: bytes = answer.read()
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+            content: bytes = response.read()
     except (OSError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
         raise GPT2LabError(
             f"{name} cannot be downloaded from {url} ({getattr(error, 'reason', None) or error}); without a network, "
@@ -93,7 +96,7 @@ def _download(url: str, digest: str | None, path: Path, name: str) -> Path:
         temporary.write_bytes(content)
         if digest is not None and sha256(temporary) != digest:
             raise GPT2LabError(
-                f"{url} gave another file than expected ({len(content)} bytes, its sha256 differs): a proxy's page, "
-                f"or a broken download; try again, or give a folder that has {name} with --mirror"
+                f"{url}: the sha256 of the download ({len(content)} bytes) is not the expected one, as with a proxy's "
+                f"page or a broken download; try again, or give a folder that has {name} with --mirror"
             )
     return path

@@ -1,5 +1,7 @@
-"""The command line as people type it: real processes, exit codes, one line for a mistake."""
+"""The command line: help, options, exit statuses, and errors in one line."""
 
+import dataclasses
+import importlib
 import os
 import re
 import socket
@@ -10,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt2lab import cli
+from gpt2lab import cli, cli_parser
+from gpt2lab.generation.options import GenerationOptions, Sampling
+from gpt2lab.options import PrepareOptions, SampleOptions
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -44,59 +48,77 @@ def test_version():
     assert gpt2lab("--version").stdout.startswith("gpt2lab 0.")
 
 
-MISTAKES = {
-    "abbreviation": (["--train.max_s", "3"], "unknown setting train.max_s; did you mean train.max_steps?"),
-    "misspelt": (["--train.max_stps", "3"], "did you mean train.max_steps?"),
-    "equals sign": (["--optimiser.max_lr=3"], "did you mean optimizer.max_lr?"),
-    "wrong type": (["--train.max_steps", "many"], "--train.max_steps: should be a whole number"),
-    "out of range": (["--train.max_steps", "-1"], "--train.max_steps: should be greater than 0"),
-    "value missing": (["--train.max_steps"], "--train.max_steps: expected one argument"),
-    "stray word": (["quickstart"], "unexpected argument quickstart"),
-    "no such recipe": (["--config", "config/nope.yaml"], "no such file or recipe"),
-    "does not divide": (["--train.total_batch_size", "3000"], "the nearest that works: 2944 or 3008"),
-    "no such checkpoint": (["--run.resume", "nowhere"], "nowhere: there is no such checkpoint"),
-    "no such device": (["--system.device", "tpu"], "--system.device: should be 'auto', 'cpu', 'cuda' or 'mps'"),
-}
+# Arguments, and the key that the message names.
+BAD_INPUT = [
+    (["trian"], "trian"),
+    ([], "VERB"),
+    (["train", "--train.max_s", "3"], "did you mean train.max_steps?"),  # no abbreviations
+    (["train", "--train.max_stps", "3"], "did you mean train.max_steps?"),
+    (["train", "--optimiser.max_lr=3"], "did you mean optimizer.max_lr?"),
+    (["train", "--train.lr=3"], "did you mean optimizer.max_lr?"),
+    (["train", "--train.max_steps", "many"], "--train.max_steps"),
+    (["train", "--train.max_steps", "-1"], "--train.max_steps"),
+    (["train", "--train.max_steps"], "--train.max_steps"),
+    (["train", "--guard.deviations", "-1"], "guard.spike_sigma"),
+    (["train", "quickstart"], "--config quickstart"),
+    (["train", "--config", "config/nope.yaml"], "config/nope.yaml"),
+    (["train", "--train.total_batch_size", "3000"], "2944 or 3008"),
+    (["train", "--run.resume", "nowhere"], "nowhere"),
+    (["train", "--system.device", "tpu"], "--system.device"),
+    (["bench", "--rivals", "nobody"], "nobody"),
+    (["bench", "--rounds", "0"], "--rounds"),
+    (["prepare"], "source"),
+    (["prepare", "novels"], "novels"),
+    (["prepare", "files"], "--input"),
+    (["prepare", "files", "--input", "*.nothing"], "*.nothing"),
+    (["prepare", "stdlib", "--shard-size", "lots"], "--shard-size"),
+    (["prepare", "stdlib", "--shard-size", "infM"], "--shard-size"),
+    (["prepare", "stdlib", "--workers", "0"], "--workers"),
+    (["prepare", "fineweb-edu", "--mirror", "nowhere"], "--mirror nowhere"),
+    (["prepare", "pretokenized", "--input", "a", "b"], "--input"),
+    (["prepare", "stdlib", "--work", "2"], "--work"),
+    (["data", "verify", "nowhere"], "nowhere"),
+    (["data", "look", "nowhere"], "look"),
+    (["report", "nowhere"], "nowhere"),
+    (["report", "nowhere", "--price-per-hour", "-1"], "--price-per-hour"),
+    (["export", "--model-checkpoint", "nowhere"], "--out"),
+    (["evaluate"], "--model-checkpoint"),
+    (["evaluate", "--model-checkpoint", "nowhere", "--limit", "-1"], "--limit"),
+]
 
 
-@pytest.mark.parametrize("case", MISTAKES)
-def test_a_mistake_is_one_line_and_exit_code_2(case, tmp_path, capsys, monkeypatch):
-    arguments, expected = MISTAKES[case]
+@pytest.mark.parametrize(("arguments", "key"), BAD_INPUT)
+def test_bad_input_is_one_line_and_exit_status_2(arguments, key, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["train", *arguments]) == 2
+    assert cli.main(arguments) == 2
     error = capsys.readouterr().err
-    assert expected in error
+    assert key in error
     assert error.count("\n") == 1
     assert not (tmp_path / "runs" / "quickstart" / "metrics.jsonl").exists()
+    assert not (tmp_path / "data").exists() or arguments[0] == "train"  # training prepares a small corpus first
 
 
-@pytest.mark.parametrize("case", ["misspelt", "out of range"])
-def test_mistakes_of_real_commands_have_no_traceback(case, tmp_path):
-    arguments, expected = MISTAKES[case]
-    done = gpt2lab("train", *arguments, cwd=tmp_path)
+@pytest.mark.parametrize("command", [["train.py"], ["-m", "gpt2lab", "train"]])
+def test_train_py_is_gpt2lab_train_and_errors_have_no_traceback(command):
+    command = [sys.executable, *command, "--train.max_stps", "3"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert expected in done.stderr
+    assert "did you mean train.max_steps?" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_mistake_is_written_in_one_piece():
-    """Else two ranks' lines mix, where Python does not buffer (PYTHONUNBUFFERED)."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # keeps writes apart
+def test_an_error_is_written_in_one_piece():
+    """Otherwise the lines of two ranks mix where Python does not buffer (PYTHONUNBUFFERED)."""
+    reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # keeps writes apart
     command = [sys.executable, "-u", "-m", "gpt2lab", "train", "--config", "nowhere.yaml"]
-    with ours, theirs:
-        assert subprocess.run(command, stderr=theirs, stdout=subprocess.DEVNULL, check=False).returncode == 2
-        line = ours.recv(10_000)
+    with reader, writer:
+        assert subprocess.run(command, stderr=writer, stdout=subprocess.DEVNULL, check=False).returncode == 2
+        line = reader.recv(10_000)
     assert line.startswith(b"gpt2lab: ")
     assert line.endswith(b"\n")
 
 
-def test_unknown_verb():
-    done = gpt2lab("trian")
-    assert done.returncode == 2
-    assert "invalid choice: 'trian'" in done.stderr
-
-
-def test_flags_beat_every_config_wherever_they_stand(tmp_path, monkeypatch):
+def test_options_override_every_config_in_any_order(tmp_path, monkeypatch):
     from gpt2lab.training import run as training_run
 
     seen = []
@@ -109,7 +131,7 @@ def test_flags_beat_every_config_wherever_they_stand(tmp_path, monkeypatch):
     assert seen[0].run.name == "b"
 
 
-def test_no_config_is_the_quickstart_and_says_how_to_get_the_124m(monkeypatch, capsys):
+def test_no_config_is_the_quickstart_and_names_the_recipe_of_124m(monkeypatch, capsys):
     from gpt2lab.training import run as training_run
 
     seen = []
@@ -119,73 +141,69 @@ def test_no_config_is_the_quickstart_and_says_how_to_get_the_124m(monkeypatch, c
     assert "--config config/gpt2_124m.yaml" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("door", [["train.py"], ["-m", "gpt2lab", "train"]])
-def test_every_door_leads_to_the_same_room(door):
-    done = subprocess.run(
-        [sys.executable, *door, "--train.max_stps", "3"], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, "did you mean train.max_steps?" in done.stderr) == (2, True)
-
-
 def corpus(folder):
     for number in range(40):
         (folder / f"{number:02d}.txt").write_text(f"Text number {number}. " * (number % 7 + 3))
     return str(folder / "*.txt")
 
 
-def test_prepare_then_look_at_it(tmp_path):
+def test_prepare_then_inspect(tmp_path):
     (tmp_path / "in").mkdir()
     pattern = corpus(tmp_path / "in")
     command = ["prepare", "files", "--input", pattern, "--shard-size", "0.5K", "--workers", "2"]
     done = gpt2lab(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert re.match(
-        r"prepared data/files: 40 documents, 1,\d+ tokens in 3 shards in [\d.]+ s, [\d.]+ MB/s of text", done.stdout
-    )
-    assert gpt2lab(*command, cwd=tmp_path).stdout.startswith("data/files is complete: 40 documents")
-    assert gpt2lab("data", "verify", "data/files", cwd=tmp_path).stdout.startswith("data/files is sound: 3 shards")
+    assert re.match(r"prepared data/files: 40 documents, 1,\d+ tokens in 3 shards", done.stdout)
+    assert gpt2lab(*command, cwd=tmp_path).stdout.startswith("data/files is complete")
+    assert gpt2lab("data", "verify", "data/files", cwd=tmp_path).returncode == 0
     assert "| Text number 0." in gpt2lab("data", "inspect", "data/files", cwd=tmp_path).stdout
-    adopted = gpt2lab("prepare", "pretokenized", "--input", "data/files", "--out", "again", cwd=tmp_path)
-    assert adopted.stdout.startswith("prepared again: 40 documents")
+    indexed = gpt2lab("prepare", "pretokenized", "--input", "data/files", "--out", "again", cwd=tmp_path)
+    assert indexed.stdout.startswith("prepared again: 40 documents")
 
 
-PREPARE_MISTAKES = {
-    "no source": (["prepare"], "required: SOURCE"),
-    "unknown source": (["prepare", "novels"], "invalid choice: 'novels'"),
-    "no input": (["prepare", "files"], "needs --input"),
-    "no match": (["prepare", "files", "--input", "*.nothing"], "'*.nothing' matches no file"),
-    "not a number": (["prepare", "stdlib", "--shard-size", "lots"], "'lots' is not a number such as 100000 or 100M"),
-    "zero": (["prepare", "stdlib", "--workers", "0"], "must be a whole number, at least 1"),
-    "no such mirror": (["prepare", "fineweb-edu", "--mirror", "nowhere"], "--mirror nowhere has no sample/10BT"),
-    "two folders": (["prepare", "pretokenized", "--input", "a", "b"], "takes one --input"),
-    "abbreviation": (["prepare", "stdlib", "--work", "2"], "unrecognized arguments: --work"),
-    "no shards": (["data", "verify", "nowhere"], "nowhere: No such file or directory"),
-    "no action": (["data", "look", "nowhere"], "invalid choice: 'look'"),
-}
+def test_numbers_may_have_a_letter():
+    texts = {"100M": 10**8, "1.5K": 1500, "2B": 2 * 10**9, "100_000": 10**5, "7": 7}
+    for text, number in texts.items():
+        options = cli_parser.parse(PrepareOptions, ["stdlib", "--shard-size", text], "gpt2lab prepare")
+        assert options.shard_size == number
 
 
-@pytest.mark.parametrize("case", PREPARE_MISTAKES)
-def test_a_mistake_in_preparing_is_one_line_too(case, tmp_path, capsys, monkeypatch):
-    arguments, expected = PREPARE_MISTAKES[case]
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(arguments) == 2
-    error = capsys.readouterr().err
-    assert expected in error
-    assert error.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+def test_every_verb_has_its_options_and_defaults():
+    """The parsed defaults are those of the class, so that Python and the command line agree."""
+    required = {"data": ["verify", "x"], "evaluate": ["--model-checkpoint", "x"], "sample": ["--model-checkpoint", "x"]}
+    required |= {"app": ["--trained", "x"], "report": ["x"], "export": ["--model-checkpoint", "x", "--out", "y"]}
+    required |= {"prepare": ["stdlib"]}
+    for verb in cli.VERBS:
+        parsed = cli_parser.parse(verb.options, required.get(verb.name, []), f"gpt2lab {verb.name}")
+        for field in dataclasses.fields(verb.options):
+            if field.default is not dataclasses.MISSING:
+                assert getattr(parsed, field.name) == field.default
 
 
-def test_numbers_with_a_letter():
-    assert [cli._positive(text) for text in ("100M", "1.5K", "2B", "100_000", "7")] == [
-        10**8,
-        1500,
-        2 * 10**9,
-        10**5,
-        7,
-    ]
+def test_the_function_of_every_verb_exists():
+    for verb in cli.VERBS:
+        module, _, function = verb.function.partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
 
 
-def test_training_on_fineweb_says_how_to_get_it(tmp_path, monkeypatch, capsys):
+def test_sampling_options_are_the_fields_of_their_classes():
+    arguments = ["--model-checkpoint", "x", "--top-k", "0", "--top-p", "0.9", "--max-new-tokens", "5", "--seed", "7"]
+    parsed = cli_parser.parse(SampleOptions, [*arguments, "--stop", "a", "--stop", "b"], "gpt2lab sample")
+    assert parsed.generation == GenerationOptions(5, Sampling(top_p=0.9), 7)
+    assert parsed.stop == ("a", "b")
+
+
+def test_an_old_setting_name_works_on_the_command_line(monkeypatch, capsys):
+    from gpt2lab.training import run as training_run
+
+    configs = []
+    monkeypatch.setattr(training_run, "run", configs.append)
+    assert cli.main(["train", "--guard.deviations", "5"]) == 0
+    assert configs[0].guard.spike_sigma == 5
+    assert "guard.spike_sigma" in capsys.readouterr().out
+
+
+def test_training_on_fineweb_names_the_command_that_prepares_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "--data.source", "fineweb-edu", "--data.dir", "/x y"]) == 2
-    assert "make them with: gpt2lab prepare fineweb-edu --out '/x y' (or set --data.dir" in capsys.readouterr().err
+    assert "gpt2lab prepare fineweb-edu --out '/x y'" in capsys.readouterr().err

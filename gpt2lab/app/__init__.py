@@ -1,1 +1,1 @@
-"""A page to compare two models on: the same prompt, continued by both, side by side."""
+"""The page of `gpt2lab app`: two models continue the same prompt, side by side."""

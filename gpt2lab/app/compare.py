@@ -1,10 +1,10 @@
-"""Two models write on from one prompt, turn by turn, so that both grow before the reader's eyes.
+"""Two models continue one prompt, one token each in turn.
 
-    request ──check──▶ ids ──▶ trained.stream ──┐
-                       ids ──▶ untrained.stream ─┴── a piece of each, in turn ──▶ Writing, Writing
+    request ─▶ prompt ids ─┬─▶ stream of model 1 ─┬─▶ Continuation, Continuation
+                           └─▶ stream of model 2 ─┘
 
-Each takes a turn of one token and is timed for its own turns alone: the rates are what each reaches while it computes,
-though both share the processor. Nothing is computed ahead: whoever closes the iterator stops both.
+Each model is timed for its own turns, so the rates are those of a model that computes alone. Nothing is computed ahead:
+closing the iterator stops both models.
 """
 
 import time
@@ -14,18 +14,18 @@ from dataclasses import dataclass, field
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.generation import text
-from gpt2lab.generation.sampling import Sampling
+from gpt2lab.generation.options import GenerationOptions
 from gpt2lab.generation.text import TextDelta
 from gpt2lab.model.gpt2 import GPT2
 
-LONGEST_PROMPT = 8_000  # characters; no window of GPT-2's takes many more
-MOST_TOKENS = 512  # new ones of each model
-TOP = 8  # likeliest tokens that are kept of every position
+MAX_PROMPT_CHARACTERS = 8_000  # more than fit into GPT-2's context window
+MAX_NEW_TOKENS = 512  # of each model
+TOP_TOKENS = 8  # most likely tokens that are kept at every position
 
 
 @dataclass(frozen=True)
-class Writer:
-    """A model ready to write, and what the page calls it."""
+class ComparedModel:
+    """A model and its name and description on the page."""
 
     name: str
     note: str
@@ -34,70 +34,80 @@ class Writer:
 
 @dataclass(frozen=True)
 class Request:
-    """What both models are asked."""
+    """A prompt, and how to continue it."""
 
     prompt: str
-    max_new_tokens: int
-    sampling: Sampling
-    seed: int
+    generation: GenerationOptions
 
 
 @dataclass
-class Writing:
-    """What a model has written so far."""
+class Continuation:
+    """What a model has generated so far."""
 
-    pieces: list[TextDelta] = field(default_factory=list)
-    first: float | None = None  # seconds from the request to this model's first token
-    seconds: float = 0.0  # that this model computed after its first token
+    deltas: list[TextDelta] = field(default_factory=list)
+    seconds_to_first_token: float | None = None
+    seconds: float = 0.0  # of computing after the first token
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Of the tokens after the first; None before there are any."""
-        return (len(self.pieces) - 1) / self.seconds if len(self.pieces) > 1 else None
+        """Rate of the tokens after the first; None if there are none."""
+        return (len(self.deltas) - 1) / self.seconds if len(self.deltas) > 1 else None
 
 
-def compare(writers: Sequence[Writer], tokenizer: Tokenizer, request: Request) -> Generator[list[Writing], None, None]:
-    """Let every model continue the prompt; yields the same growing list, after each token of any of them.
+def compare(
+    models: Sequence[ComparedModel], tokenizer: Tokenizer, request: Request
+) -> Generator[list[Continuation], None, None]:
+    """Continue the prompt with every model.
+
+    Args:
+        models: the models.
+        tokenizer: their tokenizer.
+        request: the prompt, and how to continue it.
+
+    Yields:
+        The same list after each token of any model, one growing continuation per model.
 
     Raises:
-        GPT2LabError: from the iterator: the prompt is empty, too long or not text, or a setting is out of range.
+        GPT2LabError: from the iterator: the prompt is empty, too long or not valid, or an option is out of range.
     """
-    began = time.perf_counter()
-    if len(request.prompt) > LONGEST_PROMPT:
-        raise GPT2LabError(f"the prompt has {len(request.prompt):,} characters; {LONGEST_PROMPT:,} are the most here")
-    if not 1 <= request.max_new_tokens <= MOST_TOKENS:
-        raise GPT2LabError(f"max new tokens is {request.max_new_tokens}; it must be 1 to {MOST_TOKENS}")
-    prompts = [text.encode(writer.model, tokenizer, request.prompt) for writer in writers]
+    start = time.perf_counter()
+    generation = request.generation
+    if len(request.prompt) > MAX_PROMPT_CHARACTERS:
+        raise GPT2LabError(
+            f"the prompt has {len(request.prompt):,} characters; the maximum is {MAX_PROMPT_CHARACTERS:,}"
+        )
+    if generation.max_new_tokens > MAX_NEW_TOKENS:
+        raise GPT2LabError(f"max_new_tokens is {generation.max_new_tokens}; the maximum is {MAX_NEW_TOKENS}")
+    prompts = [text.encode(compared.model, tokenizer, request.prompt) for compared in models]
     streams = [
         text.stream(
-            writer.model,
+            compared.model,
             tokenizer,
             [prompt],
-            request.max_new_tokens,
-            request.sampling,
-            seeds=[request.seed],
-            top=TOP,
+            generation.max_new_tokens,
+            generation.sampling,
+            seeds=[generation.seed],
+            top=TOP_TOKENS,
         )
-        for writer, prompt in zip(writers, prompts, strict=True)
+        for compared, prompt in zip(models, prompts, strict=True)
     ]
-    writings = [Writing() for _ in writers]
-    waiting = list(zip(streams, writings, strict=True))
+    continuations = [Continuation() for _ in models]
+    active = list(zip(streams, continuations, strict=True))
     try:
-        while waiting:
-            for turn in list(waiting):
-                stream, writing = turn
-                asked = time.perf_counter()
-                piece = next(stream, None)
-                now = time.perf_counter()
-                if piece is None:
-                    waiting.remove(turn)
+        while active:
+            for stream, continuation in list(active):
+                turn_start = time.perf_counter()
+                delta = next(stream, None)
+                turn_end = time.perf_counter()
+                if delta is None:
+                    active.remove((stream, continuation))
                     continue
-                writing.pieces.append(piece)
-                if writing.first is None:
-                    writing.first = now - began
+                continuation.deltas.append(delta)
+                if continuation.seconds_to_first_token is None:
+                    continuation.seconds_to_first_token = turn_end - start
                 else:
-                    writing.seconds += now - asked
-                yield writings
+                    continuation.seconds += turn_end - turn_start
+                yield continuations
     finally:
         for stream in streams:
             stream.close()

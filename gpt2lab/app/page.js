@@ -1,4 +1,4 @@
-// Choosing a token, and drawing what could have stood in its place. All of it comes with the tokens (markup.py).
+// Choosing a token and drawing the distribution it was sampled from. The data are attributes of the tokens (markup.py).
 (() => {
   let chosen = 1; // position after the prompt, the same for both models
 
@@ -7,10 +7,10 @@
   const visible = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥");
 
   function element(name, classes, text) {
-    const made = document.createElement(name);
-    made.className = classes;
-    made.textContent = text;
-    return made;
+    const node = document.createElement(name);
+    node.className = classes;
+    node.textContent = text;
+    return node;
   }
 
   function bars(token, name) {
@@ -20,20 +20,20 @@
       list.append(element("p", "note", "no token here"));
       return list;
     }
-    const drawn = Number(token.dataset.p);
+    const probability = Number(token.dataset.p);
     const top = JSON.parse(token.dataset.top);
     const text = token.textContent;
-    const at = top.findIndex(([other, p]) => other === text && Math.abs(p - drawn) < 1e-3 * drawn);
-    const rows = top.map(([other, p], n) => [other, p, n === at]);
-    if (at < 0) rows.push([text, drawn, true]); // it was drawn from further down
-    for (const [other, p, taken] of rows) {
-      const row = element("div", taken ? "bar taken" : "bar", "");
+    const rank = top.findIndex(([label, p]) => label === text && Math.abs(p - probability) < 1e-3 * probability);
+    const rows = top.map(([label, p], n) => [label, p, n === rank]);
+    if (rank < 0) rows.push([text, probability, true]); // not among the most likely tokens
+    for (const [label, p, sampled] of rows) {
+      const row = element("div", sampled ? "bar sampled" : "bar", "");
       const fill = element("span", "fill", "");
       fill.style.width = `${100 * p}%`;
       const track = element("span", "track", "");
       track.append(fill);
-      row.append(element("code", "", visible(other) || "·"), track, element("span", "share", percent(p)));
-      if (taken) row.title = "the token that was drawn";
+      row.append(element("code", "", visible(label) || "·"), track, element("span", "share", percent(p)));
+      if (sampled) row.title = "the sampled token";
       list.append(row);
     }
     return list;
@@ -52,7 +52,7 @@
     }
     if (any)
       document.getElementById("which").textContent =
-        `Token ${chosen} after the prompt, before temperature and the rest; ▸ marks the one that was drawn. ` +
+        `Token ${chosen} after the prompt; probabilities before temperature and the other options. ▸: the sampled token. ` +
         "Click another, or use the arrow keys.";
   }
 
@@ -74,7 +74,7 @@
     }
   });
 
-  // Texts grow: the choice is drawn again, once a frame at most.
+  // While text is generated, redraw at most once per frame.
   let due = false;
   new MutationObserver((changes) => {
     if (due || !changes.some(({ target }) => target.closest?.("#texts"))) return;

@@ -1,151 +1,151 @@
-"""The page itself, in Gradio: what stands where, and what happens on a click."""
+"""The page in Gradio: its layout, and what its buttons do."""
 
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2lab.app import markup
-from gpt2lab.app.compare import LONGEST_PROMPT, MOST_TOKENS, Request, Writer, compare
+from gpt2lab.app.compare import (
+    MAX_PROMPT_CHARACTERS,
+    ComparedModel,
+    Request,
+    compare,
+)
 from gpt2lab.app.record import COLORS, Record
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.generation.sampling import Sampling
+from gpt2lab.generation.options import GenerationOptions, Sampling
 
 if TYPE_CHECKING:
     import gradio
 
-AT_A_TIME = 2  # requests that compute; more would only make all of them slow
-WAITING = 32  # requests that may wait for their turn; beyond that Gradio refuses, and says so
-REFRESH = 0.05  # seconds between two updates of the page
+MAX_RUNNING = 2  # requests computed at the same time; more would make all of them slow
+MAX_WAITING = 32  # requests in the queue; Gradio refuses more with a message
+UPDATE_SECONDS = 0.05  # between two updates of the page
 EXAMPLES = (
     "Return the number of",
     "The history of the Roman Empire",
     "To bake bread, you need",
     "Photosynthesis is the process by which",
 )
+DEFAULTS = GenerationOptions(max_new_tokens=64, sampling=Sampling(temperature=0.8, top_k=50))
 
-_HERE = Path(__file__).parent
+_FOLDER = Path(__file__).parent
 _FONTS = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
 
-Outputs = tuple[str, str, str, str, str]  # message; text and rate of the one; text and rate of the other
+Outputs = tuple[str, str, str, str, str]  # message, text and rate of the first model, text and rate of the second
 
 
 def build(
-    writers: Sequence[Writer], tokenizer: Tokenizer, record: Callable[[], Record], examples: Sequence[str] = EXAMPLES
+    models: Sequence[ComparedModel],
+    tokenizer: Tokenizer,
+    record: Callable[[], Record],
+    examples: Sequence[str] = EXAMPLES,
 ) -> "gradio.Blocks":
-    """The page.
+    """Build the page.
 
     Args:
-        writers: two models.
-        record: reads the run's curves, at every visit, since the run may still go on.
+        models: the two models.
+        tokenizer: their tokenizer.
+        record: reads the curves of the run. It is called at every visit, since the run may be going on.
+        examples: prompts to choose from; the first is filled in.
+
+    Returns:
+        The page, not yet served.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read by Gradio when it is imported
-    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "100"  # requests it keeps figures of, for a monitor that is off here
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "100"  # requests recorded for Gradio's monitor, which is off here
     import gradio as gr
 
-    def write(*values: Any) -> Generator[Outputs, None, None]:
-        yield from respond(writers, tokenizer, *values)
+    def respond_to(*values: Any) -> Generator[Outputs, None, None]:
+        yield from respond(models, tokenizer, *values)
 
     page = gr.Blocks(title="gpt2lab", analytics_enabled=False)
     with page:
         gr.HTML("<h1>One prompt, two models</h1>")
         prompt = gr.Textbox(
-            label="Prompt", value=examples[0], lines=2, max_lines=8, max_length=LONGEST_PROMPT, elem_id="prompt"
+            label="Prompt", value=examples[0], lines=2, max_lines=8, max_length=MAX_PROMPT_CHARACTERS, elem_id="prompt"
         )
-        gr.Examples(label="Examples", examples=[[one] for one in examples], inputs=prompt, cache_examples=False)
+        gr.Examples(label="Examples", examples=[[text] for text in examples], inputs=prompt, cache_examples=False)
         with gr.Row(elem_id="buttons"):
-            go = gr.Button("Write", variant="primary", elem_id="write", min_width=120)
+            write = gr.Button("Write", variant="primary", elem_id="write", min_width=120)
             stop = gr.Button("Stop", elem_id="stop", min_width=120)
-        with gr.Accordion("How the next token is drawn", open=False, elem_id="sampling"), gr.Row():
-            settings = [
-                gr.Slider(
-                    0, 2, 0.8, step=0.05, label="Temperature", info="0: always the likeliest token", min_width=220
-                ),
-                gr.Slider(0, 200, 50, step=1, label="Top-k", info="Of so many likeliest tokens; 0: all", min_width=220),
-                gr.Slider(
-                    0.05,
-                    1,
-                    1,
-                    step=0.05,
-                    label="Top-p",
-                    info="Of the likeliest with this probability together",
-                    min_width=220,
-                ),
-                gr.Slider(
-                    0, 1, 0, step=0.01, label="Min-p", info="Of those with this share of the likeliest's", min_width=220
-                ),
-                gr.Slider(
-                    1,
-                    2,
-                    1,
-                    step=0.05,
-                    label="Repetition penalty",
-                    info="On tokens already there; 1: none",
-                    min_width=220,
-                ),
-                gr.Slider(1, MOST_TOKENS, 64, step=1, label="Max new tokens", info="Of each model", min_width=220),
-                gr.Number(42, precision=0, label="Seed", info="The same seed, the same text", min_width=220),
-            ]
+        with gr.Accordion("Sampling", open=False, elem_id="sampling"), gr.Row():
+            inputs = [prompt, *(_input(gr, field, default) for field, default in _generation_fields(DEFAULTS))]
         message = gr.HTML(elem_id="message")
         gr.HTML(markup.legend())
         with gr.Row(elem_id="texts"):
-            texts, rates = zip(*(_column(gr, writer, side) for side, writer in enumerate(writers)), strict=True)
-        gr.HTML(markup.distribution(writers), elem_id="distribution")
-        _run(gr, page, record)
+            outputs = [message, *_column(gr, models[0], 0), *_column(gr, models[1], 1)]
+        gr.HTML(markup.distribution(models), elem_id="distribution")
+        _add_curves(gr, page, record)
 
-        outputs = [message, texts[0], rates[0], texts[1], rates[1]]
-        shared: dict[str, Any] = {
-            "inputs": [prompt, *settings],
+        event: dict[str, Any] = {
+            "inputs": inputs,
             "outputs": outputs,
             "api_visibility": "private",
-            "concurrency_limit": AT_A_TIME,
+            "concurrency_limit": MAX_RUNNING,
             "concurrency_id": "write",
             "show_progress": "minimal",
             "show_progress_on": message,
         }
-        started: list[dict[str, Any]] = [go.click(write, **shared), prompt.submit(write, **shared)]
-        stop.click(
-            lambda: markup.message("Stopped."), outputs=message, cancels=started, queue=False, api_visibility="private"
-        )
-    page.queue(max_size=WAITING, default_concurrency_limit=AT_A_TIME, api_open=False)
+        running: list[dict[str, Any]] = [write.click(respond_to, **event), prompt.submit(respond_to, **event)]
+        stopped = markup.message("Stopped.")
+        stop.click(lambda: stopped, outputs=message, cancels=running, queue=False, api_visibility="private")
+    page.queue(max_size=MAX_WAITING, default_concurrency_limit=MAX_RUNNING, api_open=False)
     return page
 
 
-def respond(writers: Sequence[Writer], tokenizer: Tokenizer, *values: Any) -> Generator[Outputs, None, None]:
-    """What the page shows while both models write; an error of the user's is shown in its place, in one line."""
-    written = ["", ""]
+def respond(models: Sequence[ComparedModel], tokenizer: Tokenizer, *values: Any) -> Generator[Outputs, None, None]:
+    """Continue a prompt with both models.
+
+    Args:
+        models: the two models.
+        tokenizer: their tokenizer.
+        values: the prompt, then the generation options in the order of their fields.
+
+    Yields:
+        What the page shows, whenever it changes. An error of the user appears there as one line.
+    """
+    texts, counts = ["", ""], [0, 0]
     shown: Outputs = ("", "", "", "", "")
-    counts = [0, 0]
-    last = 0.0
+    last_update = 0.0
     try:
         request = _request(*values)
         yield shown
-        for writings in compare(writers, tokenizer, request):
-            for side, writing in enumerate(writings):
-                for piece in writing.pieces[counts[side] :]:
+        for continuations in compare(models, tokenizer, request):
+            for side, continuation in enumerate(continuations):
+                for delta in continuation.deltas[counts[side] :]:
                     counts[side] += 1
-                    written[side] += markup.token(piece, counts[side], tokenizer)
-            first, second = (markup.prompt(request.prompt) + tokens for tokens in written)
-            shown = ("", first, markup.speed(writings[0]), second, markup.speed(writings[1]))
-            if sum(counts) <= len(writers) or time.perf_counter() - last > REFRESH:
+                    texts[side] += markup.token(delta, counts[side], tokenizer)
+            first, second = (markup.prompt(request.prompt) + text for text in texts)
+            shown = ("", first, markup.speed(continuations[0]), second, markup.speed(continuations[1]))
+            if sum(counts) <= len(models) or time.perf_counter() - last_update > UPDATE_SECONDS:
                 yield shown
-                last = time.perf_counter()
+                last_update = time.perf_counter()
         yield shown
     except GPT2LabError as error:
         yield (markup.message(str(error)), *shown[1:])
 
 
 def serve(page: "gradio.Blocks", port: int) -> str:
-    """Start serving on 127.0.0.1, without waiting for the end; returns the address.
+    """Start serving on 127.0.0.1, in a thread.
+
+    Args:
+        page: the page.
+        port: TCP port.
+
+    Returns:
+        The address of the page.
 
     Raises:
         OSError: the port is taken.
     """
     import gradio as gr
 
-    # What the environment could open is shut here; the server's calls to itself go through no proxy.
+    # Variables that would open the server to others; its requests to itself must not use a proxy.
     for name in ("GRADIO_ALLOWED_PATHS", "GRADIO_ROOT_PATH", "GRADIO_NUM_WORKERS", "GRADIO_DEBUG"):
         os.environ.pop(name, None)
     for name in ("NO_PROXY", "no_proxy"):
@@ -158,7 +158,7 @@ def serve(page: "gradio.Blocks", port: int) -> str:
         quiet=True,
         prevent_thread_lock=True,
         allowed_paths=[],
-        max_file_size=1,  # bytes: nothing is uploaded
+        max_file_size=1,  # bytes; the page uploads nothing
         show_error=False,
         run_history=False,
         footer_links=[],
@@ -170,74 +170,98 @@ def serve(page: "gradio.Blocks", port: int) -> str:
         state_session_capacity=100,
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
         theme=gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=_FONTS[0], font_mono=_FONTS[1]),
-        css=(_HERE / "page.css").read_text(encoding="utf-8"),
-        head=f"<script>{(_HERE / 'page.js').read_text(encoding='utf-8')}</script>",
+        css=(_FOLDER / "page.css").read_text(encoding="utf-8"),
+        head=f"<script>{(_FOLDER / 'page.js').read_text(encoding='utf-8')}</script>",
     )
     return str(address)
 
 
-def _column(gr: Any, writer: Writer, side: int) -> tuple[Any, Any]:
+def _generation_fields(defaults: Any) -> Iterator[tuple[Field[Any], Any]]:
+    """The fields of GenerationOptions and of Sampling within it, in order, with their defaults."""
+    for field in fields(defaults):
+        default = getattr(defaults, field.name)
+        if is_dataclass(default):
+            yield from _generation_fields(default)
+        else:
+            yield field, default
+
+
+def _input(gr: Any, field: Field[Any], default: float) -> Any:
+    """A slider for an option; a number field if the option has no range."""
+    label, details = field.name.replace("_", " ").capitalize(), field.metadata
+    if "maximum" not in details:
+        return gr.Number(default, precision=0, label=label, info=details["help"], min_width=220)
+    return gr.Slider(
+        details["minimum"],
+        details["maximum"],
+        default,
+        step=details["step"],
+        label=label,
+        info=details["help"],
+        min_width=220,
+    )
+
+
+def _request(prompt: Any, *values: Any) -> Request:
+    """What the user entered; an empty field is None."""
+    numbers: dict[str, Any] = {}
+    for (field, _), value in zip(_generation_fields(DEFAULTS), values, strict=True):
+        if not isinstance(value, int | float) or value != value:
+            raise GPT2LabError(f"{field.name} is empty; give a number")
+        is_integer = field.type in (int, int | None)
+        number = int(value) if is_integer else value
+        numbers[field.name] = None if field.metadata.get("zero_is_none") and number == 0 else number
+    max_new_tokens, seed = numbers.pop("max_new_tokens"), numbers.pop("seed")
+    return Request(str(prompt or ""), GenerationOptions(max_new_tokens, Sampling(**numbers), seed))
+
+
+def _column(gr: Any, compared: ComparedModel, side: int) -> tuple[Any, Any]:
     with gr.Column(min_width=280):
-        gr.HTML(markup.heading(writer))
-        written = gr.HTML("", html_template=markup.frame(writer, side), js_on_load=None, elem_id=f"text-{side}")
+        gr.HTML(markup.heading(compared))
+        template = markup.text_template(compared, side)
+        text = gr.HTML("", html_template=template, js_on_load=None, elem_id=f"text-{side}")
         rate = gr.HTML("", elem_id=f"rate-{side}", elem_classes="rate")
-    return written, rate
+    return text, rate
 
 
-def _run(gr: Any, page: Any, record: Callable[[], Record]) -> None:
+def _add_curves(gr: Any, page: Any, record: Callable[[], Record]) -> None:
     gr.HTML("<h2>How it was trained</h2>")
     tiles = gr.HTML()
     with gr.Row():
         plots = [
             gr.LinePlot(
                 x="step",
-                y=value,
-                color="what",
+                y=column,
+                color="curve",
                 label=label,
                 x_title="optimizer step",
-                y_title=unit,
+                y_title=y_title,
                 color_title=" ",
                 color_map=COLORS,
                 height=320,
-                show_label=False,  # it would push the chart's legend out of sight
+                show_label=False,  # it would hide the legend
                 buttons=[],
             )
-            for value, label, unit in (
-                ("loss", "Loss", "loss (nats a token)"),
+            for column, label, y_title in (
+                ("loss", "Loss", "loss (nats per token)"),
                 ("accuracy", "HellaSwag", "HellaSwag acc_norm"),
             )
         ]
 
-    def read() -> list[Any]:
-        found = record()
-        curves = [gr.LinePlot(frame, visible=frame is not None) for frame in (found.loss, found.hellaswag)]
-        return [markup.tiles(found.figures) + markup.note(found.note), *curves]
+    def load() -> list[Any]:
+        current = record()
+        curves = [
+            gr.LinePlot(frame, visible=frame is not None, x_lim=_step_range(frame))
+            for frame in (current.loss, current.hellaswag)
+        ]
+        return [markup.tiles(current.figures) + markup.note(current.note), *curves]
 
-    page.load(read, outputs=[tiles, *plots], api_visibility="private", show_progress="hidden")
+    page.load(load, outputs=[tiles, *plots], api_visibility="private", show_progress="hidden")
 
 
-def _request(
-    prompt: Any,
-    temperature: Any,
-    top_k: Any,
-    top_p: Any,
-    min_p: Any,
-    repetition_penalty: Any,
-    max_new_tokens: Any,
-    seed: Any,
-) -> Request:
-    """What was typed, as a request; an emptied field comes as None."""
-    numbers = {
-        "temperature": temperature,
-        "top-k": top_k,
-        "top-p": top_p,
-        "min-p": min_p,
-        "repetition penalty": repetition_penalty,
-        "max new tokens": max_new_tokens,
-        "seed": seed,
-    }
-    for name, value in numbers.items():
-        if not isinstance(value, int | float) or value != value:
-            raise GPT2LabError(f"{name} is empty; give a number")
-    sampling = Sampling(temperature, int(top_k) or None, top_p, min_p, repetition_penalty)
-    return Request(str(prompt or ""), int(max_new_tokens), sampling, int(seed))
+def _step_range(frame: Any) -> list[float] | None:
+    """The range of the x axis: a little more than the data. A tick label at the very end is moved into its neighbor."""
+    if frame is None or frame["step"].nunique() == 1:
+        return None
+    first, last = frame["step"].min(), frame["step"].max()
+    return [float(first), float(last + 0.03 * (last - first))]

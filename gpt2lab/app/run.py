@@ -1,116 +1,126 @@
-"""`gpt2lab app`: composes two models and the page, and serves it on this machine alone.
+"""`gpt2lab app`: load two models and serve the page, on this machine only.
 
---trained ──▶ model, its run ──┐
---untrained ──▶ model ─────────┴──▶ page ──▶ http://127.0.0.1:7860, or the next free port
+--trained ─▶ model, its run ─┐
+--untrained ─▶ model ────────┴─▶ page ─▶ http://127.0.0.1:7860, or the next free port
 """
 
 import importlib.util
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+import logging
+from typing import TYPE_CHECKING
 
 import torch
 
 from gpt2lab import config
 from gpt2lab.app import page as pages
 from gpt2lab.app import record
-from gpt2lab.app.compare import Request, Writer, compare
+from gpt2lab.app.compare import ComparedModel, Request, compare
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.generation import inference
-from gpt2lab.generation.sampling import Sampling
+from gpt2lab.generation.options import GenerationOptions
 from gpt2lab.model import resolve
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.model.resolve import ResolvedCheckpoint
+from gpt2lab.options import AppOptions
 from gpt2lab.system import device as devices
 from gpt2lab.system import precision as precisions
 
 if TYPE_CHECKING:
     import gradio
 
-RANDOM = "random"
-PORTS = 100  # tried one after the other
+logger = logging.getLogger(__name__)
+
+PORTS_TRIED = 100
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the command line asks for."""
-
-    trained: str
-    untrained: str = RANDOM  # `random`: the weights that the trained one began with
-    port: int = 7860
-    device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-
-
-def run(options: Options) -> None:
+def run(options: AppOptions) -> None:
     """Serve the page until Ctrl-C.
+
+    Args:
+        options: the models, and where to serve and compute.
 
     Raises:
         GPT2LabError: Gradio is not installed, there is no such model or no checkpoint yet, or no port is free.
     """
-    devices.share_one_heap()  # each request is worked at by another thread
+    devices.share_one_heap()  # requests are computed by different threads
     page = prepare(options)
     print(f"{serve(page, options.port)}  (Ctrl-C ends it)", flush=True)
     page.block_thread()
 
 
-def prepare(options: Options) -> "gradio.Blocks":
-    """The page, with both models loaded and warm.
+def prepare(options: AppOptions) -> "gradio.Blocks":
+    """Load both models and build the page.
+
+    Args:
+        options: the models, and where to compute.
+
+    Returns:
+        The page, not yet served.
 
     Raises:
-        GPT2LabError: see `run`.
+        GPT2LabError: Gradio is not installed, or there is no such model or no checkpoint yet.
     """
     if importlib.util.find_spec("gradio") is None:
         raise GPT2LabError("the page needs gradio, which is not installed: pip install -e '.[app]'")
     device = devices.choose(options.device)
     dtype = precisions.choose(options.precision, device).dtype
-    found = resolve.find_checkpoint(options.trained)
-    settings = _settings(found)
-    trained = GPT2.from_pretrained(found)
-    if options.untrained == RANDOM:
+    checkpoint = resolve.find_checkpoint(options.trained)
+    settings = _settings(checkpoint)
+    trained = GPT2.from_pretrained(checkpoint)
+    if options.untrained == "random":
         seed = settings.run.seed
         untrained = GPT2(trained.config, generator=torch.Generator().manual_seed(seed))
-        other = ("Untrained", f"the same architecture with the random weights of seed {seed}")
+        names = ("Trained", "Untrained")
+        notes = (_note(checkpoint, trained), f"the same architecture with the random weights of seed {seed}")
     else:
-        there = resolve.find_checkpoint(options.untrained)
-        untrained = GPT2.from_pretrained(there)
-        other = (_name(options.untrained, there), _note(there, untrained))
-    mine = ("Trained" if options.untrained == RANDOM else _name(options.trained, found), _note(found, trained))
-    writers = [
-        Writer(name, note, inference.optimize_for_inference(model.to(device), dtype))
-        for (name, note), model in ((mine, trained), (other, untrained))
+        other = resolve.find_checkpoint(options.untrained)
+        untrained = GPT2.from_pretrained(other)
+        names = (_name(options.trained, checkpoint), _name(options.untrained, other))
+        notes = (_note(checkpoint, trained), _note(other, untrained))
+    models = [
+        ComparedModel(name, note, inference.optimize_for_inference(model.to(device), dtype))
+        for name, note, model in zip(names, notes, (trained, untrained), strict=True)
     ]
     tokenizer = Tokenizer()
-    for _ in compare(writers, tokenizer, Request("Once", 2, Sampling(), 0)):  # first calls set things up
-        pass
+    for _ in compare(models, tokenizer, Request("Once", GenerationOptions(max_new_tokens=2))):
+        pass  # the first tokens are slow: allocations and caches
     examples = (settings.train.sample_prompt, *pages.EXAMPLES)
-    return pages.build(writers, tokenizer, lambda: record.read(found.run), examples)
+    return pages.build(models, tokenizer, lambda: record.read(checkpoint.run), examples)
 
 
 def serve(page: "gradio.Blocks", port: int) -> str:
-    """Serve on the port, or the next that is free; says which were taken. Returns the address.
+    """Serve on the first free port.
+
+    Args:
+        page: the page.
+        port: first port to try.
+
+    Returns:
+        The address of the page.
 
     Raises:
-        GPT2LabError: none of `PORTS` is free.
+        GPT2LabError: no port is free.
     """
-    last = min(port + PORTS, 65536) - 1
+    last = min(port + PORTS_TRIED, 65536) - 1
     for candidate in range(port, last + 1):
         try:
             return pages.serve(page, candidate)
         except OSError:
-            print(f"port {candidate} is taken", flush=True)
+            logger.info("port %d is taken", candidate)
     raise GPT2LabError(f"no port from {port} to {last} is free; give another with --port")
 
 
-def _settings(found: ResolvedCheckpoint) -> config.Config:
-    path = found.run / "config.yaml" if found.run else None
+def _settings(checkpoint: ResolvedCheckpoint) -> config.Config:
+    path = checkpoint.run / "config.yaml" if checkpoint.run else None
     return config.load([path] if path is not None and path.is_file() else [])
 
 
-def _name(name: str, found: ResolvedCheckpoint) -> str:
-    return found.run.resolve().name if found.run else name
+def _name(name: str, checkpoint: ResolvedCheckpoint) -> str:
+    return checkpoint.run.resolve().name if checkpoint.run else name
 
 
-def _note(found: ResolvedCheckpoint, model: GPT2) -> str:
+def _note(checkpoint: ResolvedCheckpoint, model: GPT2) -> str:
     size = f"{model.num_parameters() / 1e6:,.1f}M parameters"
-    return f"{found.run.resolve().name}, step {found.step:,} · {size}" if found.run and found.step is not None else size
+    if checkpoint.run is None or checkpoint.step is None:
+        return size
+    return f"{checkpoint.run.resolve().name}, step {checkpoint.step:,} · {size}"

@@ -11,7 +11,6 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ from gpt2lab.bench import contenders, ladder
 from gpt2lab.bench.contenders import Shape
 from gpt2lab.bench.worker import Taken, Worker, flops_of_products, ours, products
 from gpt2lab.config import Config
-from gpt2lab.errors import GPT2LabError, Stopped
+from gpt2lab.errors import GPT2LabError, RunStoppedError
 from gpt2lab.model import flops
+from gpt2lab.options import BenchOptions
 from gpt2lab.system import device as devices
 from gpt2lab.system import precision
 from gpt2lab.training.run_directory import commit
@@ -31,21 +31,7 @@ from gpt2lab.training.run_directory import commit
 WARM_UP = 3  # steps that are not counted: allocation, compilation, caches
 
 
-@dataclass(frozen=True)
-class Options:
-    """What `gpt2lab bench` was asked."""
-
-    rivals: tuple[str, ...] = ("transformers", "transformers-best")
-    checkouts: tuple[tuple[str, str], ...] = ()  # (rival, folder)
-    rounds: int = 5
-    steps: int = 2
-    ladder: bool = False
-    as_json: bool = False
-    chart: str | None = None
-    profile: str | None = None
-
-
-def run(config: Config, options: Options) -> None:
+def run(config: Config, options: BenchOptions) -> None:
     """Measure and print.
 
     Args:
@@ -115,7 +101,7 @@ def run(config: Config, options: Options) -> None:
         _table(rows, limits, environment)
 
 
-def _in_turn(workers: dict[str, Worker], options: Options, say: Callable[[str], None]) -> dict[str, Taken]:
+def _in_turn(workers: dict[str, Worker], options: BenchOptions, say: Callable[[str], None]) -> dict[str, Taken]:
     """Everybody has a turn in every round, so that a busy machine is busy for all."""
     taken: dict[str, list[Taken]] = {name: [] for name in workers}
     for number in range(options.rounds):
@@ -208,7 +194,7 @@ def _profile(config: Config, shape: Shape, path: Path, say: Callable[[str], None
         ours(between, config.model_dump(), 40 * shape.tokens + 10_000)
     except _Enough:
         pass
-    except Stopped:  # what was saved is gone with the scratch folder
+    except RunStoppedError:  # what was saved is gone with the scratch folder
         raise KeyboardInterrupt from None
     with files.atomic_write(path) as temporary:
         profiler.export_chrome_trace(str(temporary))

@@ -10,9 +10,8 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gpt2lab.config import nearest
 from gpt2lab.data.tokenizer import EOT, Tokenizer
-from gpt2lab.errors import GPT2LabError
+from gpt2lab.errors import GPT2LabError, did_you_mean
 from gpt2lab.evaluation import scoring
 from gpt2lab.evaluation.scoring import Request
 from gpt2lab.generation import inference, text
@@ -34,7 +33,7 @@ def check(names: Sequence[str], include: str | None = None) -> None:
     for name in names:
         if name not in known:
             raise GPT2LabError(
-                f"lm-evaluation-harness has no task {name!r}{nearest(name, known)} "
+                f"lm-evaluation-harness has no task {name!r}{did_you_mean(name, known)} "
                 f"(it knows {len(known)}; to list them: lm_eval ls tasks)"
             )
 

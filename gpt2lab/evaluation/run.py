@@ -13,9 +13,9 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gpt2lab import config, files
 from gpt2lab.data.loader import fixed_sequences
@@ -27,6 +27,7 @@ from gpt2lab.evaluation import harness, hellaswag, loss, scoring, table, tasks
 from gpt2lab.model import resolve
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.model.resolve import ResolvedCheckpoint
+from gpt2lab.options import EvaluateOptions
 from gpt2lab.system import device as devices
 from gpt2lab.system import distributed, precision
 from gpt2lab.system.distributed import DistContext
@@ -35,25 +36,7 @@ Say = Callable[[str], None]
 LM_EVAL = "lm_eval:"
 
 
-@dataclass(frozen=True)
-class Options:
-    """What `gpt2lab evaluate` takes."""
-
-    checkpoint: str
-    tasks: tuple[str, ...] = ("hellaswag",)
-    hellaswag_file: str | None = None
-    data_dir: str | None = None
-    mirror: str | None = None
-    limit: int | None = None
-    val_tokens: int | None = None
-    as_json: bool = False
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
-    batch_tokens: int | None = None
-    include: str | None = None
-
-
-def run(options: Options) -> None:
+def run(options: EvaluateOptions) -> None:
     """Evaluate as the options say; rank 0 prints.
 
     Raises:
@@ -68,7 +51,7 @@ def run(options: Options) -> None:
             print(json.dumps(result))
 
 
-def evaluate(options: Options, dist: DistContext, say: Say) -> dict[str, Any]:
+def evaluate(options: EvaluateOptions, dist: DistContext, say: Say) -> dict[str, Any]:
     """The JSON object of an evaluation (docs/evaluation.md), after showing it as a table; the same on all ranks."""
     began = time.perf_counter()
     ours = [name for name in options.tasks if not name.startswith(LM_EVAL)]
@@ -129,7 +112,7 @@ def _settings(run: Path | None) -> config.Config | None:
     return config.load([path]) if path is not None and path.is_file() else None
 
 
-def _load(name: str, options: Options, tokenizer: Tokenizer, dist: DistContext, say: Say) -> tasks.Evaluation:
+def _load(name: str, options: EvaluateOptions, tokenizer: Tokenizer, dist: DistContext, say: Say) -> tasks.Evaluation:
     """A task, read and tokenised. Rank 0 goes first, so that a download and the kept ids are there for the others."""
 
     def load() -> tasks.Evaluation:
@@ -157,7 +140,7 @@ def _file_in(folder: str | None, name: str) -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
-def _validation(options: Options, settings: config.Config | None, say: Say) -> TokenStream | None:
+def _validation(options: EvaluateOptions, settings: config.Config | None, say: Say) -> TokenStream | None:
     """The val split: of --data-dir if it has shards, else what the run was trained on; None where there is none."""
     if options.val_tokens == 0:
         return None
@@ -174,7 +157,7 @@ def _validation(options: Options, settings: config.Config | None, say: Say) -> T
 def _val_loss(
     model: GPT2,
     val: TokenStream,
-    options: Options,
+    options: EvaluateOptions,
     settings: config.Config | None,
     tokenizer: Tokenizer,
     dist: DistContext,

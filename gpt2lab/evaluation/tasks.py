@@ -25,9 +25,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from gpt2lab import resources
-from gpt2lab.config import nearest
 from gpt2lab.data.tokenizer import Tokenizer
-from gpt2lab.errors import GPT2LabError
+from gpt2lab.errors import GPT2LabError, did_you_mean
 from gpt2lab.evaluation import jsonl, multiple_choice
 from gpt2lab.evaluation.multiple_choice import Question
 from gpt2lab.evaluation.scoring import Request, Scores
@@ -105,7 +104,7 @@ def check_names(names: Sequence[str]) -> None:
     for name in names:
         if name not in NAMES:
             raise GPT2LabError(
-                f"unknown task {name!r}{nearest(name, NAMES)} (known: {', '.join(NAMES)}; "
+                f"unknown task {name!r}{did_you_mean(name, NAMES)} (known: {', '.join(NAMES)}; "
                 "or lm_eval:NAME for any task of lm-evaluation-harness)"
             )
 

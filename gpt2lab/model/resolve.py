@@ -107,7 +107,7 @@ def _find_in_folder(path: Path) -> ResolvedCheckpoint:
     if list_checkpoints(path):
         return _find_newest(path.parent, path)
     if (path / files.DIGESTS).exists():
-        files.verify_digests(path, but=(huggingface.CARD,))  # users may edit the model card
+        files.verify_digests(path, ignored=(huggingface.CARD,))  # users may edit the model card
     if (path / "state.json").exists() and path.parent.name == "checkpoints":
         return ResolvedCheckpoint(path, path.parent.parent, _read_step(path))
     if not (path / huggingface.CONFIG).exists() and (runs := sorted(path.glob("*/checkpoints"))):

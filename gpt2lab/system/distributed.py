@@ -136,7 +136,7 @@ def start(device_name: str, *, start_timeout: float = START_TIMEOUT, timeout: fl
     Args:
         start_timeout: seconds within which all processes must be there.
         timeout: seconds after which a collective gives up. A process that shows no sign of life for as long, or for
-            `SILENCE` if that is shorter, is named, and this one exits with the status of LostRank.
+            `SILENCE` if that is shorter, is named, and this one exits with the status of LostRankError.
 
     Raises:
         GPT2LabError: the environment is incomplete, or processes are missing (which).

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from torch.distributed import Store  # type: ignore[attr-defined]  # exported, but not by name
 
-from gpt2lab.errors import LostRank, Stopped
+from gpt2lab.errors import LostRankError, RunStoppedError
 
 _LEFT, _FAILED = "left", "failed"
 _GRACE = 10.0  # seconds after another's failure in which this process may come to the same conclusion by itself
@@ -51,7 +51,7 @@ class Heartbeat:
         """Beat and watch inside the `with`.
 
         Raises:
-            LostRank: in place of a RuntimeError, if that came of another process's end.
+            LostRankError: in place of a RuntimeError, if that came of another process's end.
         """
         last = _LEFT
         self._reachable = time.monotonic()
@@ -62,7 +62,7 @@ class Heartbeat:
         self._thread.start()
         try:
             yield self
-        except Stopped:
+        except RunStoppedError:
             raise
         except RuntimeError as error:  # torch.distributed has no type of its own for a connection that breaks
             last = _FAILED
@@ -84,12 +84,12 @@ class Heartbeat:
         """Say whose end a collective's error came of; nothing if everybody is alive and it came of something else.
 
         Raises:
-            LostRank: names the processes that are silent; or says that one hangs, which nobody can tell from outside.
+            LostRankError: names the processes that are silent; or says that one hangs, which nobody can tell from outside.
         """
         if lost := self._silent():
-            raise LostRank(f"lost {', '.join(lost)}; the same command goes on from the last checkpoint") from error
+            raise LostRankError(f"lost {', '.join(lost)}; the same command goes on from the last checkpoint") from error
         if "timed out" in str(error).lower():
-            raise LostRank(
+            raise LostRankError(
                 "waited in vain for another process: all are alive, so one of them hangs, or takes longer than "
                 "system.timeout; the same command goes on from the last checkpoint"
             ) from error
@@ -162,7 +162,7 @@ class Heartbeat:
             file=sys.stderr,
             flush=True,
         )
-        os._exit(LostRank.status)
+        os._exit(LostRankError.status)
 
 
 def _name(rank: int, beat: bytes) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Generator, Sequence
 import torch
 
 from gpt2lab.config import Config
-from gpt2lab.errors import GPT2LabError, Stopped
+from gpt2lab.errors import GPT2LabError, RunStoppedError
 from gpt2lab.model import flops
 from gpt2lab.system import device as devices
 from gpt2lab.system import precision as precisions
@@ -37,7 +37,7 @@ def run(config: Config, extra_sinks: Sequence[Sink] = ()) -> None:
 
     Raises:
         GPT2LabError: an error that the user can correct.
-        Stopped: a signal stopped the run after it was saved.
+        RunStoppedError: a signal stopped the run after it was saved.
     """
     began, system = time.perf_counter(), config.system
     with contextlib.ExitStack() as stack:
@@ -76,7 +76,7 @@ def run(config: Config, extra_sinks: Sequence[Sink] = ()) -> None:
             checkpointer.wait()
         report.finish()
         if stop:
-            raise Stopped(stop, f"stopped by {signal.Signals(stop).name}: {directory.resume_hint()}")
+            raise RunStoppedError(stop, f"stopped by {signal.Signals(stop).name}: {directory.resume_hint()}")
         summary.log_done(directory, time.perf_counter() - began)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab import __version__, files
-from gpt2lab.config import Config, RunConfig, load
+from gpt2lab.config import RENAMED_SETTINGS, Config, RunConfig, load
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.system.device import describe
 from gpt2lab.system.distributed import DistContext
@@ -56,7 +56,6 @@ RESUME_IGNORED = (
     "train.micro",
     "model.size",
 )
-_RENAMED = {"guard.deviations": "guard.spike_sigma"}  # in the settings of older checkpoints
 
 
 class RunDirectory:
@@ -225,7 +224,7 @@ def changed_settings(start: Checkpoint, config: Config, data_digest: str) -> dic
     Raises:
         GPT2LabError: one of RESUME_FROZEN changed, or the data.
     """
-    saved = {_RENAMED.get(name, name): value for name, value in start.state["fingerprint"]["settings"].items()}
+    saved = {RENAMED_SETTINGS.get(name, name): value for name, value in start.state["fingerprint"]["settings"].items()}
     current = config.flat()
     for name in RESUME_FROZEN:
         if saved.get(name) != current[name]:

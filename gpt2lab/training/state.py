@@ -60,5 +60,5 @@ class TrainState:
             copy = GPT2(self.model.config)
         weights = {name: distributed.full_tensor(t.detach()) for name, t in self.model.state_dict().items()}
         copy.load_state_dict(weights, assign=True)
-        copy._tie()
+        copy._tie_weights()
         yield copy

@@ -1,14 +1,16 @@
-"""A tiny finished run, and its page being served."""
+"""A tiny finished run, and its page in a server."""
 
 import json
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from gpt2lab import GPT2, GPT2Config, files
 from gpt2lab.app import run as app_run
+from gpt2lab.options import AppOptions
 
 SEED = 7
 
@@ -29,39 +31,64 @@ def run(tmp_path_factory):
     return folder
 
 
-class Counter:
-    """Counts the steps of a model, each of which takes a moment, so that there is time to interrupt."""
+class StepCounter:
+    """Counts the forward passes of a model, and can hold them back."""
 
     def __init__(self, model: GPT2):
         self.steps = 0
-        self.pause = 0.0
-        self._lock = threading.Lock()
+        self.waiting = 0  # threads that are held back
+        self._limit: int | None = None
+        self._changed = threading.Condition()
         model.transformer.register_forward_pre_hook(self._step)
 
     def _step(self, *_: object) -> None:
-        with self._lock:
+        with self._changed:
+            self.waiting += 1
+            self._changed.wait_for(lambda: self._limit is None or self.steps < self._limit)
+            self.waiting -= 1
             self.steps += 1
-        time.sleep(self.pause)
 
-    def stands_still(self, within: float = 5.0) -> bool:
-        """Whether the model stops computing, and stays so."""
-        until = time.monotonic() + within
-        while time.monotonic() < until:
+    def allow(self, steps: int | None) -> None:
+        """Hold back all but this many further steps; None: hold back none."""
+        with self._changed:
+            self._limit = None if steps is None else self.steps + steps
+            self._changed.notify_all()
+
+    def stops(self, within: int) -> bool:
+        """Whether the model stops computing within so many steps, which are allowed one by one."""
+        for _ in range(within):
             before = self.steps
-            time.sleep(0.5)
-            if self.steps == before:
+            self.allow(1)
+            if not wait_until(lambda before=before: self.steps > before, timeout=3):
                 return True
+            time.sleep(0.3)  # for the server to notice
         return False
+
+
+def wait_until(condition: Callable[[], bool], timeout: float = 60) -> bool:
+    """Poll for a condition; returns whether it became true."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 @pytest.fixture(scope="session")
 def served(run):
-    """(address, counter of the trained model's steps) of a page that this process serves."""
-    made = []
-    prepare = app_run.inference.optimize_for_inference
+    """(address, step counter of the trained model) of a page that this process serves."""
+    models = []
+    optimize = app_run.inference.optimize_for_inference
+
+    def record_model(model, dtype):
+        models.append(optimize(model, dtype))
+        return models[-1]
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app_run.decoding, "prepare", lambda model, dtype: made.append(prepare(model, dtype)) or made[-1])
-        page = app_run.prepare(app_run.Options(str(run), device="cpu", precision="fp32"))
-    counter = Counter(made[0])
+        patch.setattr(app_run.inference, "optimize_for_inference", record_model)
+        page = app_run.prepare(AppOptions(str(run), device="cpu", precision="fp32"))
+    counter = StepCounter(models[0])
     yield app_run.serve(page, 17860), counter
+    counter.allow(None)
     page.close(verbose=False)

@@ -1,13 +1,16 @@
-"""The page as a person has it: in Chromium, driven by Playwright."""
+"""The page in Chromium, driven by Playwright."""
 
+import json
 import shutil
+from itertools import pairwise
 
 import pytest
 
-from tests.app.conftest import Counter
+from gpt2lab.app import page
+from tests.app.conftest import StepCounter, wait_until
 
-WAIT = 15_000  # milliseconds
-ODD = "<img src=x onerror=document.title='x'> {{value}} ${1+1} `"
+TIMEOUT = 60_000  # milliseconds
+MARKUP = "<img src=x onerror=document.title='x'> {{value}} ${1+1} `"
 
 # Contrast of text with its background, as WCAG 2.2 defines it, for every colour of the legend.
 CONTRAST = """() => {
@@ -39,16 +42,16 @@ def browser():
 
 
 class Tab:
-    """A visitor's tab, and what went wrong in it or left this machine."""
+    """A browser tab, with the errors and requests of its page."""
 
     def __init__(self, browser, address, **options):
         self.context = browser.new_context(**options)
         self.page = self.context.new_page()
-        self.errors, self.asked = [], []
+        self.errors, self.requests = [], []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(address)
-        self.page.wait_for_selector("#write", timeout=WAIT)
+        self.page.wait_for_selector("#write", timeout=TIMEOUT)
 
     def write(self, prompt=None):
         if prompt is not None:
@@ -59,17 +62,18 @@ class Tab:
         return self.page.locator(f"#text-{side} .token")
 
     def wait_for_tokens(self, count, side=0):
-        self.page.wait_for_function(f"document.querySelectorAll('#text-{side} .token').length >= {count}", timeout=WAIT)
+        self.page.wait_for_function(
+            f"document.querySelectorAll('#text-{side} .token').length >= {count}", timeout=TIMEOUT
+        )
 
-    def message(self):
-        self.page.wait_for_selector("#message .message", timeout=WAIT)
-        return self.page.inner_text("#message")
+    def wait_for_message(self, text):
+        script = f"document.querySelector('#message').innerText.includes({json.dumps(text)})"
+        self.page.wait_for_function(script, timeout=TIMEOUT)
 
 
 @pytest.fixture
 def tab(browser, served):
     address, counter = served
-    counter.pause = 0.0
     tabs = []
 
     def open_tab(**options):
@@ -77,23 +81,23 @@ def tab(browser, served):
         return tabs[-1]
 
     yield open_tab
-    counter.pause = 0.0
-    for one in tabs:
-        one.context.close()
-        assert not one.errors
-        assert not [url for url in one.asked if not url.startswith((address, "data:", "blob:"))]
-        assert not [url for url in one.asked if url.endswith((".woff", ".woff2", ".ttf"))]
+    counter.allow(None)
+    for tab in tabs:
+        tab.context.close()
+        assert not tab.errors
+        assert not [url for url in tab.requests if not url.startswith((address, "data:", "blob:"))]
+        assert not [url for url in tab.requests if url.endswith((".woff", ".woff2", ".ttf"))]
 
 
-def test_both_write_and_a_click_shows_what_could_have_come(tab):
+def test_both_models_generate_and_a_click_shows_the_most_likely_tokens(tab):
     one = tab()
-    one.write(ODD)
+    one.write(MARKUP)
     for side in (0, 1):
         one.wait_for_tokens(64, side)
-        assert one.page.inner_text(f"#text-{side} .prompt").strip() == ODD
+        assert one.page.inner_text(f"#text-{side} .prompt").strip() == MARKUP
         assert "tokens/s" in one.page.inner_text(f"#rate-{side}")
         assert one.page.locator(f"#next-{side} .bar").count() in (8, 9)
-        assert one.page.locator(f"#next-{side} .bar.taken").count() == 1
+        assert one.page.locator(f"#next-{side} .bar.sampled").count() == 1
     one.tokens(1).nth(4).click()
     assert "Token 5 " in one.page.inner_text("#which")
     assert one.page.locator(".token.chosen").count() == 2
@@ -103,54 +107,75 @@ def test_both_write_and_a_click_shows_what_could_have_come(tab):
     text = one.page.inner_text("body")
     assert "0.2612" in text
     assert "9.250" in text
-    one.page.wait_for_selector("svg.marks, canvas.marks", timeout=WAIT)
+    one.page.wait_for_selector("svg.marks, canvas.marks", timeout=TIMEOUT)
 
 
-def test_tokens_come_one_by_one_and_stop_stops_the_computation(tab, served):
-    counter: Counter = served[1]
-    counter.pause = 0.1
+def test_tokens_appear_one_by_one_and_stop_stops_the_computation(tab, served, monkeypatch):
+    monkeypatch.setattr(page, "UPDATE_SECONDS", 0)  # show every token, also if the next one is held back
+    counter: StepCounter = served[1]
     one = tab()
+    counter.allow(4)
     one.write("Once upon")
     one.wait_for_tokens(3)
-    assert one.tokens().count() < 30
+    assert one.tokens().count() <= 4
     one.page.click("#stop")
-    assert "Stopped" in one.message()
-    assert counter.stands_still()
-    assert one.tokens().count() < 60
-    counter.pause = 0.0
+    one.wait_for_message("Stopped")
+    assert counter.stops(within=50)
+    assert one.tokens().count() < 64
+    counter.allow(None)
     one.write("Again")
     one.wait_for_tokens(64, 1)
     assert not one.page.inner_text("#message").strip()
 
 
-def test_a_closed_tab_stops_the_computation(tab, served):
-    counter: Counter = served[1]
-    counter.pause = 0.2
+def test_a_closed_tab_stops_the_computation(tab, served, monkeypatch):
+    monkeypatch.setattr(page, "UPDATE_SECONDS", 0)
+    counter: StepCounter = served[1]
     one = tab()
-    before = counter.steps
+    counter.allow(3)
     one.write("Once upon")
     one.wait_for_tokens(2)
     one.page.close()
-    assert counter.stands_still()
-    assert counter.steps - before < 60
+    assert counter.stops(within=50)
 
 
 def test_two_tabs_at_once(tab, served):
-    served[1].pause = 0.02
+    counter: StepCounter = served[1]
     first, second = tab(), tab()
+    counter.allow(0)
     first.write("One")
     second.write("Two")
+    assert wait_until(lambda: counter.waiting == 2)
+    counter.allow(None)
     for one, prompt in ((first, "One"), (second, "Two")):
         one.wait_for_tokens(64, 0)
         one.wait_for_tokens(64, 1)
         assert one.page.inner_text("#text-0 .prompt") == prompt
 
 
-def test_bad_input_is_said_on_the_page(tab):
+def test_tick_labels_of_the_loss_chart_are_apart(tab, run):
+    metrics = run / "metrics.jsonl"
+    before = metrics.read_text()
+    metrics.write_text("".join(json.dumps({"step": step, "train/loss": 5 + 1 / step}) + "\n" for step in range(1, 601)))
+    try:
+        one = tab(viewport={"width": 1280, "height": 900})
+        one.page.wait_for_selector("svg.marks .role-axis-label text", timeout=TIMEOUT)
+    finally:
+        metrics.write_text(before)
+    edges = one.page.evaluate("""() => [...document.querySelectorAll("svg.marks .role-axis-label")]
+        .map((axis) => [...axis.querySelectorAll("text")]
+            .filter((text) => text.textContent && text.getAttribute("opacity") !== "0")
+            .map((text) => text.getBoundingClientRect()).map(({left, right, top}) => [left, right, top]))""")
+    (steps,) = [labels for labels in edges if len({top for _, _, top in labels}) == 1]  # the x axis: all on one line
+    assert len(steps) > 5
+    assert min(right[0] - left[1] for left, right in pairwise(steps)) >= 4
+
+
+def test_errors_are_shown_on_the_page(tab):
     one = tab()
-    for prompt, says in (("", "the prompt is empty"), ("word " * 40, "block_size"), ("a\0b", "NUL")):
+    for prompt, key in (("", "prompt is empty"), ("word " * 40, "block_size"), ("a\0b", "NUL")):
         one.write(prompt)
-        one.page.wait_for_function(f"document.querySelector('#message').innerText.includes({says!r})", timeout=WAIT)
+        one.wait_for_message(key)
         assert "Traceback" not in one.page.inner_text("body")
     one.write("Once")
     one.wait_for_tokens(1)

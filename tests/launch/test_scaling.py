@@ -42,7 +42,9 @@ def test_the_table_of_memory_is_what_the_formulas_say(size):
 @pytest.mark.parametrize(("checkpointing", "expected"), [(False, BLOCK), (True, CHECKPOINTED)])
 def test_what_a_block_keeps_for_its_gradient(monkeypatch, checkpointing, expected):
     """In bf16, counted as autograd is handed it; the statistics of attention and layer norm are less than 1 byte."""
-    monkeypatch.setattr(ops, "is_blockwise_faster_for", lambda q: False)  # torch's own attention keeps what a card's keeps
+    monkeypatch.setattr(
+        ops, "is_blockwise_faster_for", lambda q: False
+    )  # torch's own attention keeps what a card's keeps
     tokens, channels = 320, 128
 
     def kept(layers: int) -> int:

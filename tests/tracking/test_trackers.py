@@ -15,7 +15,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gpt2lab.config import Config, TrackingConfig
-from gpt2lab.errors import GPT2LabError, Stopped
+from gpt2lab.errors import GPT2LabError, RunStoppedError
 from gpt2lab.tracking import trackers
 from gpt2lab.training import run as training_run
 from gpt2lab.training.trainer import Trainer
@@ -112,7 +112,7 @@ def test_a_signal_and_then_a_kill_leave_every_step_once(token_folder, tmp_path, 
             self.signals.received = signal.SIGTERM
         return train_step(self, step, batches)
 
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
+    with monkeypatch.context() as patch, pytest.raises(RunStoppedError):
         patch.setattr(Trainer, "_train_step", stopped)
         training_run.run(config)
     with interrupted_at(stop_at + 2, monkeypatch):

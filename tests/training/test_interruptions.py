@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from gpt2lab.errors import GPT2LabError, Stopped
+from gpt2lab.errors import GPT2LabError, RunStoppedError
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.training import live_report, memory
@@ -35,7 +35,7 @@ def test_a_signal_saves_a_checkpoint_and_the_run_resumes_exactly(
     train_step = Trainer._train_step
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_step", asked)
-        with pytest.raises(Stopped, match="step_00000003 is kept") as stop:
+        with pytest.raises(RunStoppedError, match="step_00000003 is kept") as stop:
             training_run.run(settings(token_folder, tmp_path))
     assert stop.value.status == 128 + number
     training_run.run(settings(token_folder, tmp_path))

@@ -1,0 +1,156 @@
+"""What each verb does between the command line and the package that does the work.
+
+Verbs whose package takes the options as they are (evaluate, sample, app) have no function here.
+"""
+
+import logging
+from pathlib import Path
+
+from gpt2lab.errors import GPT2LabError
+from gpt2lab.options import (
+    BenchOptions,
+    DataOptions,
+    ExportOptions,
+    PrepareOptions,
+    PrintSettingsOptions,
+    ReportOptions,
+    TrainOptions,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def train(options: TrainOptions) -> None:
+    """Train a model.
+
+    Args:
+        options: recipes and settings.
+    """
+    from gpt2lab import config
+
+    if not options.config:
+        logger.info(
+            "no --config: training the quickstart recipe, a small model on the text of Python's documentation. "
+            "For GPT-2 124M: gpt2lab train --config config/gpt2_124m.yaml"
+        )
+    settings = config.load(options.config or [options.RECIPE], options.overrides)
+
+    from gpt2lab.training import run  # imports torch, which takes seconds: only once the settings are valid
+
+    run.run(settings)
+
+
+def bench(options: BenchOptions) -> None:
+    """Time a training step.
+
+    Args:
+        options: recipes, settings and what to compare with.
+    """
+    from gpt2lab import config
+    from gpt2lab.bench import run
+    from gpt2lab.system import device
+
+    overrides = options.overrides
+    if not options.config:
+        on_cpu = device.choose(overrides.get("system.device", "auto")).type == "cpu"
+        block_size, micro_batch_size = ("512", "2") if on_cpu else ("1024", "16")
+        overrides = {"model.block_size": block_size, "train.micro_batch_size": micro_batch_size} | overrides
+        sizes = [overrides["model.block_size"], overrides["train.micro_batch_size"]]
+        if all(size.isdecimal() for size in sizes):
+            overrides = {"train.total_batch_size": str(int(sizes[0]) * int(sizes[1]))} | overrides
+    run.run(config.load(options.config or [options.RECIPE], overrides), options)
+
+
+def prepare(options: PrepareOptions) -> None:
+    """Make token shards, and print one line about them.
+
+    Args:
+        options: the source, the shards and how to make them.
+    """
+    from gpt2lab.data import index
+    from gpt2lab.data import prepare as preparation
+
+    if options.source == "pretokenized":
+        if len(options.input) != 1:
+            raise GPT2LabError("prepare pretokenized takes one --input, the directory that holds the shards")
+        folder = Path(options.out or options.input[0])
+        print(index.index_shards(options.input[0], folder).line(folder))
+        return
+    source = preparation.open_source(
+        options.source,
+        subset=options.subset,
+        mirror=options.mirror,
+        inputs=options.input,
+        field=options.text_field,
+        seed=options.shuffle_seed,
+    )
+    folder = Path(options.out or preparation.default_folder(options.source, options.subset))
+    how = preparation.Options(
+        shard_tokens=options.shard_size,
+        val_tokens=options.val_tokens,
+        max_shards=options.shards,
+        shuffle_seed=options.shuffle_seed,
+        drop_duplicates=options.drop_duplicates,
+        on_error=options.on_error,
+        workers=options.workers,
+        executor="ray" if options.executor == "ray" else "local",
+        engine=options.tokenizer,
+        check=options.check,
+        mirror=options.mirror,
+        restart=options.restart,
+    )
+    if options.executor == "slurm":
+        from gpt2lab.data import slurm
+
+        print(slurm.submit(source, folder, how, slurm.parse(options.slurm)))
+    else:
+        print(preparation.make(source, folder, how).line(folder))
+
+
+def data(options: DataOptions) -> None:
+    """Show or verify a directory of shards.
+
+    Args:
+        options: the action and the directory.
+    """
+    from gpt2lab.data import verify
+
+    if options.action == "inspect":
+        print("\n".join(verify.inspect(options.folder, options.mirror)))
+    else:
+        print(verify.verify(options.folder))
+
+
+def report(options: ReportOptions) -> None:
+    """Write the report of runs, and print the files that were written.
+
+    Args:
+        options: the runs.
+    """
+    from gpt2lab.tracking import report
+
+    out = Path(options.out) if options.out else None
+    written = report.write(*map(Path, options.runs), out=out, price_per_hour=options.price_per_hour)
+    print(f"wrote {', '.join(map(str, written))}")
+
+
+def export(options: ExportOptions) -> None:
+    """Write a model for other tools.
+
+    Args:
+        options: the model, the directory and the dtype.
+    """
+    from gpt2lab.export import run
+
+    run.export(options.checkpoint, options.out, options.dtype, mirror=options.mirror)
+
+
+def settings(options: PrintSettingsOptions) -> None:
+    """Print every setting.
+
+    Args:
+        options: the format.
+    """
+    from gpt2lab import config_reference
+
+    print(config_reference.json_schema() if options.schema else config_reference.markdown(), end="")

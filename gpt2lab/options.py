@@ -1,0 +1,263 @@
+"""Options of the `gpt2lab` verbs: one class per verb, one field per command-line option.
+
+`cli_parser` builds the parser of a verb from its class, and the function of the verb takes an instance of it. The
+docstring of the class is the description in `--help`, and `EXAMPLES` is the text below the options. Imports no torch,
+so that help and errors are printed immediately.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field
+from typing import Any, ClassVar, Literal
+
+from gpt2lab.generation.options import GenerationOptions, Sampling
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+InferencePrecision = Literal["auto", "fp32", "bf16"]
+
+MODEL_HELP = "run directory (its newest valid checkpoint), model directory, or Hub id such as gpt2"
+DEVICE_HELP = "device to compute on"
+PRECISION_HELP = "precision of matrix products"
+MIRROR_HELP = "directory to read downloads from instead of the network (or $GPT2LAB_MIRROR)"
+JSON_HELP = "print one JSON object, and nothing else, to standard output"
+
+
+def option(
+    help: str,
+    default: Any = MISSING,
+    *,
+    flag: str | None = None,
+    parse: Callable[[str], Any] | None = None,
+    nargs: str | None = None,
+    minimum: int | None = None,
+    zero_is_none: bool = False,
+) -> Any:
+    """A dataclass field that is also a command-line option.
+
+    Args:
+        help: text in `--help`. The default is appended to it.
+        default: value without the option; MISSING: the option is required.
+        flag: name of the option, or the bare name of a positional argument; None: `--` and the name of the field.
+        parse: converts the text of the value; None: by the type of the field. For a tuple, it converts the whole text.
+        nargs: as in argparse, for a tuple; None: the option may be repeated.
+        minimum: smallest integer that is accepted.
+        zero_is_none: 0 on the command line means None.
+
+    Returns:
+        The field, with the arguments in its metadata.
+    """
+    metadata = {"help": help, "flag": flag, "parse": parse, "nargs": nargs}
+    return field(default=default, metadata=metadata | {"at_least": minimum, "zero_is_none": zero_is_none})
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names from text such as `a,b`, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def port(text: str) -> int:
+    """A TCP port that needs no privileges."""
+    if not text.isdecimal() or not 1024 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1024 to 65535")
+    return int(text)
+
+
+def price(text: str) -> float:
+    """A finite price, 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a price such as 2.50")
+    return value
+
+
+@dataclass(frozen=True)
+class SettingsOptions:
+    """Recipes, and settings that override them. Base of the verbs that accept every setting of `config.Config`."""
+
+    RECIPE: ClassVar[str]  # the recipe without --config
+
+    config: tuple[str, ...] = option(
+        "recipe: a YAML file or the name of a shipped recipe; a repeated --config overrides the one before it",
+        (),
+    )
+    overrides: dict[str, str] = field(default_factory=dict)  # settings from the command line, by dotted name
+
+
+@dataclass(frozen=True)
+class TrainOptions(SettingsOptions):
+    """Train a model. Settings come from the defaults, then each --config, then these options.
+
+    The defaults below apply where the recipe sets nothing. Without --config the recipe is quickstart.
+    """
+
+    RECIPE: ClassVar[str] = "quickstart"
+    EXAMPLES: ClassVar[str] = "gpt2lab train --config gpt2_124m --train.max_steps 50 --optimizer.max_lr 3e-4"
+
+
+@dataclass(frozen=True)
+class BenchOptions(SettingsOptions):
+    """Time the training step of a recipe (default: gpt2_124m) and of other implementations, in turns.
+
+    Without --config a step has 2 sequences of 512 tokens on a CPU, and 16 of 1024 on a GPU.
+    """
+
+    RECIPE: ClassVar[str] = "gpt2_124m"
+    EXAMPLES: ClassVar[str] = """\
+gpt2lab bench                                           GPT-2 124M, compared with transformers
+gpt2lab bench --nanogpt DIR --build-nanogpt DIR         and with checkouts of these projects
+gpt2lab bench --ladder --chart ladder.png               the gain of each common optimization
+gpt2lab bench --profile trace.json                      where the time of a step is spent
+gpt2lab bench --config config/quickstart.yaml --train.micro_batch_size 2
+"""
+
+    rivals: tuple[str, ...] = option(
+        "transformers, transformers-best, transformers-trainer, nanogpt, build-nanogpt; or none",
+        ("transformers", "transformers-best"),
+        parse=lambda text: tuple(name for name in names(text) if name != "none"),
+    )
+    nanogpt: str | None = option("checkout of nanoGPT to measure as well", None)
+    build_nanogpt: str | None = option("checkout of build-nanogpt to measure as well", None)
+    rounds: int = option("rounds; each implementation has one turn per round", 5, minimum=1)
+    steps: int = option("steps per turn", 2, minimum=1)
+    ladder: bool = option("measure from plain fp32 to fused AdamW, adding one optimization at a time", False)
+    profile: str | None = option("write a Chrome trace of a step, print its longest operations", None)
+    chart: str | None = option("draw the table as a PNG", None)
+    as_json: bool = option(JSON_HELP, False, flag="--json")
+
+    @property
+    def checkouts(self) -> tuple[tuple[str, str], ...]:
+        """(name, folder) of the checkouts that were given."""
+        folders = {"nanogpt": self.nanogpt, "build-nanogpt": self.build_nanogpt}
+        return tuple((name, folder) for name, folder in folders.items() if folder)
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Make token shards from a corpus. An interrupted run is resumed and gives the same bytes."""
+
+    EXAMPLES: ClassVar[str] = """\
+gpt2lab prepare fineweb-edu                                  sample-10BT from the Hub, into data/edu_fineweb10B
+gpt2lab prepare fineweb-edu --shards 20 --mirror FOLDER      2B tokens, from parquet files on disk
+gpt2lab prepare files --input 'corpus/**/*.txt' more.jsonl   your own text
+gpt2lab prepare pretokenized --input FOLDER                  existing shards: check them and write a manifest
+gpt2lab prepare tinyshakespeare                              1 MB, to try it out
+"""
+
+    source: Literal["fineweb-edu", "files", "pretokenized", "tinyshakespeare", "stdlib"] = option(
+        "corpus", flag="source"
+    )
+    out: str | None = option("directory for the shards (default: data/NAME)", None)
+    input: tuple[str, ...] = option("files, glob patterns, or the directory of shards", (), nargs="+")
+    text_field: str = option("JSON field or parquet column that holds the text", "text")
+    subset: str = option("subset of fineweb-edu: sample-10BT, sample-100BT, …", "sample-10BT")
+    mirror: str | None = option(MIRROR_HELP, None)
+    shards: int | None = option("stop after N full shards", None, minimum=1)
+    shard_size: int = option("tokens of a full shard, such as 100M", 100_000_000, minimum=1)
+    val_tokens: int | None = option("maximum size of the validation split (default: by source)", None, minimum=1)
+    shuffle_seed: int | None = option("shuffle row groups and the documents in each", None)
+    drop_duplicates: bool = option("leave out documents that occurred before", False)
+    on_error: Literal["stop", "skip"] = option("what to do about unreadable input", "stop")
+    tokenizer: Literal["auto", "gigatoken", "tiktoken"] = option("implementation; all give the same ids", "auto")
+    check: bool = option("do not compare a sample of every shard with tiktoken", True, flag="--no-check")
+    workers: int | None = option("parallel encoders (default: one per core)", None, minimum=1)
+    executor: Literal["local", "ray", "slurm"] = option("local threads, or a cluster", "local")
+    slurm: tuple[str, ...] = option("tasks, time, partition, or any sbatch option; repeatable", ())
+    restart: bool = option("discard what an interrupted run with other options wrote", False)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Show what a directory of token shards holds, or verify it."""
+
+    action: Literal["inspect", "verify"] = option("show the contents, or check every byte", flag="action")
+    folder: str = option("directory that holds the shards", flag="folder")
+    mirror: str | None = option("directory that holds the tokenizer's files", None)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Score a model on HellaSwag and other tasks, and measure its validation loss."""
+
+    checkpoint: str = option(MODEL_HELP, flag="--model-checkpoint")
+    tasks: tuple[str, ...] = option("tasks by name; lm_eval:NAME for a task of lm-eval", ("hellaswag",), parse=names)
+    hellaswag_file: str | None = option("HellaSwag's validation set, in either schema (default: downloaded)", None)
+    data_dir: str | None = option("token shards for the validation loss, or the tasks' files", None)
+    mirror: str | None = option(MIRROR_HELP, None)
+    limit: int | None = option("first N items of each task (default: all)", None, minimum=0, zero_is_none=True)
+    val_tokens: int | None = option("tokens of the validation loss; 0: skip it (default: the run's)", None, minimum=0)
+    as_json: bool = option(JSON_HELP, False, flag="--json")
+    precision: Precision = option(PRECISION_HELP, "auto")
+    device: Device = option(DEVICE_HELP, "auto")
+    batch_tokens: int | None = option(
+        "tokens of a forward pass (default: by device)", None, minimum=0, zero_is_none=True
+    )
+    include: str | None = option("directory of more task files for lm_eval:NAME", None)
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Continue a prompt with a trained model. Text is printed as it is generated."""
+
+    EXAMPLES: ClassVar[str] = """\
+gpt2lab sample --model-checkpoint runs/x --prompt "Once" --temperature 0       greedy decoding
+gpt2lab sample --model-checkpoint gpt2 --prompt-file start.txt --stop $'\\n'    up to the end of the line
+echo "Once upon" | gpt2lab sample --model-checkpoint runs/x --json             for a program
+"""
+
+    checkpoint: str = option(MODEL_HELP, flag="--model-checkpoint")
+    prompt: str | None = option("text to continue; - for standard input (default: piped input)", None)
+    prompt_file: str | None = option("read the prompt from a UTF-8 file", None)
+    num_samples: int = option("number of continuations", 4, minimum=1)
+    generation: GenerationOptions = field(default=GenerationOptions(sampling=Sampling(top_k=50)))
+    stop: tuple[str, ...] = option("end a sample before this text; repeatable", ())
+    as_json: bool = option(JSON_HELP, False, flag="--json")
+    device: Device = option(DEVICE_HELP, "auto")
+    precision: InferencePrecision = option(PRECISION_HELP, "auto")
+
+
+@dataclass(frozen=True)
+class AppOptions:
+    """Serve a page on this machine where a trained and an untrained model continue the same prompt."""
+
+    trained: str = option(MODEL_HELP)
+    untrained: str = option(
+        "model to compare with: random (the initial weights of the run), or a name as above", "random"
+    )
+    port: int = option("first port to try; the next ones follow", 7860, parse=port)
+    device: Device = option(DEVICE_HELP, "auto")
+    precision: InferencePrecision = option(PRECISION_HELP, "auto")
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write the page of a run, or of several runs for comparison, and draw their curves as PNGs."""
+
+    EXAMPLES: ClassVar[str] = """\
+gpt2lab report runs/x                 writes runs/x/report.html
+gpt2lab report runs/x runs/y          writes runs/compare_x_y.html
+"""
+
+    runs: tuple[str, ...] = option("run directories, such as runs/quickstart", flag="runs", nargs="+")
+    out: str | None = option("file of the page (default: report.html in the run)", None)
+    price_per_hour: float | None = option("price of all machines of a run together", None, parse=price)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a model with its tokenizer and a model card as a directory for transformers, vLLM and llama.cpp."""
+
+    checkpoint: str = option(MODEL_HELP, flag="--model-checkpoint")
+    out: str = option("new or empty directory, or an earlier export, which is replaced")
+    dtype: Literal["fp32", "bf16", "fp16"] = option("dtype of the weights; they are trained in fp32", "fp32")
+    mirror: str | None = option(MIRROR_HELP, None)
+
+
+@dataclass(frozen=True)
+class PrintSettingsOptions:
+    """Print every setting with its type, default and meaning."""
+
+    schema: bool = option("print a JSON schema, for completion in an editor", False)
