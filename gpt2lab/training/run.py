@@ -397,7 +397,7 @@ def _hellaswag(config: Config, policy: precision.Precision, dist: DistContext, s
     data = dist.on_main(lambda: hellaswag.find(config.data.mirror))
     say(data.describe())
     tokenizer = Tokenizer(config.data.mirror)
-    task = hellaswag.Evaluation(data, tokenizer, limit=config.train.hellaswag_limit, keep=dist.is_main)
+    task = hellaswag.Evaluation(tokenizer, data, limit=config.train.hellaswag_limit)
     hellaswag.check_fits(task.requests, config.model.vocab_size)
 
     def measure(plain: nn.Module, step: int) -> dict[str, float]:
