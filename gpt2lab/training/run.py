@@ -365,7 +365,7 @@ def _plain(model: GPT2, config: Config, dist: DistContext) -> Generator[nn.Modul
 def _sinks(config: Config, directory: RunDirectory, start: checkpoint.Checkpoint | None, say: Say) -> list[Sink]:
     first_step, recorded = (start.step, start.recorded) if start else (0, None)
     console = Console(config.train.max_steps, first_step, config.tracking.log_every, terminal=sys.stdout.isatty())
-    return [JsonLines(directory.metrics), console, Trackers(config.tracking, directory.path, recorded, say)]
+    return [JsonLines(directory.metrics), console, Trackers(config.tracking, directory.path, recorded)]
 
 
 def _val_loss(
