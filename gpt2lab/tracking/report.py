@@ -112,7 +112,6 @@ def _render(lines: Sequence[Line], charts: Sequence[Chart], price_per_hour: floa
         glyphs=[plots.GLYPHS[line.number % len(plots.GLYPHS)] for line in lines],
         colors=len(plots.COLORS),
         title=" · ".join(run.name for run in runs) if len(runs) <= 3 else f"{len(runs)} runs",
-        description=summary.describe(runs[0]) if single else "",
         figures=_table_rows([summary.figures(run, price_per_hour) for run in runs]),
         charts=charts,
         sample_tables=summary.before_and_after(runs[0]) if single else summary.side_by_side(runs),

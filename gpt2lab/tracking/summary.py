@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -26,26 +25,6 @@ class Figure(NamedTuple):
 
     value: str
     note: str = ""
-
-
-def describe(run: Run) -> str:
-    """The run in one sentence."""
-    text = f"{run.settings.model.n_layer} layers of {run.settings.model.n_embd} channels, trained on {run.source}"
-    if run.hardware:
-        text += f" with {run.hardware}"
-    if isinstance(started := run.environment.get("started"), str):
-        text += f"; last started {_format_date(started)}"
-    if isinstance(commit := run.environment.get("commit"), str):
-        text += f", commit {commit[:7]}"
-    return text + "."
-
-
-def _format_date(timestamp: str) -> str:
-    """`20 November 2026` for an ISO date and time; other text unchanged."""
-    try:
-        return f"{datetime.fromisoformat(timestamp):%-d %B %Y}"
-    except ValueError:
-        return timestamp
 
 
 def figures(run: Run, price_per_hour: float | None = None) -> dict[str, Figure]:
@@ -151,20 +130,11 @@ def _sample_text(sample: Sample, run: int | None = None) -> SampleText:
     return SampleText(f"after step {sample.step:,}" if sample.step else "before training", text, run)
 
 
-class Event(NamedTuple):
-    """A line of events.jsonl as text."""
-
-    step: str
-    time: str
-    event: str
-    detail: str
-
-
 class RunEvents(NamedTuple):
     """Warnings and events of a run; `left_out` is the number of events between the first and the last ones shown."""
 
     warnings: list[str]
-    events: list[Event]
+    events: list[Mapping[str, Any]]
     left_out: int
 
 
@@ -175,19 +145,11 @@ def run_events(run: Run) -> RunEvents:
         if key.startswith("guard/") and values[-1] > 0:  # a count that only grows
             first = steps[values > 0][0]
             warnings.append(f"{key}: {values[-1]:g} by step {steps[-1]:,.0f}, first at step {first:,.0f}")
-    events = [_event(event) for event in run.events]
+    events = list(run.events)
     left_out = max(0, len(events) - MAX_EVENTS)
     if left_out:
         events = events[: MAX_EVENTS // 2] + events[-MAX_EVENTS // 2 :]
     return RunEvents(warnings, events, left_out)
-
-
-def _event(event: Mapping[str, Any]) -> Event:
-    time = re.sub(r"^(\S+\d)T(\d\S*)Z$", r"\1 \2 UTC", as_text(event.get("time")))
-    detail = {key: as_text(value) for key, value in event.items() if key not in ("step", "time", "event")}
-    parts = [value if key == "detail" else f"{key} {value}" for key, value in detail.items()]
-    step = event.get("step")
-    return Event(f"{step:,}" if isinstance(step, int) else "", time, as_text(event.get("event")), ", ".join(parts))
 
 
 def benchmarks(run: Run) -> dict[str, str]:

@@ -16,7 +16,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from gpt2lab import files
 from gpt2lab.config import TrackingConfig, load
@@ -40,18 +40,6 @@ class _RunInfo(NamedTuple):
         return load([self.folder / "config.yaml"]).model_dump() | {"environment": environment}
 
 
-class Tracker(Protocol):
-    """One tracker."""
-
-    first_step: int  # the first step that it lacks
-
-    def log(self, step: int, values: Mapping[str, float], samples: Samples) -> None:
-        """Record a step. Steps are in ascending order."""
-
-    def close(self) -> None:
-        """Send what is left, and close the tracker."""
-
-
 class Trackers:
     """All trackers that the settings ask for, as one sink.
 
@@ -62,7 +50,7 @@ class Trackers:
     """
 
     def __init__(self, settings: TrackingConfig, folder: Path, recorded: int | None):
-        self._trackers: dict[str, Tracker] = {}
+        self._trackers: dict[str, _Tracker] = {}
         self._samples_path = folder / "samples.jsonl"
         self._samples_size = _size(self._samples_path)
         if not (names := _requested(settings)):
@@ -167,6 +155,9 @@ def _code_block(text: str) -> str:
     return "    " + text.replace("\n", "\n    ")
 
 
+# The trackers have the same methods. `first_step` is the first step that a tracker lacks; steps are logged in order.
+
+
 class _TensorBoard:
     """Event files in `tensorboard/`. TensorBoard drops the events from `purge_step` on, which are computed again."""
 
@@ -242,7 +233,8 @@ class _Trackio:
         self._run.finish()
 
 
-_TRACKERS: dict[str, Callable[[_RunInfo], Tracker]] = {
+_Tracker = _TensorBoard | _WeightsAndBiases | _Trackio
+_TRACKERS: dict[str, Callable[[_RunInfo], _Tracker]] = {
     "tensorboard": _TensorBoard,
     "wandb": _WeightsAndBiases,
     "trackio": _Trackio,
