@@ -33,7 +33,7 @@ def check(names: Sequence[str], include: str | None = None) -> None:
     """Check that the harness has tasks.
 
     Args:
-        names: of the tasks.
+        names: tasks of the harness.
         include: folder of further task files.
 
     Raises:
@@ -55,8 +55,8 @@ def run(
 
     Args:
         adapter: the model.
-        names: of the tasks.
-        limit: evaluate the first so many items of each task; the harness offers no random subset.
+        names: tasks of the harness.
+        limit: evaluate only the first `limit` items of each task, as the harness does.
         include: folder of further task files.
 
     Returns:

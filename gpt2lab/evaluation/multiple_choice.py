@@ -108,7 +108,7 @@ def encode(tokenizer: Tokenizer, questions: Sequence[Question]) -> list[Request]
 def count_correct(
     questions: Sequence[Question], scores: Scores, lengths: dict[str, npt.NDArray[Any]]
 ) -> dict[str, Any]:
-    """Predict the choice with the lowest loss of each question, the first one of equal choices, and count.
+    """Predict the choice with the lowest loss for each question (the first one of equals), and count.
 
     Args:
         questions: n questions.

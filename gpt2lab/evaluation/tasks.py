@@ -66,14 +66,14 @@ def _check_gold(gold: int, info: ValidationInfo) -> int:
     return gold
 
 
-Options = Annotated[tuple[Text, ...], Field(min_length=2)]
-Gold = Annotated[Index, AfterValidator(_check_gold)]
+_Choices = Annotated[tuple[Text, ...], Field(min_length=2)]
+_Gold = Annotated[Index, AfterValidator(_check_gold)]
 
 
 class _ChoiceRecord(jsonl.Record):
     query: Text
-    choices: Options
-    gold: Gold
+    choices: _Choices
+    gold: _Gold
 
     def question(self, delimiter: str) -> Question:
         choices = tuple(choice if choice.startswith(" ") else f" {choice}" for choice in self.choices)
@@ -81,9 +81,9 @@ class _ChoiceRecord(jsonl.Record):
 
 
 class _SchemaRecord(jsonl.Record):
-    context_options: Options
+    context_options: _Choices
     continuation: Text
-    gold: Gold
+    gold: _Gold
 
     def question(self, delimiter: str) -> Question:
         contexts = tuple(_prompt(option, delimiter) for option in self.context_options)

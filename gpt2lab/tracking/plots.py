@@ -52,7 +52,7 @@ class Line(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """A published value, lines as a dashed line with its label above, on the left or on the right."""
+    """A published value, shown as a dashed line with its label above it on the left or on the right."""
 
     label: str
     value: float
