@@ -57,7 +57,7 @@ class Bench:
         self.tokenizer = Tokenizer()
 
     def task(self, items: int) -> hellaswag.Evaluation:
-        return hellaswag.Evaluation(self.data, self.tokenizer, limit=items)
+        return hellaswag.Evaluation(self.tokenizer, self.data, limit=items)
 
     def losses(self, requests: list[Request], policy: str = "fp32") -> np.ndarray:
         chosen = precision.choose(policy, self.dist.device)  # type: ignore[arg-type]
@@ -110,7 +110,7 @@ class Bench:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             file = folder / "official.jsonl"  # their task wants the official schema: both read this file
-            rows = [item._asdict() | {"ind": n} for n, item in enumerate(items)]
+            rows = [item.model_dump() | {"ind": n} for n, item in enumerate(items)]
             file.write_text("".join(json.dumps(row) + "\n" for row in rows))
             source = Path(lm_eval.__file__).parent / "tasks" / "hellaswag"
             text = (source / "hellaswag.yaml").read_text().replace("task: hellaswag", "task: hellaswag_here")
@@ -121,12 +121,12 @@ class Bench:
             shutil.copy(source / "utils.py", folder / "task" / "utils.py")
             policy = precision.choose("fp32", self.dist.device)
             report = evaluator.simple_evaluate(
-                model=harness.adapter(self.model, self.tokenizer, dist=self.dist, precision=policy),
+                model=harness.Adapter(self.model, self.tokenizer, dist=self.dist, precision=policy),
                 tasks=["hellaswag_here"],
                 bootstrap_iters=0,
                 task_manager=TaskManager(include_path=str(folder / "task"), include_defaults=False),
             )
-            task = hellaswag.Evaluation(hellaswag.read(file), self.tokenizer)
+            task = hellaswag.Evaluation(self.tokenizer, hellaswag.read(file))
         ours = task.as_json(score(self.model, task.requests, dist=self.dist, precision=policy))["harness"]
         samples = sorted(report["samples"]["hellaswag_here"], key=lambda sample: sample["doc_id"])
         gold = [item.label for item in items]

@@ -1,1 +1,1 @@
-"""How good a model is: functions of a plain model that return named numbers."""
+"""Evaluation: functions of a model that return named numbers."""

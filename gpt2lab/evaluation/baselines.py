@@ -1,17 +1,17 @@
-"""What others have scored on HellaSwag's 10,042 items: the columns of the table and the lines of the plots."""
+"""Published accuracies on HellaSwag's 10,042 items, for tables and plots."""
 
 from typing import NamedTuple
 
 KARPATHY = "docstring of hellaswag.py in karpathy/build-nanogpt and llm.c"
 NOTEBOOK = "play.ipynb of karpathy/build-nanogpt"
-GPT3 = "GPT-3 paper (Brown et al. 2020), table H.1, zero-shot; prompts of its own"
+GPT3 = "GPT-3 paper (Brown et al. 2020), table H.1, zero-shot; its own prompts"
 
 
 class Baseline(NamedTuple):
-    """A published accuracy. `acc` is None where only the normalised one was published."""
+    """A published accuracy. `acc` is None where only acc_norm was published."""
 
     model: str
-    convention: str  # completion, harness, or other: not comparable in the last digits
+    convention: str  # completion, harness, or other, which is only roughly comparable
     acc: float | None
     acc_norm: float
     source: str

@@ -1,33 +1,35 @@
-"""HellaSwag: 10,042 times, which of four endings continues a text? (Zellers et al. 2019, the validation set.)
+"""HellaSwag: choose which of four endings continues a text. 10,042 validation items (Zellers et al. 2019).
 
     hellaswag_val.jsonl ──read──▶ Items ──completion──▶ Questions ─┐
                                        ──harness─────▶ Questions ─┴─▶ scoring ─▶ {"completion": …, "harness": …}
 
-Two conventions are in use, and figures of one say nothing beside figures of the other:
+Two conventions are in use. Their accuracies cannot be compared with each other:
 
-- *completion*, of llm.c and build-nanogpt: the context as it stands, " " + ending; acc_norm by the mean loss a token.
-- *harness*, of lm-evaluation-harness: the activity label and a colon before the context, marks in brackets taken out;
-  acc_norm by the loss divided by the ending's length. The harness's documents speak of bytes there, its code counts
-  characters; `acc_norm` follows the code, and `acc_bytes`, which it also offers, is beside it.
+- *completion*, of llm.c and build-nanogpt: the context as it is, then " " + ending; acc_norm by mean loss per token.
+- *harness*, of lm-evaluation-harness: the activity label and a colon before the context, markup in brackets removed;
+  acc_norm by the loss divided by the length of the ending. The harness documents this length as bytes, but its code
+  counts characters. `acc_norm` follows the code; `acc_bytes` uses bytes.
 
 Two schemas hold the same items. The official file splits the context into `ctx_a` and `ctx_b`, the unfinished last
-sentence, which the harness puts into capitals at its beginning. The mirror's copy has `ctx` alone, with the WikiHow
-marks taken out already; where its context ends in an unfinished sentence, that one is taken for `ctx_b`.
+sentence, whose first letter the harness capitalizes. The mirror's copy has only `ctx`, with the WikiHow markup already
+removed; an unfinished sentence at its end is used as `ctx_b`.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from gpt2lab import resources
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.evaluation import jsonl, multiple_choice
-from gpt2lab.evaluation.multiple_choice import Question, Result
+from gpt2lab.evaluation import jsonl, multiple_choice, scoring
+from gpt2lab.evaluation.jsonl import Index, Text
+from gpt2lab.evaluation.multiple_choice import Question, count_correct
 from gpt2lab.evaluation.scoring import Request, Scores
 from gpt2lab.files import sha256
 
@@ -39,20 +41,29 @@ CONVENTIONS = ("completion", "harness")
 _UNFINISHED = re.compile(r"""^(.*[.!?]["')]*)\s+([^.!?]*[^.!?\s"')])\s*$""", re.DOTALL)
 
 
-class Item(NamedTuple):
+class Item(jsonl.Record):
     """One line of the file."""
 
-    activity_label: str
-    ctx: str
+    activity_label: Text
+    ctx: Text
     ctx_a: str
     ctx_b: str
-    endings: tuple[str, ...]
-    label: int
+    endings: Annotated[tuple[Text, ...], Field(min_length=4, max_length=4)]
+    label: Annotated[Index, Field(le=3)]
+    is_official: bool = Field(default=True, exclude=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_mirror_context(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or {"ctx_a", "ctx_b"} & values.keys() or not isinstance(values.get("ctx"), str):
+            return values
+        ctx_a, ctx_b = split_context(values["ctx"])
+        return values | {"ctx_a": ctx_a, "ctx_b": ctx_b, "is_official": False}
 
 
 @dataclass(frozen=True)
 class Data:
-    """A file that was read and found good."""
+    """A file that was read and checked."""
 
     path: Path
     sha256: str
@@ -60,18 +71,28 @@ class Data:
     items: list[Item]
 
     def describe(self) -> str:
-        """One line: which file this is, and whether it is the whole validation set."""
+        """One line: which file this is, and whether it is the complete validation set."""
         size = len(self.items)
         part = "" if size == ITEMS else f" (not the {ITEMS:,} of the validation set)"
         return f"HellaSwag: {self.schema} schema, {size:,} items{part}, sha256 {self.sha256}, {self.path}"
 
 
-def find(mirror: str | Path | None = None, file: str | Path | None = None) -> Data:
-    """The validation set: from `file`, which may hold any number of items; else cached, mirrored or downloaded, whole.
+def find(mirror: str | Path | None = None, file: str | Path | None = None, folder: str | Path | None = None) -> Data:
+    """Find and read the validation set.
+
+    Args:
+        mirror: folder that may have the file, used after the cache and before the download.
+        file: read this file instead, with any number of items.
+        folder: read the file of this folder instead, if it has one, with any number of items.
+
+    Returns:
+        The items; all 10,042 of them unless `file` or `folder` is given.
 
     Raises:
-        GPT2LabError: nothing has it, or what was found is not HellaSwag.
+        GPT2LabError: the file is not available, or is not HellaSwag.
     """
+    if file is None and folder is not None and (Path(folder) / NAME).is_file():
+        file = Path(folder) / NAME
     if file is not None:
         return read(Path(file))
     try:
@@ -87,7 +108,7 @@ def find(mirror: str | Path | None = None, file: str | Path | None = None) -> Da
             )
     except GPT2LabError:
         if path.is_relative_to(resources.cache_folder()):
-            path.unlink(missing_ok=True)  # a broken download, or a proxy's page; the next call tries again
+            path.unlink(missing_ok=True)  # an incomplete download or an error page; the next call downloads again
         raise
     return data
 
@@ -95,85 +116,89 @@ def find(mirror: str | Path | None = None, file: str | Path | None = None) -> Da
 def read(path: Path) -> Data:
     """Read a file in either schema.
 
+    Args:
+        path: the file.
+
+    Returns:
+        The items.
+
     Raises:
-        GPT2LabError: it cannot be read, is empty or mixes schemas; or a line is not JSON, lacks a field, has not four
-            endings, an empty one, or a label out of range. The message names the line.
+        GPT2LabError: the file cannot be read, is empty or mixes the schemas, or a line is not an item; the message
+            names the line and the field.
     """
-    items, schemas = [], set()
-    for line in jsonl.read(path):
-        official = "ctx_a" in line.values or "ctx_b" in line.values
-        schemas.add("official" if official else "mirror")
-        ctx = line.text("ctx")
-        a, b = (line.text("ctx_a", empty=True), line.text("ctx_b", empty=True)) if official else split_context(ctx)
-        endings = line.texts("endings", count=4)
-        items.append(Item(line.text("activity_label"), ctx, a, b, endings, line.index("label", len(endings))))
+    items = jsonl.read(path, Item)
+    schemas = {"official" if item.is_official else "mirror" for item in items}
     if len(schemas) != 1:
-        raise GPT2LabError(f"{path} mixes lines with and without ctx_a and ctx_b; give one schema throughout")
+        raise GPT2LabError(f"{path} mixes lines with and without ctx_a and ctx_b; use one schema throughout")
     return Data(path, sha256(path), schemas.pop(), items)
 
 
 def split_context(ctx: str) -> tuple[str, str]:
-    """`ctx_a` and `ctx_b` of a context that comes in one piece: the finished sentences, and an unfinished last one."""
-    found = _UNFINISHED.match(ctx)
-    return (found[1], found[2]) if found else (ctx, "")
+    """Split a context into its finished sentences and an unfinished last one.
+
+    Args:
+        ctx: the context of an item.
+
+    Returns:
+        `ctx_a` and `ctx_b`; the latter is empty where the last sentence is finished.
+    """
+    match = _UNFINISHED.match(ctx)
+    return (match[1], match[2]) if match else (ctx, "")
 
 
 def completion(item: Item) -> Question:
-    """The item as build-nanogpt and llm.c put it."""
+    """The question in the convention of build-nanogpt and llm.c."""
     return Question((item.ctx,), tuple(f" {ending}" for ending in item.endings), item.label)
 
 
 def harness(item: Item) -> Question:
-    """The item as lm-evaluation-harness puts it."""
-    context = without_marks(f"{item.activity_label}: {item.ctx_a} {item.ctx_b.capitalize()}")
-    return Question((context,), tuple(f" {without_marks(ending)}" for ending in item.endings), item.label)
+    """The question in the convention of lm-evaluation-harness."""
+    context = remove_markup(f"{item.activity_label}: {item.ctx_a} {item.ctx_b.capitalize()}")
+    return Question((context,), tuple(f" {remove_markup(ending)}" for ending in item.endings), item.label)
 
 
-def without_marks(text: str) -> str:
-    """A text without WikiHow's marks: `[title]` ends a sentence, others vanish, and one of two spaces with them."""
+def remove_markup(text: str) -> str:
+    """Remove WikiHow's markup: `[title]` becomes the end of a sentence, other brackets and double spaces go."""
     text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
     return text.replace("  ", " ")
 
 
 class Evaluation:
-    """The set in both conventions, tokenised and ready to be asked of any model again and again.
+    """HellaSwag in both conventions, tokenized once, for any number of models.
 
     Args:
-        limit: only so many items, always the same ones.
-        keep: keep the ids in the cache folder for the next process.
+        tokenizer: GPT-2's.
+        data: the items.
+        limit: evaluate a fixed random subset of this size; None or 0 means all items.
     """
 
-    def __init__(self, data: Data, tokenizer: Tokenizer, *, limit: int | None = None, keep: bool = False):
+    def __init__(self, tokenizer: Tokenizer, data: Data, *, limit: int | None = None):
         items = multiple_choice.subset(data.items, limit)
-        styles = {"completion": completion, "harness": harness}
-        self.questions = {name: [styles[name](item) for item in items] for name in CONVENTIONS}
-        self._requests = {
-            name: multiple_choice.encode(tokenizer, questions, keep=keep) for name, questions in self.questions.items()
-        }
+        self.questions = {"completion": [*map(completion, items)], "harness": [*map(harness, items)]}
+        self._requests = {name: multiple_choice.encode(tokenizer, self.questions[name]) for name in CONVENTIONS}
 
     @property
     def requests(self) -> list[Request]:
-        """All requests, of one convention after the other."""
+        """All requests: those of the completion convention, then those of the harness convention."""
         return [request for name in CONVENTIONS for request in self._requests[name]]
 
-    def results(self, scores: Scores) -> dict[str, Result]:
-        """What the scores of `requests` say, by convention."""
-        found = {}
-        for name, part in zip(CONVENTIONS, scores.split([len(self._requests[n]) for n in CONVENTIONS]), strict=True):
-            questions = self.questions[name]
-            texts = [choice[1:] for question in questions for choice in question.choices]
-            lengths: dict[str, Any] = {"_norm": part.tokens}
-            if name == "harness":
-                lengths = {
-                    "_norm": np.array([len(text) for text in texts]),
-                    "_bytes": np.array([len(text.encode()) for text in texts]),
-                }
-            found[name] = multiple_choice.choose(questions, part, lengths)
-        return found
-
     def as_json(self, scores: Scores) -> dict[str, Any]:
-        """Convention → acc, acc_norm, correct, predictions, …"""
-        return {name: result.as_json() for name, result in self.results(scores).items()}
+        """Count the answers.
+
+        Args:
+            scores: of `requests`.
+
+        Returns:
+            Convention -> acc, acc_norm, correct, predictions and so on.
+        """
+        completion, harness = scores.split([len(self._requests[name]) for name in CONVENTIONS])
+        endings = [choice[1:] for question in self.questions["harness"] for choice in question.choices]
+        characters = np.array([len(ending) for ending in endings])
+        octets = np.array([len(ending.encode()) for ending in endings])
+        return {
+            "completion": count_correct(self.questions["completion"], completion, {"_norm": completion.tokens}),
+            "harness": count_correct(self.questions["harness"], harness, {"_norm": characters, "_bytes": octets}),
+        }
 
 
 def result_line(figures: dict[str, Any]) -> str:
@@ -187,7 +212,7 @@ def result_line(figures: dict[str, Any]) -> str:
 
 
 def metrics(figures: dict[str, Any]) -> dict[str, float]:
-    """What a training run records, by metric key."""
+    """The values that a training run records, by metric key."""
     return {
         "hellaswag/acc_norm": figures["completion"]["acc_norm"],
         "hellaswag/harness_acc_norm": figures["harness"]["acc_norm"],
@@ -195,12 +220,16 @@ def metrics(figures: dict[str, Any]) -> dict[str, float]:
 
 
 def check_fits(requests: Sequence[Request], vocab_size: int) -> None:
-    """Refuse a vocabulary without the requests' tokens, before a run that will need them.
+    """Check before training that the model will have all tokens of the requests.
+
+    Args:
+        requests: of an `Evaluation`.
+        vocab_size: of the model.
 
     Raises:
         GPT2LabError: a token is not below `vocab_size`.
     """
-    if max(max(max(context), max(tail)) for context, tail in requests) >= vocab_size:
+    if scoring.largest_token(requests) >= vocab_size:
         raise GPT2LabError(
             f"train.hellaswag_every needs GPT-2's vocabulary of 50257, and model.vocab_size is {vocab_size}; "
             "set train.hellaswag_every 0"

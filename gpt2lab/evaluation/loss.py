@@ -1,7 +1,7 @@
-"""Loss over fixed tokens of a split, the same whatever the number of ranks or the batch size; and bits per byte.
+"""Validation loss over fixed tokens, independent of the number of ranks and of the batch size; and bits per byte.
 
-A loss in nats a token depends on the tokenizer: longer tokens are harder to guess. Bits per byte do not: they are what
-the model would need to transmit the text, divided by the text's length in bytes.
+A loss in nats per token depends on the tokenizer: longer tokens are harder to predict. Bits per byte do not depend on
+it: they are the length of the text as compressed by the model, divided by its length in bytes.
 """
 
 import math
@@ -27,21 +27,28 @@ def mean_loss(
     dist: DistContext,
     precision: Precision,
 ) -> float:
-    """Mean cross-entropy in nats a token over the first `sequences` x `block_size` targets of a split.
+    """Mean cross-entropy over the first `sequences` x `block_size` targets of a split.
 
     Args:
         model: called as `model(idx, targets)`; in eval mode.
-        gather: (starts int64 (n,), length) -> tokens (n, length), of the split.
-        batch_size: sequences a forward pass; changes speed and memory only.
+        gather: (starts int64 (n,), length) -> tokens (n, length) of the split.
+        sequences: number of sequences.
+        block_size: targets of a sequence.
+        batch_size: sequences of a forward pass; changes speed and memory only.
+        dist: the ranks that share the sequences.
+        precision: of the matrix products.
+
+    Returns:
+        The loss in nats per token, the same on every rank.
     """
-    share = range(sequences)[dist.rank :: dist.world_size]
+    own_sequences = range(sequences)[dist.rank :: dist.world_size]
     sums = [torch.zeros((), device=dist.device)]
-    for first in range(0, len(share), batch_size):
-        ids = np.asarray(share[first : first + batch_size], dtype=np.int64)
+    for first in range(0, len(own_sequences), batch_size):
+        ids = np.asarray(own_sequences[first : first + batch_size], dtype=np.int64)
         tokens = torch.from_numpy(gather(ids * block_size, block_size + 1).astype(np.int64)).to(dist.device)
         with torch.no_grad(), precision.autocast():
             _, loss = model(tokens[:, :-1], tokens[:, 1:])
-        sums.append(loss.float() * len(ids))  # stays on the device: no wait a batch
+        sums.append(loss.float() * len(ids))  # stays on the device: no synchronization in the loop
     total = torch.stack(sums).cpu().double().sum()
     return float(dist.sum(total)) / sequences
 
@@ -49,9 +56,16 @@ def mean_loss(
 def target_bytes(
     tokenizer: Tokenizer, gather: Callable[[np.ndarray, int], np.ndarray], *, sequences: int, block_size: int
 ) -> int:
-    """Bytes of text that the targets of `mean_loss` stand for, counted from the tokens themselves.
+    """Length of the text behind the targets of `mean_loss`. <|endoftext|> and padding ids count as 0 bytes.
 
-    <|endoftext|> counts for none: no text has it, though the model has to predict it. Nor do padding ids.
+    Args:
+        tokenizer: GPT-2's.
+        gather: (starts int64 (n,), length) -> tokens (n, length) of the split.
+        sequences: number of sequences.
+        block_size: targets of a sequence.
+
+    Returns:
+        The length in bytes.
     """
     lengths: npt.NDArray[np.int64] = np.zeros(1 << 16, dtype=np.int64)
     lengths[:EOT] = [len(tokenizer.decode_bytes([token])) for token in range(EOT)]
@@ -63,5 +77,14 @@ def target_bytes(
 
 
 def bits_per_byte(loss: float, tokens: int, size: int) -> float:
-    """A mean loss in nats over `tokens` that stand for `size` bytes of text."""
+    """Convert a loss to bits per byte.
+
+    Args:
+        loss: mean loss in nats per token.
+        tokens: number of tokens it was taken over.
+        size: bytes of their text.
+
+    Returns:
+        The loss in bits per byte.
+    """
     return loss * tokens / (math.log(2) * max(size, 1))

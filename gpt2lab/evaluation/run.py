@@ -1,18 +1,19 @@
-"""Composes an evaluation: from the name of a checkpoint to figures on the screen, in JSON and in the run's directory.
+"""The `evaluate` command: from the name of a checkpoint to a table, a JSON object and a file in the run directory.
 
     name ─▶ folder ─▶ model ─┐
     tasks ─▶ files ─▶ requests ─▶ scoring ─▶ figures ─┬─▶ table
     run's config.yaml ─▶ val tokens ─▶ loss ──────────┼─▶ one JSON object
                                                       └─▶ runs/NAME/evaluations/step_NNNNNNNN.json
 
-Everything that can be refused is refused before the model is asked anything.
+All input is checked before the model computes anything.
 """
 
 import contextlib
+import functools
 import json
+import logging
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,125 +24,149 @@ from gpt2lab.data.prepare import DEFAULT_DIRS
 from gpt2lab.data.shards import TokenStream, is_ready, open_split
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.evaluation import harness, hellaswag, loss, scoring, table, tasks
+from gpt2lab.evaluation import hellaswag, loss, scoring, table, tasks
 from gpt2lab.model import resolve
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.model.resolve import ResolvedCheckpoint
 from gpt2lab.options import EvaluateOptions
 from gpt2lab.system import device as devices
-from gpt2lab.system import distributed, precision
+from gpt2lab.system import distributed
+from gpt2lab.system import precision as precisions
 from gpt2lab.system.distributed import DistContext
+from gpt2lab.system.precision import Precision
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 LM_EVAL = "lm_eval:"
+Evaluation = hellaswag.Evaluation | tasks.Evaluation
 
 
 def run(options: EvaluateOptions) -> None:
-    """Evaluate as the options say; rank 0 prints.
+    """Evaluate a checkpoint and print the result on rank 0.
+
+    Args:
+        options: of the command.
 
     Raises:
-        GPT2LabError: anything the user can mend.
+        GPT2LabError: the input cannot be used.
     """
     with distributed.start(options.device) as dist:
-        # With --json all words go to standard error, also those of libraries, and standard output has one object.
-        words = contextlib.redirect_stdout(sys.stderr) if options.as_json else contextlib.nullcontext()
-        with words:
-            result = evaluate(options, dist, say=_say if dist.is_main else lambda text: None)
+        # With --json, messages go to standard error, also those of libraries; standard output has one object.
+        redirect = contextlib.redirect_stdout(sys.stderr) if options.as_json else contextlib.nullcontext()
+        with redirect:
+            result = evaluate(options, dist)
+            if dist.is_main:
+                print(table.render(result), flush=True)
         if dist.is_main and options.as_json:
             print(json.dumps(result))
 
 
-def evaluate(options: EvaluateOptions, dist: DistContext, say: Say) -> dict[str, Any]:
-    """The JSON object of an evaluation (docs/evaluation.md), after showing it as a table; the same on all ranks."""
+def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
+    """Evaluate a checkpoint, and write the result to its run directory if it has one.
+
+    Args:
+        options: of the command.
+        dist: the ranks that share the work.
+
+    Returns:
+        The JSON object of docs/evaluation.md, the same on all ranks.
+
+    Raises:
+        GPT2LabError: the input cannot be used.
+    """
     began = time.perf_counter()
-    ours = [name for name in options.tasks if not name.startswith(LM_EVAL)]
-    theirs = [name.removeprefix(LM_EVAL) for name in options.tasks if name.startswith(LM_EVAL)]
-    tasks.check_names(ours)
-    if theirs:
-        harness.check(theirs, options.include)
-    found = dist.on_main(lambda: resolve.find_checkpoint(options.checkpoint, mirror=options.mirror))
-    settings = _settings(found.run)
+    own_tasks = [name for name in options.tasks if not name.startswith(LM_EVAL)]
+    harness_tasks = [name.removeprefix(LM_EVAL) for name in options.tasks if name.startswith(LM_EVAL)]
+    tasks.check_names(own_tasks)
+    harness = _import_harness() if harness_tasks else None
+    if harness:
+        harness.check(harness_tasks, options.include)
+    checkpoint = dist.on_main(lambda: resolve.find_checkpoint(options.checkpoint, mirror=options.mirror))
+    settings = _read_settings(checkpoint.run)
     if settings is not None and options.mirror is None:
         options = replace(options, mirror=settings.data.mirror)
     tokenizer = Tokenizer(options.mirror)
-    sets = {name: _load(name, options, tokenizer, dist, say) for name in ours}
-    val = _validation(options, settings, say)
+    evaluations = {name: _load(tokenizer, name, options, dist) for name in own_tasks}
+    val_data = _open_validation_data(options, settings)
 
     if dist.device.type == "cpu":
         devices.keep_freed_memory()
-    policy = precision.choose(options.precision, dist.device)
-    model = GPT2.from_pretrained(found).to(dist.device).eval()
-    say(f"{found.folder}: {model.num_parameters():,} parameters; {dist.device.type}, {policy.name}")
-    requests = [list(one.requests) for one in sets.values()]
-    scores = scoring.score(
-        model,
-        [request for part in requests for request in part],
-        dist=dist,
-        precision=policy,
-        batch_tokens=options.batch_tokens,
-        greedy="lambada_openai" in sets,
-    )
-    figures: dict[str, Any] = {}
-    for (name, one), part in zip(sets.items(), scores.split([len(part) for part in requests]), strict=True):
-        figures[name] = one.as_json(part)
-        if lost := int(part.truncated.sum()):
-            figures[name]["truncated"] = lost
-            say(f"{name}: {lost} of {len(part.loss)} texts are longer than the window and lost their beginning")
-    if theirs:
-        made = harness.adapter(model, tokenizer, dist=dist, precision=policy, batch_tokens=options.batch_tokens)
-        for name, values in harness.run(made, theirs, limit=options.limit, include=options.include).items():
-            figures[f"{LM_EVAL}{name}"] = values
-    result: dict[str, Any] = {"checkpoint": str(found.folder), "step": found.step, "tasks": figures, "val_loss": None}
-    if val is not None:
-        result |= _val_loss(model, val, options, settings, tokenizer, dist, policy)
-    result |= {"precision": policy.name, "device": dist.device.type, "limit": options.limit}
+    precision = precisions.choose(options.precision, dist.device)
+    model = GPT2.from_pretrained(checkpoint).to(dist.device).eval()
+    parameters = model.num_parameters()
+    logger.info(f"{checkpoint.folder}: {parameters:,} parameters; {dist.device.type}, {precision.name}")
+    figures = _score(model, evaluations, options, dist, precision)
+    if harness:
+        adapter = harness.Adapter(model, tokenizer, batch_tokens=options.batch_tokens, dist=dist, precision=precision)
+        results = harness.run(adapter, harness_tasks, limit=options.limit, include=options.include)
+        figures |= {f"{LM_EVAL}{name}": values for name, values in results.items()}
+    result: dict[str, Any] = {"checkpoint": str(checkpoint.folder), "step": checkpoint.step, "tasks": figures}
+    result["val_loss"] = None
+    if val_data is not None:
+        tokens = options.val_tokens or (settings.train if settings else config.TrainConfig()).eval_tokens
+        result |= _measure_loss(model, tokenizer, val_data, tokens, options.batch_tokens, dist, precision)
+    result |= {"precision": precision.name, "device": dist.device.type, "limit": options.limit}
     result["seconds"] = round(time.perf_counter() - began, 3)
-    say(table.render(result))
-    if found.run is not None:
-        dist.on_main(lambda: _record(found, result, say))
+    if checkpoint.run is not None and dist.is_main:
+        _write(checkpoint, checkpoint.run, result)
     return result
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
+def _import_harness() -> Any:
+    try:
+        from gpt2lab.evaluation import harness
+    except ImportError as error:
+        raise GPT2LabError(
+            f"lm_eval: tasks need lm-evaluation-harness ({error}): pip install -c constraints.txt -e '.[eval]'"
+        ) from None
+    return harness
 
 
-def _settings(run: Path | None) -> config.Config | None:
-    """The settings of a run, from its config.yaml."""
-    path = run / "config.yaml" if run else None
+def _read_settings(run_folder: Path | None) -> config.Config | None:
+    path = run_folder / "config.yaml" if run_folder else None
     return config.load([path]) if path is not None and path.is_file() else None
 
 
-def _load(name: str, options: EvaluateOptions, tokenizer: Tokenizer, dist: DistContext, say: Say) -> tasks.Evaluation:
-    """A task, read and tokenised. Rank 0 goes first, so that a download and the kept ids are there for the others."""
-
-    def load() -> tasks.Evaluation:
-        if name == "hellaswag":
-            file = options.hellaswag_file or _file_in(options.data_dir, hellaswag.NAME)
-            try:
-                data = hellaswag.find(options.mirror, file)
-            except GPT2LabError as error:
-                raise GPT2LabError(f"{error}. --tasks everyday needs no file") from None
-            say(data.describe())
-            return hellaswag.Evaluation(data, tokenizer, limit=options.limit, keep=dist.is_main)
-        folder = _file_in(options.data_dir, f"eval/{name}.jsonl") or _file_in(options.data_dir, f"{name}.jsonl")
-        path = tasks.find(name, options.mirror, folder.parent if folder else None)
-        return tasks.load(name, path, tokenizer, limit=options.limit, keep=dist.is_main)
-
-    if dist.world_size == 1:
-        return load()
-    first: list[tasks.Evaluation] = []
-    dist.on_main(lambda: first.append(load()))
-    return first[0] if dist.is_main else load()
+def _load(tokenizer: Tokenizer, name: str, options: EvaluateOptions, dist: DistContext) -> Evaluation:
+    """Read and tokenize a task."""
+    if name == "hellaswag":
+        try:
+            data = dist.on_main(lambda: hellaswag.find(options.mirror, options.hellaswag_file, options.data_dir))
+        except GPT2LabError as error:
+            raise GPT2LabError(f"{error}. --tasks everyday needs no file") from None
+        logger.info(data.describe())
+        return hellaswag.Evaluation(tokenizer, data, limit=options.limit)
+    find = functools.partial(tasks.find, name, options.mirror, options.data_dir)
+    dist.on_main(find)  # downloads the file before the other ranks look for it
+    return tasks.load(tokenizer, name, find(), limit=options.limit)
 
 
-def _file_in(folder: str | None, name: str) -> Path | None:
-    path = Path(folder) / name if folder is not None else None
-    return path if path is not None and path.is_file() else None
+def _score(
+    model: GPT2, evaluations: dict[str, Evaluation], options: EvaluateOptions, dist: DistContext, precision: Precision
+) -> dict[str, Any]:
+    """Task -> figures."""
+    requests = [list(evaluation.requests) for evaluation in evaluations.values()]
+    scores = scoring.score(
+        model,
+        [request for part in requests for request in part],
+        batch_tokens=options.batch_tokens,
+        greedy="lambada_openai" in evaluations,
+        dist=dist,
+        precision=precision,
+    )
+    figures: dict[str, Any] = {}
+    parts = scores.split([len(part) for part in requests])
+    for (name, evaluation), part in zip(evaluations.items(), parts, strict=True):
+        figures[name] = evaluation.as_json(part)
+        if truncated := int(part.truncated.sum()):
+            figures[name]["truncated"] = truncated
+            logger.info(
+                f"{name}: {truncated} of {len(part.loss)} texts are longer than the context window and were cut"
+            )
+    return figures
 
 
-def _validation(options: EvaluateOptions, settings: config.Config | None, say: Say) -> TokenStream | None:
-    """The val split: of --data-dir if it has shards, else what the run was trained on; None where there is none."""
+def _open_validation_data(options: EvaluateOptions, settings: config.Config | None) -> TokenStream | None:
+    """The val split of --data-dir if it has shards, else of the run's data; None if there is none."""
     if options.val_tokens == 0:
         return None
     if options.data_dir is not None and Path(options.data_dir).is_dir() and is_ready(Path(options.data_dir)):
@@ -150,50 +175,49 @@ def _validation(options: EvaluateOptions, settings: config.Config | None, say: S
         folder = Path(settings.data.dir or DEFAULT_DIRS[settings.data.source])
         if is_ready(folder):
             return open_split(folder, "val")
-        say(f"no validation loss: the run's data is not in {folder} (give its folder with --data-dir)")
+        logger.info(f"no validation loss: {folder} does not have the run's data; name its folder with --data-dir")
     return None
 
 
-def _val_loss(
+def _measure_loss(
     model: GPT2,
-    val: TokenStream,
-    options: EvaluateOptions,
-    settings: config.Config | None,
     tokenizer: Tokenizer,
+    data: TokenStream,
+    tokens: int,
+    batch_tokens: int | None,
     dist: DistContext,
-    policy: precision.Precision,
+    precision: Precision,
 ) -> dict[str, Any]:
+    """Validation loss and bits per byte over about `tokens` tokens, by JSON key."""
     block_size = model.config.block_size
-    wanted = options.val_tokens or (settings.train if settings else config.TrainConfig()).eval_tokens
-    sequences = fixed_sequences(val, block_size, wanted)
-    batch_tokens = options.batch_tokens or scoring.BATCH_TOKENS[dist.device.type] // 4  # the head runs everywhere here
+    sequences = fixed_sequences(data, block_size, tokens)
+    batch_tokens = batch_tokens or scoring.BATCH_TOKENS[dist.device.type] // 4  # here the head runs at all positions
     value = loss.mean_loss(
         model,
-        val.gather,
+        data.gather,
         sequences=sequences,
         block_size=block_size,
         batch_size=max(1, batch_tokens // block_size),
         dist=dist,
-        precision=policy,
+        precision=precision,
     )
-    tokens = sequences * block_size
-    size = loss.target_bytes(tokenizer, val.gather, sequences=sequences, block_size=block_size)
-    return {"val_loss": value, "bits_per_byte": loss.bits_per_byte(value, tokens, size), "val_tokens": tokens}
+    size = loss.target_bytes(tokenizer, data.gather, sequences=sequences, block_size=block_size)
+    measured = sequences * block_size
+    return {"val_loss": value, "bits_per_byte": loss.bits_per_byte(value, measured, size), "val_tokens": measured}
 
 
-def _record(found: ResolvedCheckpoint, result: dict[str, Any], say: Say) -> None:
-    """Keep the figures in the run, one file a step; tasks that the file has of this step stay in it.
+def _write(checkpoint: ResolvedCheckpoint, run_folder: Path, result: dict[str, Any]) -> None:
+    """Write the result to the run directory, one file per step; other tasks in the file are kept.
 
-    Where that cannot be done it is said and no more: the figures took their time, and still go to the screen.
+    If this fails, it logs a warning only: the result is printed in any case.
     """
-    assert found.run is not None
-    limited = f"_limit_{result['limit']}" if result["limit"] else ""
-    path = found.run / "evaluations" / f"step_{found.step or 0:08d}{limited}.json"
+    limit = f"_limit_{result['limit']}" if result["limit"] else ""
+    path = run_folder / "evaluations" / f"step_{checkpoint.step or 0:08d}{limit}.json"
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))["tasks"] if path.exists() else {}
+        previous = json.loads(path.read_text(encoding="utf-8"))["tasks"] if path.exists() else {}
         path.parent.mkdir(exist_ok=True)
         with files.atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(result | {"tasks": before | result["tasks"]}) + "\n", encoding="utf-8")
-        say(f"written to {path}")
+            temporary.write_text(json.dumps(result | {"tasks": previous | result["tasks"]}) + "\n", encoding="utf-8")
+        logger.info(f"written to {path}")
     except (OSError, ValueError, KeyError, TypeError) as error:  # a GPT2LabError is a ValueError
-        say(f"not kept in the run, {path} cannot be used: {error}")
+        logger.warning(f"the result was not written to the run directory, {path} cannot be used: {error}")

@@ -1,4 +1,4 @@
-"""What the model writes: a fixed prompt continued with fixed seeds, so that samples of different steps compare."""
+"""Samples: a fixed prompt continued with fixed seeds, so that samples of different steps can be compared."""
 
 from typing import NamedTuple
 
@@ -19,7 +19,23 @@ class Sample(NamedTuple):
 def draw(
     model: GPT2, tokenizer: Tokenizer, prompt: str, *, count: int, max_new_tokens: int, top_k: int, seed: int
 ) -> list[Sample]:
-    """`count` continuations of `prompt` with seeds seed, seed + 1, …; the global random state is left alone."""
+    """Continue a prompt several times. The global random state is not changed.
+
+    Args:
+        model: in eval mode.
+        tokenizer: GPT-2's.
+        prompt: the text to continue.
+        count: number of samples.
+        max_new_tokens: tokens of each sample.
+        top_k: draw from this many most likely tokens; 0 means all.
+        seed: of the first sample; the next ones have seed + 1, seed + 2 and so on.
+
+    Returns:
+        `count` samples.
+
+    Raises:
+        GPT2LabError: the prompt cannot be continued by the model, or its logits are not finite.
+    """
     seeds = range(seed, seed + count)
     continuations = text.complete(
         inference.optimize_for_inference(model),
@@ -29,4 +45,4 @@ def draw(
         Sampling(top_k=top_k),
         seeds=seeds,
     )
-    return [Sample(prompt, one, prompt + more) for one, more in zip(seeds, continuations, strict=True)]
+    return [Sample(prompt, sample_seed, prompt + more) for sample_seed, more in zip(seeds, continuations, strict=True)]

@@ -1,4 +1,4 @@
-"""An evaluation as lines for a screen: HellaSwag's result line, a table of the tasks, and what others have scored."""
+"""An evaluation as text: a table of the tasks, published accuracies, and HellaSwag's result line."""
 
 from typing import Any
 
@@ -9,14 +9,21 @@ _HEAD = ("task", "acc", "acc_norm", "95% interval of acc_norm, else acc", "items
 
 
 def render(result: dict[str, Any]) -> str:
-    """The object of `launch.evaluate` as text."""
+    """Format an evaluation for a terminal.
+
+    Args:
+        result: of `evaluation.run.evaluate`.
+
+    Returns:
+        Several lines.
+    """
     tasks = result["tasks"]
     blocks = []
     if rows := [row for name, figures in tasks.items() for row in _rows(name, figures)]:
         blocks.append(_columns([_HEAD, *rows]))
     if "hellaswag" in tasks:
-        known = [(b.model, _share(b.acc), _share(b.acc_norm), b.convention, b.source) for b in BASELINES]
-        blocks.append(_columns([("HellaSwag of others", "acc", "acc_norm", "convention", "source"), *known]))
+        published = [(b.model, _format(b.acc), _format(b.acc_norm), b.convention, b.source) for b in BASELINES]
+        blocks.append(_columns([("published HellaSwag", "acc", "acc_norm", "convention", "source"), *published]))
         blocks.append(hellaswag.result_line(tasks["hellaswag"]))
     if result["val_loss"] is not None:
         blocks.append(
@@ -31,16 +38,16 @@ def _rows(name: str, figures: dict[str, Any]) -> list[tuple[str, ...]]:
         return [_row(f"{name} {style}", figures[style], style) for style in hellaswag.CONVENTIONS]
     if "total" in figures:
         return [_row(name, figures, figures["format"])]
-    return [(name, _share(figures.get("acc")), _share(figures.get("acc_norm")), "", "", "lm-evaluation-harness")]
+    return [(name, _format(figures.get("acc")), _format(figures.get("acc_norm")), "", "", "lm-evaluation-harness")]
 
 
 def _row(name: str, figures: dict[str, Any], style: str) -> tuple[str, ...]:
     low, high = figures["interval95"]
-    acc, normed = _share(figures["acc"]), _share(figures.get("acc_norm"))
+    acc, normed = _format(figures["acc"]), _format(figures.get("acc_norm"))
     return (name, acc, normed, f"{low:.4f} to {high:.4f}", str(figures["total"]), style)
 
 
-def _share(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 

@@ -1,1 +1,1 @@
-"""A model as a folder that other tools open: weights, tokenizer, and a card that says what it is."""
+"""Export: a model as a folder for other tools, with weights, tokenizer and a model card."""

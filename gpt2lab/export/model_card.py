@@ -1,128 +1,95 @@
-"""The README.md of an exported model: what it is, and the figures that its run has written down, no others.
+"""The README.md of an exported model, with the recorded results of its run.
 
-config.yaml · environment.json · metrics.jsonl · evaluations/step_NNNNNNNN.json ──▶ rows ──▶ model_card.md.j2
+config.yaml · environment.json · metrics.jsonl · evaluations/step_NNNNNNNN.json ──▶ values ──▶ model_card.md.j2
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from gpt2lab.config import GPT2Config
-from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import format_duration
 from gpt2lab.model import flops
 from gpt2lab.model.resolve import ResolvedCheckpoint
 from gpt2lab.tracking import records
 from gpt2lab.tracking.records import Run
 
-Rows = list[tuple[str, str]]
-NOT_MEASURED = "not measured"
-HELLASWAG_ITEMS = 10_042  # published figures are of all of them
+HELLASWAG_ITEMS = 10_042  # published accuracies are for all items
 
 
-def render(name: str, found: ResolvedCheckpoint, config: GPT2Config, dtype: str) -> str:
-    """The card as Markdown, with the YAML front matter that the Hub reads.
+def render(name: str, checkpoint: ResolvedCheckpoint, config: GPT2Config, dtype: str) -> str:
+    """Render the card.
 
     Args:
-        name: what the user called the model.
+        name: of the model, as the user gave it.
+        checkpoint: of the model; its run has the results.
         config: of the exported weights.
+        dtype: of the exported weights.
+
+    Returns:
+        Markdown, with the YAML front matter that the Hub reads.
 
     Raises:
-        GPT2LabError: one of the run's files is damaged.
+        GPT2LabError: a file of the run is damaged.
     """
     from jinja2 import Environment, FileSystemLoader
 
-    facts: dict[str, Any] = {"trained": [], "measured": [], "dataset": None, "hellaswag": None}
-    if found.run is not None and found.step is not None and (found.run / "config.yaml").is_file():
-        facts = _facts(found.run, found.step)
-    template = Environment(
+    folder, step = checkpoint.run, checkpoint.step
+    values: dict[str, Any] = {"run": None}
+    if folder is not None and step is not None and (folder / "config.yaml").is_file():
+        values = _run_values(records.read(folder), step)
+    environment = Environment(  # Markdown needs no escaping
         loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True
-    ).get_template("model_card.md.j2")  # no HTML, so nothing is escaped
-    title = (found.run or Path(name)).resolve().name
-    return template.render(
-        title=title, step=found.step, config=config, dtype=dtype, parameters=flops.parameters(config), **facts
+    )
+    return environment.get_template("model_card.md.j2").render(
+        title=(folder or Path(name)).resolve().name,
+        step=step,
+        config=config,
+        dtype=dtype,
+        parameters=flops.parameters(config),
+        **values,
     )
 
 
-def _facts(folder: Path, step: int) -> dict[str, Any]:
-    run, evaluation = records.read(folder), _evaluation(folder, step)
-    hellaswag = evaluation.get("tasks", {}).get("hellaswag", {}).get("completion", {})
-    source = (run.environment.get("data") or {}).get("source")
+def _run_values(run: Run, step: int) -> dict[str, Any]:
+    """The values of the template: of `gpt2lab evaluate` at this step, or else measured in training at this step."""
+    evaluation = records.read_json(run.folder / "evaluations" / f"step_{step:08d}.json")
+    tasks = evaluation.get("tasks", {})
+    hellaswag = tasks.get("hellaswag", {})
+    completion = hellaswag.get("completion", {})
+    has_loss = evaluation.get("val_loss") is not None
+    data = run.environment.get("data") or {}
+    tokens = step * run.settings.train.total_batch_size
+    times = run.curve("perf/step_ms")
+    seconds = float(times.values[times.steps <= step].sum()) / 1000
     return {
-        "trained": _trained(run, source, step),
-        "measured": _measured(run, evaluation, step),
-        "dataset": "HuggingFaceFW/fineweb-edu" if source == "fineweb-edu" else None,
-        "hellaswag": hellaswag["acc_norm"] if hellaswag.get("total") == HELLASWAG_ITEMS else None,
+        "run": run,
+        "source": data.get("source"),
+        "tokens": tokens,
+        "epochs": tokens / data["train_tokens"] if data else None,
+        "training_time": format_duration(seconds) if len(times.steps) else None,
+        "val_loss": evaluation["val_loss"] if has_loss else _value_at(run, "val/loss", step),
+        "bits_per_byte": evaluation.get("bits_per_byte") if has_loss else _value_at(run, "val/bits_per_byte", step),
+        "completion": _format_scores(hellaswag.get("completion"), run, "hellaswag/acc_norm", step),
+        "harness": _format_scores(hellaswag.get("harness"), run, "hellaswag/harness_acc_norm", step),
+        "tasks": {name: _format_scores(scores) for name, scores in tasks.items() if name != "hellaswag"},
+        "hub_score": completion["acc_norm"] if completion.get("total") == HELLASWAG_ITEMS else None,
     }
 
 
-def _trained(run: Run, source: str | None, step: int) -> Rows:
-    """How it came about; the environment is that of the run's last start."""
-    settings, environment = run.settings, run.environment
-    data, hardware = environment.get("data") or {}, environment.get("hardware") or {}
-    tokens, batch = step * settings.train.total_batch_size, settings.train.total_batch_size
-    rows = [("data", f"{source or 'not recorded'}, tokenized with GPT-2's byte-pair encoding")]
-    passes = f" ({tokens / data['train_tokens']:.2f} times through the training split)" if data else ""
-    rows.append(("tokens", f"{tokens:,}{passes}"))
-    rows.append(("steps", f"{step:,} of {batch:,} tokens; {settings.train.max_steps:,} were planned"))
-    rate = f"learning rate {settings.optimizer.max_lr:g} to {settings.optimizer.min_lr:g}"
-    rows.append(("optimizer", f"AdamW, {rate}, weight decay {settings.optimizer.weight_decay:g}"))
-    if machine := hardware.get("gpu") or hardware.get("cpu"):
-        share = f"{environment['world_size']} x {machine}" if hardware.get("gpu") else machine
-        cores = f", {hardware['cores']} cores" if not hardware.get("gpu") else ""
-        rows.append(("hardware, of the last start", f"{share}{cores}"))
-    times = run.curve("perf/step_ms")
-    if len(times.steps):
-        seconds = float(times.values[times.steps <= step].sum()) / 1000
-        rows.append(("training time, sum of the steps", format_duration(seconds)))
-    software = [f"gpt2lab {environment['gpt2lab']}"] if "gpt2lab" in environment else []
-    software += [f"commit `{environment['commit']}`"] if environment.get("commit") else []
-    software += [f"torch {torch}"] if (torch := (environment.get("versions") or {}).get("torch")) else []
-    if software:
-        rows.append(("software", ", ".join(software)))
-    return rows
+def _value_at(run: Run, key: str, step: int) -> float | None:
+    curve = run.curve(key)
+    values = curve.values[curve.steps == step]
+    return float(values[-1]) if len(values) else None
 
 
-def _measured(run: Run, evaluation: dict[str, Any], step: int) -> Rows:
-    """Figures of this very step: of `gpt2lab evaluate`, else what training measured."""
-
-    def in_training(key: str) -> float | None:
-        curve = run.curve(key)
-        found = curve.values[curve.steps == step]
-        return float(found[-1]) if len(found) else None
-
-    loss, size = evaluation.get("val_loss"), evaluation.get("bits_per_byte")
-    if loss is None:
-        loss, size = in_training("val/loss"), in_training("val/bits_per_byte")
-    rows = [("validation loss, nats a token", NOT_MEASURED if loss is None else f"{loss:.4f}")]
-    if size is not None:
-        rows.append(("validation, bits per byte", f"{size:.4f}"))
-    tasks = dict(evaluation.get("tasks", {}))
-    styles = tasks.pop("hellaswag", {})
-    for style, key in (("completion", "hellaswag/acc_norm"), ("harness", "hellaswag/harness_acc_norm")):
-        shown = NOT_MEASURED
-        if style in styles:
-            shown = _shares(styles[style])
-        elif (accuracy := in_training(key)) is not None:
-            limit = run.settings.train.hellaswag_limit
-            shown = f"acc_norm {accuracy:.4f}" + (f", of {limit:,} items" if limit else "")
-        rows.append((f"HellaSwag, {style} style", shown))
-    return rows + [(f"`{name}`", _shares(figures)) for name, figures in tasks.items()]
-
-
-def _shares(figures: dict[str, Any]) -> str:
-    shown = [f"{key} {figures[key]:.4f}" for key in ("acc", "acc_norm") if isinstance(figures.get(key), float)]
-    if "interval95" in figures:
-        shown.append("95% interval {:.4f} to {:.4f}".format(*figures["interval95"]))
-    shown += [f"{figures['total']:,} items"] if "total" in figures else []
-    return ", ".join(shown) or NOT_MEASURED
-
-
-def _evaluation(folder: Path, step: int) -> dict[str, Any]:
-    """What `gpt2lab evaluate` measured at that step, over whole tasks; empty where it has not."""
-    path = folder / "evaluations" / f"step_{step:08d}.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise GPT2LabError(f"{path}: not valid JSON: {error}; remove it or evaluate again") from None
-    return values if isinstance(values, dict) else {}
+def _format_scores(scores: dict[str, Any] | None, run: Run | None = None, key: str = "", step: int = 0) -> str | None:
+    """The scores of an evaluation, or else the metric `key` of the run at `step`; None if neither exists."""
+    if scores is None and run is not None and (accuracy := _value_at(run, key, step)) is not None:
+        limit = run.settings.train.hellaswag_limit
+        return f"acc_norm {accuracy:.4f}" + (f", of {limit:,} items" if limit else "")
+    scores = scores or {}
+    parts = [f"{key} {scores[key]:.4f}" for key in ("acc", "acc_norm") if isinstance(scores.get(key), float)]
+    if "interval95" in scores:
+        parts.append("95% interval {:.4f} to {:.4f}".format(*scores["interval95"]))
+    parts += [f"{scores['total']:,} items"] if "total" in scores else []
+    return ", ".join(parts) or None

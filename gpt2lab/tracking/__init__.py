@@ -1,1 +1,1 @@
-"""What a run leaves to be read: metrics while it trains, plots afterwards."""
+"""Tracking: metrics of a run while it trains, and the report afterwards."""

@@ -1,7 +1,7 @@
-"""Where a step's numbers go: sinks that all take the same `log(step, values)`.
+"""Sinks for the metrics of a step; all have the same `log(step, values)`.
 
-`metrics.jsonl` is the record: one object a line, each step once, flushed as it is written. The console is for
-people: a line in the words that users of such projects know, and on a terminal a progress bar with the time left.
+`metrics.jsonl` is the record of a run: one object per line, each step once, written without a buffer. The console
+prints a line per step in the format of build-nanogpt, and on a terminal a progress bar with the time left.
 """
 
 import json
@@ -17,17 +17,27 @@ from gpt2lab.formatting import format_duration
 
 
 class Sink(Protocol):
-    """Anything that wants every step's numbers."""
+    """A consumer of the metrics of every step."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Take the values of a step, by metric key."""
+        """Record a step.
+
+        Args:
+            step: the step.
+            values: by metric key.
+        """
 
     def close(self) -> None:
-        """Flush and let go."""
+        """Flush and close."""
 
 
 def truncate_jsonl(path: Path, last_step: int) -> None:
-    """Drop every line after `last_step`, and a last line cut off by a kill. Missing files stay missing."""
+    """Remove the lines of later steps, and incomplete lines. A missing file is not an error.
+
+    Args:
+        path: of a `.jsonl` file whose lines have a `step`.
+        last_step: the last step to keep.
+    """
     if not path.exists():
         return
     kept = []
@@ -43,18 +53,34 @@ def truncate_jsonl(path: Path, last_step: int) -> None:
 
 
 class JsonLines:
-    """Appends to a `.jsonl` file; what it has written survives the death of the process at once."""
+    """Appends to a `.jsonl` file without a buffer, so that no line is lost if the process is killed.
+
+    Args:
+        path: of the file.
+    """
 
     def __init__(self, path: Path):
-        # Open as long as the run; unbuffered, for a buffer that could not be written would be tried again on closing.
+        # Open until `close`. Without a buffer, because closing would try again to write one that could not be written.
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one line with `step` and the values; null for one that is not finite, which JSON cannot say."""
+        """Write one line with `step` and the values; null for values that are not finite, which JSON does not have.
+
+        Args:
+            step: the step.
+            values: by metric key.
+        """
         self.write({"step": step, **{key: value if math.isfinite(value) else None for key, value in values.items()}})
 
     def write(self, record: Mapping[str, object]) -> None:
-        """Write any record as one line."""
+        """Write any record as one line.
+
+        Args:
+            record: values that JSON can represent.
+
+        Raises:
+            GPT2LabError: the file cannot be written.
+        """
         line = (json.dumps(record) + "\n").encode()
         try:
             while line:
@@ -68,11 +94,18 @@ class JsonLines:
 
 
 class Console:
-    """The line a step on standard output, with the time left at its end; on a terminal in a progress bar below it."""
+    """Prints a line per step with the time left; on a terminal, the time left is in a progress bar below.
+
+    Args:
+        max_steps: the last step of the run.
+        first_step: the step that the run starts from.
+        every: print every so many steps.
+        terminal: whether standard output is a terminal.
+    """
 
     def __init__(self, max_steps: int, first_step: int, every: int, terminal: bool):
         self._every, self._max_steps, self._progress = every, max_steps, None
-        self._began: tuple[int, float] | None = None
+        self._started: tuple[int, float] | None = None
         if terminal:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -88,8 +121,13 @@ class Console:
             self._progress.start()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Print the step if it is due, and any evaluation that came with it."""
-        left = self._left(step) if "train/loss" in values else ""
+        """Print the step if it is due, and all evaluations.
+
+        Args:
+            step: the step.
+            values: by metric key.
+        """
+        left = self._time_left(step) if "train/loss" in values else ""
         if "train/loss" in values and (step % self._every == 0 or step == self._max_steps):
             print(
                 f"step {step:5d} | loss: {values['train/loss']:.6f} | lr {values['train/lr']:.4e} "
@@ -97,25 +135,24 @@ class Console:
                 f"| tok/sec: {values['perf/tokens_per_second']:.2f}{left}",
                 flush=True,
             )
-        evaluated = [
-            f"{key}: {value:.4f}" for key, value in values.items() if not key.startswith(("train/", "perf/", "guard/"))
-        ]
+        hidden = ("train/", "perf/", "guard/")
+        evaluated = [f"{key}: {value:.4f}" for key, value in values.items() if not key.startswith(hidden)]
         if evaluated:
             print(f"step {step:5d} | " + " | ".join(evaluated), flush=True)
         if self._progress:
             self._progress.update(self._task, completed=step)
 
-    def _left(self, step: int) -> str:
-        """The time to the last step at the pace since the first (which compiles), evaluations and all."""
+    def _time_left(self, step: int) -> str:
+        """The time to the last step, from the mean since the first step (which compiles), with evaluations."""
         now = time.monotonic()
-        if self._began is None:
-            self._began = step, now
-        first, since = self._began
+        if self._started is None:
+            self._started = step, now
+        first, since = self._started
         if self._progress or step == first or step == self._max_steps:
             return ""
         return f" | left: {format_duration((now - since) / (step - first) * (self._max_steps - step))}"
 
     def close(self) -> None:
-        """Take the progress bar off the screen."""
+        """Remove the progress bar."""
         if self._progress:
             self._progress.stop()

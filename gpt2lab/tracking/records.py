@@ -1,8 +1,9 @@
-"""What a run left, read as far as it can be: a page is wanted most of all for a run that did not go well.
+"""Reads a run directory. Damaged records are skipped and counted, so that a report is possible for any run.
 
 runs/NAME/  config.yaml · environment.json · metrics.jsonl · samples.jsonl · events.jsonl · evaluations/ ──▶ Run
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,18 +16,18 @@ import numpy as np
 from gpt2lab.config import Config, load
 from gpt2lab.errors import GPT2LabError
 
-LARGEST = 1e18  # no step, loss or rate is beyond; whole numbers in JSON may be, and then fit no float
+LARGEST = 1e18  # larger integers in JSON may not fit into a float; no step, loss or rate is that large
 
 
 class Curve(NamedTuple):
-    """One metric over a run: `steps` and `values`, both float64 (N,), values finite."""
+    """One metric of a run: `steps` and `values`, both float64 (N,), values finite."""
 
     steps: np.ndarray
     values: np.ndarray
 
 
 class Sample(NamedTuple):
-    """One text that the model wrote; `continuation` is without the prompt."""
+    """One generated text; `continuation` does not include the prompt."""
 
     step: int
     prompt: str
@@ -36,7 +37,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One run, from its files alone."""
+    """The content of a run directory."""
 
     name: str
     folder: Path
@@ -45,18 +46,36 @@ class Run:
     metrics: Mapping[str, Curve]
     samples: Sequence[Sample]
     events: Sequence[Mapping[str, Any]]
-    evaluation: Mapping[str, Any]  # the newest over whole tasks, as docs/evaluation.md has it; empty without one
-    troubles: Sequence[str]  # what the page should say about the files themselves
+    evaluation: Mapping[str, Any]  # the newest one without a limit (docs/evaluation.md); empty if there is none
+    warnings: Sequence[str]  # about damaged files and values that are not finite
 
     def curve(self, key: str) -> Curve:
-        """A metric, empty where it was not measured."""
+        """A metric; empty if it was not measured.
+
+        Args:
+            key: of the metric.
+
+        Returns:
+            The curve.
+        """
         return self.metrics.get(key, Curve(np.empty(0), np.empty(0)))
 
     @property
     def source(self) -> str:
-        """Which text it was trained on: what the shards' manifest said, else the setting."""
+        """The data source: that of the shards' manifest, or else of the settings."""
         data = self.environment.get("data")
         return str((data.get("source") if isinstance(data, Mapping) else None) or self.settings.data.source)
+
+    @property
+    def hardware(self) -> str:
+        """Such as `8 x NVIDIA A100` or `AMD EPYC, 2 cores`, of the last start; empty if it is not recorded."""
+        hardware = self.environment.get("hardware")
+        if not isinstance(hardware, Mapping):
+            return ""
+        if hardware.get("gpu"):
+            return f"{self.environment.get('world_size', 1)} x {hardware['gpu']}"
+        cores = f", {hardware['cores']} cores" if hardware.get("cores") else ""
+        return f"{hardware.get('cpu', hardware.get('device', ''))}{cores}"
 
     @property
     def last_step(self) -> int:
@@ -66,30 +85,55 @@ class Run:
 
 
 def read(folder: Path) -> Run:
-    """Read a run directory; of the records, lines that are damaged are counted and left out.
+    """Read a run directory.
+
+    Args:
+        folder: the run directory.
+
+    Returns:
+        The run. Damaged lines of its records are left out, with a warning in `Run.warnings`.
 
     Raises:
-        GPT2LabError: the folder is no run; its settings or its environment.json are damaged.
+        GPT2LabError: the folder is no run directory, or its config.yaml or environment.json is damaged.
     """
     if not (folder / "config.yaml").is_file():
         raise GPT2LabError(f"{folder} is not a run directory: it has no config.yaml; give one such as runs/quickstart")
-    troubles: list[str] = []
-    metrics = _curves(_lines(folder / "metrics.jsonl", troubles), troubles)
+    warnings: list[str] = []
+    metrics = _curves(_lines(folder / "metrics.jsonl", warnings), warnings)
     return Run(
-        name=os.fsencode(folder.resolve().name).decode(errors="replace"),  # a folder's name is bytes, not always UTF-8
+        name=os.fsencode(folder.resolve().name).decode(errors="replace"),  # file names are bytes, not always UTF-8
         folder=folder,
         settings=load([folder / "config.yaml"]),
-        environment=_environment(folder / "environment.json"),
+        environment=read_json(folder / "environment.json"),
         metrics=metrics,
-        samples=_samples(_lines(folder / "samples.jsonl", troubles)),
-        events=list(_lines(folder / "events.jsonl", troubles)),
+        samples=_samples(_lines(folder / "samples.jsonl", warnings)),
+        events=list(_lines(folder / "events.jsonl", warnings)),
         evaluation=_newest_evaluation(folder / "evaluations"),
-        troubles=troubles,
+        warnings=warnings,
     )
 
 
-def _lines(path: Path, troubles: list[str]) -> Iterator[dict[str, Any]]:
-    """The objects of a `.jsonl` file, one at a time, without a last line that is still being written."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The object; an empty one if the file is missing or holds something else.
+
+    Raises:
+        GPT2LabError: the file is not JSON.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise GPT2LabError(f"{path}: not valid JSON: {error}; restore the file or remove it") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _lines(path: Path, warnings: list[str]) -> Iterator[dict[str, Any]]:
+    """The objects of a `.jsonl` file, without a last line that is still being written."""
     if not path.is_file():
         return
     damaged = 0
@@ -106,12 +150,12 @@ def _lines(path: Path, troubles: list[str]) -> Iterator[dict[str, Any]]:
             else:
                 damaged += 1
     if damaged:
-        troubles.append(f"{path.name}: {_plural(damaged, 'damaged line')} left out")
+        warnings.append(f"{path.name}: {_plural(damaged, 'damaged line')} left out")
 
 
-def _curves(lines: Iterable[Mapping[str, Any]], troubles: list[str]) -> dict[str, Curve]:
+def _curves(lines: Iterable[Mapping[str, Any]], warnings: list[str]) -> dict[str, Curve]:
     points: dict[str, tuple[list[float], list[float]]] = {}
-    broken: dict[str, list[int]] = {}
+    not_finite: dict[str, list[int]] = {}
     for line in lines:
         step = line.get("step")
         if not isinstance(step, int) or not abs(step) < LARGEST:
@@ -121,10 +165,11 @@ def _curves(lines: Iterable[Mapping[str, Any]], troubles: list[str]) -> dict[str
                 steps, values = points.setdefault(key, ([], []))
                 steps.append(step)
                 values.append(value)
-            elif value is None or isinstance(value, float):  # null is NaN in JSON
-                broken.setdefault(key, []).append(step)
-    for key, at in broken.items():
-        troubles.append(f"{key} was not a finite number at {_plural(len(at), 'step')}, first at step {at[0]:,}")
+            elif value is None or isinstance(value, float):  # NaN is written as null
+                not_finite.setdefault(key, []).append(step)
+    for key, steps_of_key in not_finite.items():
+        count = _plural(len(steps_of_key), "step")
+        warnings.append(f"{key} was not a finite number at {count}, first at step {steps_of_key[0]:,}")
     return {key: Curve(np.asarray(steps, float), np.asarray(values, float)) for key, (steps, values) in points.items()}
 
 
@@ -137,24 +182,11 @@ def _samples(lines: Iterable[Mapping[str, Any]]) -> list[Sample]:
     return samples
 
 
-def _environment(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise GPT2LabError(f"{path}: not valid JSON: {error}") from None
-    return content if isinstance(content, dict) else {}
-
-
 def _newest_evaluation(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.glob("step_*.json"), reverse=True):
-        if "_limit_" in path.name:
-            continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            continue
-        if isinstance(content, dict):
-            return content
+        with contextlib.suppress(GPT2LabError):
+            if "_limit_" not in path.name and (content := read_json(path)):
+                return content
     return {}
 
 

@@ -289,7 +289,7 @@ def open_sinks(
             first_step, recorded = (start.step, start.recorded) if start else (0, None)
             console = Console(train.max_steps, first_step, tracking.log_every, terminal=sys.stdout.isatty())
             record = JsonLines(directory.metrics)
-            sinks = [record, console, Trackers(tracking, directory.path, recorded, logger.warning), *extra_sinks]
+            sinks = [record, console, Trackers(tracking, directory.path, recorded), *extra_sinks]
         for sink in sinks:
             stack.callback(sink.close)
         yield sinks

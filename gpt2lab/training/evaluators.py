@@ -105,7 +105,7 @@ def _hellaswag(
     """HellaSwag in both conventions; the ranks share the items."""
     data = dist.on_main(lambda: hellaswag.find(mirror))
     logger.info(data.describe())
-    task = hellaswag.Evaluation(data, tokenizer, limit=limit, keep=dist.is_main)
+    task = hellaswag.Evaluation(tokenizer, data, limit=limit)
     hellaswag.check_fits(task.requests, vocab_size)
 
     def measure(model: GPT2, step: int) -> dict[str, float]:

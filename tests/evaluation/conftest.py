@@ -1,4 +1,4 @@
-"""A tiny model with GPT-2's vocabulary, HellaSwag-like files made on the spot, and a cache of the tests' own."""
+"""A tiny model with GPT-2's vocabulary, generated HellaSwag-like items, and a temporary cache folder."""
 
 import json
 import random
@@ -44,7 +44,7 @@ def tokenizer() -> Tokenizer:
 
 
 def make_model(block_size: int = 64, seed: int = 0) -> GPT2:
-    """Larger weights than a fresh model has, so that losses differ and choices are not ties."""
+    """Larger weights than those of a new model, so that losses differ and choices are not ties."""
     generator = torch.Generator().manual_seed(seed)
     model = GPT2(GPT2Config(n_layer=2, n_head=2, n_embd=16, block_size=block_size), generator=generator)
     with torch.no_grad():
@@ -74,7 +74,7 @@ def sentence(rng: random.Random, low: int, high: int) -> str:
 
 
 def official_items(count: int, seed: int = 0) -> list[dict]:
-    """Items in the official schema: every other one of WikiHow's kind, with marks and no ctx_b."""
+    """Items in the official schema; every second one is like those of WikiHow, with markup and without ctx_b."""
     rng = random.Random(seed)
     items = []
     for n in range(count):

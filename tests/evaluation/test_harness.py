@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on a gpt2lab model: its own hellaswag task gives our harness figures, item by item."""
+"""lm-evaluation-harness on a gpt2lab model: its hellaswag task agrees with gpt2lab's harness convention per item."""
 
 import json
 import os
@@ -10,8 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from gpt2lab import evaluation
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.evaluation import harness, hellaswag
+from gpt2lab.evaluation import run as evaluation_run
 from gpt2lab.evaluation.scoring import score
 from tests.evaluation.conftest import make_model, official_items, write_jsonl
 
@@ -30,14 +32,14 @@ def _offline(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def include(tmp_path_factory) -> Path:
-    """The harness's hellaswag task as it comes, but for the name and the place of its data."""
+    """The harness's hellaswag task with another name and local data."""
     import lm_eval
 
     folder = tmp_path_factory.mktemp("include")
     file = write_jsonl(folder / "data" / "items.jsonl", official_items(ITEMS))
-    theirs = Path(lm_eval.__file__).parent / "tasks" / "hellaswag"
-    shutil.copy(theirs / "utils.py", folder / "utils.py")
-    task = (theirs / "hellaswag.yaml").read_text()
+    source = Path(lm_eval.__file__).parent / "tasks" / "hellaswag"
+    shutil.copy(source / "utils.py", folder / "utils.py")
+    task = (source / "hellaswag.yaml").read_text()
     for old, new in (
         ("task: hellaswag", "task: hellaswag_here"),
         (
@@ -52,40 +54,40 @@ def include(tmp_path_factory) -> Path:
     return folder
 
 
-def test_their_hellaswag_is_ours_item_by_item(include, model, tokenizer, alone, fp32):
+def test_both_implementations_of_hellaswag_agree_on_every_item(include, model, tokenizer, alone, fp32):
     from lm_eval import evaluator
 
-    theirs = evaluator.simple_evaluate(
-        model=harness.adapter(model, tokenizer, dist=alone, precision=fp32),
+    report = evaluator.simple_evaluate(
+        model=harness.Adapter(model, tokenizer, dist=alone, precision=fp32),
         tasks=["hellaswag_here"],
         bootstrap_iters=0,
         task_manager=harness._task_manager(str(include)),
     )
-    task = hellaswag.Evaluation(hellaswag.read(include / "data" / "items.jsonl"), tokenizer)
+    task = hellaswag.Evaluation(tokenizer, hellaswag.read(include / "data" / "items.jsonl"))
     scores = score(model, task.requests, dist=alone, precision=fp32)
-    ours = task.as_json(scores)["harness"]
+    figures = task.as_json(scores)["harness"]
     losses = scores.loss[4 * ITEMS :].reshape(ITEMS, 4)
-    samples = sorted(theirs["samples"]["hellaswag_here"], key=lambda sample: sample["doc_id"])
+    samples = sorted(report["samples"]["hellaswag_here"], key=lambda sample: sample["doc_id"])
     gold = [item["label"] for item in official_items(ITEMS)]
     for n, sample in enumerate(samples):
         assert [-loss for (loss, _) in sample["filtered_resps"]] == pytest.approx(losses[n].tolist(), abs=1e-4)
-        assert sample["acc"] == (ours["predictions"][n] == gold[n])
-        assert sample["acc_norm"] == (ours["predictions_norm"][n] == gold[n])
-    assert theirs["results"]["hellaswag_here"]["acc_norm,none"] == ours["acc_norm"]
+        assert sample["acc"] == (figures["predictions"][n] == gold[n])
+        assert sample["acc_norm"] == (figures["predictions_norm"][n] == gold[n])
+    assert report["results"]["hellaswag_here"]["acc_norm,none"] == figures["acc_norm"]
     values = harness.run(
-        harness.adapter(model, tokenizer, dist=alone, precision=fp32), ["hellaswag_here"], include=str(include)
+        harness.Adapter(model, tokenizer, dist=alone, precision=fp32), ["hellaswag_here"], include=str(include)
     )
-    assert values["hellaswag_here"]["acc_norm"] == ours["acc_norm"]
+    assert values["hellaswag_here"]["acc_norm"] == figures["acc_norm"]
 
 
 def request(*arguments):
     return SimpleNamespace(args=arguments)
 
 
-def test_rolling_and_generated_text(model, tokenizer, alone, fp32):
+def test_rolling_log_likelihood(model, tokenizer, alone, fp32):
     import torch
 
-    adapter = harness.adapter(model, tokenizer, dist=alone, precision=fp32)
+    adapter = harness.Adapter(model, tokenizer, dist=alone, precision=fp32)
     text = "the man opens the door and the dog walks under a tree. " * 12  # longer than the window
     ids = tokenizer.encode(text)
     size = model.config.block_size
@@ -101,6 +103,10 @@ def test_rolling_and_generated_text(model, tokenizer, alone, fp32):
             expected += float(logits[torch.arange(len(window)), window][-new:].sum())
     (rolled,) = adapter.loglikelihood_rolling([request(text)])
     assert rolled == pytest.approx(expected, rel=1e-4)
+
+
+def test_generation_ends_before_a_stop_string(model, tokenizer, alone, fp32):
+    adapter = harness.Adapter(model, tokenizer, dist=alone, precision=fp32)
     full = adapter.generate_until([request("the man", {"until": [], "max_gen_toks": 12})])[0]
     assert len(tokenizer.encode(full)) >= 1
     stop = full[5:7]
@@ -108,23 +114,33 @@ def test_rolling_and_generated_text(model, tokenizer, alone, fp32):
     assert cut == full[: full.index(stop)]
 
 
-def test_unknown_tasks_and_missing_data_are_said_in_a_line(include, model, tokenizer, alone, fp32, tmp_path):
-    with pytest.raises(GPT2LabError, match="has no task 'helaswag_here'; did you mean hellaswag_here"):
+def test_generation_uses_the_model_prepared_for_inference(model, tokenizer, alone, fp32, monkeypatch):
+    requests = [request("the man", {"max_gen_toks": 8})]
+    other = make_model(seed=1)
+    expected = harness.Adapter(other, tokenizer, dist=alone, precision=fp32).generate_until(requests)
+    monkeypatch.setattr(harness.inference, "optimize_for_inference", lambda *_: other)
+    assert harness.Adapter(model, tokenizer, dist=alone, precision=fp32).generate_until(requests) == expected
+
+
+def test_unknown_tasks_and_missing_data_are_errors(include, model, tokenizer, alone, fp32):
+    with pytest.raises(GPT2LabError, match=r"helaswag_here.*hellaswag_here"):
         harness.check(["helaswag_here"], str(include))
     harness.check(["hellaswag_here"], str(include))
-    adapter = harness.adapter(model, tokenizer, dist=alone, precision=fp32)
-    with pytest.raises(GPT2LabError, match="cannot run copa: .* without a network"):
+    adapter = harness.Adapter(model, tokenizer, dist=alone, precision=fp32)
+    with pytest.raises(GPT2LabError, match="copa"):
         harness.run(adapter, ["copa"])
 
 
-def test_without_the_package_the_extra_is_named(monkeypatch):
+def test_a_missing_package_names_the_extra(alone, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(GPT2LabError, match=r"pip install .*\[eval\]"):
-        harness.check(["copa"], "another folder")
+    monkeypatch.delitem(sys.modules, "gpt2lab.evaluation.harness")
+    monkeypatch.delattr(evaluation, "harness")
+    with pytest.raises(GPT2LabError, match=r"lm_eval.*\[eval\]"):
+        evaluation_run.evaluate(evaluation_run.Options("any", tasks=("lm_eval:copa",)), alone)
 
 
-def test_the_root_door_and_the_package_of_its_name_both_work(include, tmp_path):
-    """Started from the checkout, `import evaluate` meets evaluate.py first, and lm-eval imports the package."""
+def test_evaluate_py_does_not_hide_the_package_evaluate(include, tmp_path):
+    """In the checkout, `import evaluate` finds evaluate.py first, but lm-eval needs the package of this name."""
     code = (
         "import evaluate, sys; from pathlib import Path;"
         "assert evaluate.load and Path(evaluate.__file__).parent.name == 'evaluate', evaluate;"

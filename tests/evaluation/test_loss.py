@@ -1,4 +1,4 @@
-"""Validation loss: equal to the plain mean, whatever the batch size or the number of ranks."""
+"""Validation loss equals the mean over all targets, for any batch size and any number of ranks."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def measure(model, batch_size=4, dist=ALONE):
     )
 
 
-def test_it_is_the_mean_over_exactly_these_targets(model):
+def test_the_loss_is_the_mean_over_the_targets(model):
     tokens = torch.from_numpy(TOKENS[: SEQUENCES * T + 1].astype(np.int64))
     x, y = tokens[:-1].view(SEQUENCES, T), tokens[1:].view(SEQUENCES, T)
     with torch.no_grad():
@@ -45,14 +45,14 @@ def test_it_is_the_mean_over_exactly_these_targets(model):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_batch_size_does_not_matter(model, batch_size):
+def test_the_batch_size_does_not_change_the_loss(model, batch_size):
     assert measure(model, batch_size) == pytest.approx(measure(model), abs=1e-6)
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 20])
-def test_the_number_of_ranks_does_not_matter(model, world_size):
+def test_the_number_of_ranks_does_not_change_the_loss(model, world_size):
     class Share(DistContext):
-        """Sums nothing: the test adds up the shares itself. The last of 20 ranks has no sequence at all."""
+        """Does not sum: the test adds up the shares. The last of 20 ranks has no sequence."""
 
         def sum(self, value):
             return value
@@ -61,20 +61,20 @@ def test_the_number_of_ranks_does_not_matter(model, world_size):
     assert sum(shares) == pytest.approx(measure(model), abs=1e-6)
 
 
-def test_bytes_are_those_of_the_text_behind_the_targets():
+def test_target_bytes_count_the_text_of_the_targets():
     tokenizer = Tokenizer()
     ids = tokenizer.encode("Café 日本 walks on and on.")
     stream = np.array([tokenizer.eot, *ids, tokenizer.eot, *ids, 50300], dtype=np.uint16)
     block = (len(stream) - 1) // 2
 
-    def part(starts, length):
+    def gather_stream(starts, length):
         return np.stack([stream[start : start + length] for start in starts])
 
-    counted = target_bytes(tokenizer, part, sequences=2, block_size=block)
+    counted = target_bytes(tokenizer, gather_stream, sequences=2, block_size=block)
     targets = [token for token in stream[1 : 2 * block + 1].tolist() if token < tokenizer.eot]
     assert counted == len(tokenizer.decode_bytes(targets))  # the first token is no target, end-of-text is no text
     assert 2 * len("Café 日本 walks on and on.".encode()) >= counted > 0
 
 
-def test_bits_per_byte_by_hand():
+def test_bits_per_byte():
     assert bits_per_byte(np.log(2) * 4, tokens=10, size=40) == pytest.approx(1)

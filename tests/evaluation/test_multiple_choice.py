@@ -1,11 +1,11 @@
-"""Counting answers, cutting texts into ids, and keeping them."""
+"""Multiple choice: counting answers and encoding texts."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2lab.evaluation.multiple_choice import Question, choose, encode, encode_pair, interval95, subset
+from gpt2lab.evaluation.multiple_choice import Question, count_correct, encode, encode_pair, interval95, subset
 from gpt2lab.evaluation.scoring import Scores
 
 
@@ -14,31 +14,29 @@ def scores_of(losses: list[float], tokens: list[int]) -> Scores:
     return Scores(np.array(losses), np.array(tokens), none, none)
 
 
-def test_summed_and_mean_loss_by_hand():
+def test_accuracy_by_summed_and_by_mean_loss():
     questions = [Question(("c",), (" x", " yy"), 1), Question(("c",), (" x", " yy", " z"), 2)]
     scores = scores_of([3.0, 4.0, 9.0, 6.0, 4.0], [1, 2, 3, 3, 1])  # means 3 2 | 3 2 4
-    result = choose(questions, scores, {"_norm": scores.tokens})
-    assert result.predictions.tolist() == [0, 2]
-    assert result.normed["_norm"].tolist() == [1, 1]
-    values = result.as_json()
+    values = count_correct(questions, scores, {"_norm": scores.tokens})
     assert (values["acc"], values["correct"], values["acc_norm"], values["correct_norm"]) == (0.5, 1, 0.5, 1)
+    assert values["predictions"] == [0, 2]
     assert values["predictions_norm"] == [1, 1]
     assert values["total"] == 2
 
 
-def test_the_first_of_equals_is_the_answer():
+def test_the_first_of_equal_choices_is_predicted():
     questions = [Question(("c",), (" x", " y"), 0)]
-    assert choose(questions, scores_of([2.0, 2.0], [1, 1]), {}).predictions.tolist() == [0]
+    assert count_correct(questions, scores_of([2.0, 2.0], [1, 1]), {})["predictions"] == [0]
 
 
-def test_the_interval_is_wilsons():
+def test_the_interval_is_wilsons_score():
     low, high = interval95(2982, 10042)
     assert (round(low, 4), round(high, 4)) == (0.2881, 0.3060)
     assert interval95(0, 10)[0] == pytest.approx(0, abs=1e-9)
     assert interval95(10, 10)[1] == pytest.approx(1)
 
 
-def test_a_subset_is_always_the_same_and_in_order():
+def test_a_subset_is_fixed_and_in_order():
     items = list(range(1000))
     chosen = subset(items, 50)
     assert chosen == subset(items, 50)
@@ -52,35 +50,19 @@ text = st.text(st.sampled_from("ab .'\n1é,日"), max_size=20)
 
 
 @given(context=text, continuation=text.filter(lambda t: t.strip()))
-def test_a_pair_has_the_ids_of_the_whole_text(tokenizer, context, continuation):
-    """lm-evaluation-harness encodes the whole and cuts it after as many ids as the context has."""
+def test_a_pair_has_the_ids_of_the_concatenated_text(tokenizer, context, continuation):
+    """lm-evaluation-harness encodes the concatenated text and splits it after as many ids as the context has."""
     pair = encode_pair(tokenizer, context, f" {continuation}")
-    whole = tokenizer.encode(f"{context} {continuation}")
+    expected = tokenizer.encode(f"{context} {continuation}")
     if context.strip():
-        assert [*pair.context, *pair.continuation] == whole
+        assert [*pair.context, *pair.continuation] == expected
     else:
         assert list(pair.context) == [tokenizer.eot]
-        assert list(pair.continuation) == whole
+        assert list(pair.continuation) == expected
 
 
-def test_ids_are_kept_and_damage_is_no_obstacle(tokenizer, tmp_path, monkeypatch):
+def test_each_choice_follows_its_context(tokenizer):
     questions = [Question(("the man ",), (" sings", " walks"), 0), Question(("a b", "a c"), (" d", " d"), 1)]
-    first = encode(tokenizer, questions, keep=True)
-    assert [tokenizer.decode(request.context) for request in first] == ["the man", "the man", "a b", "a c"]
-    (kept,) = (tmp_path / "cache" / "tokens").iterdir()
-
-    class Refuses:
-        def encode(self, text):
-            raise AssertionError("the ids were kept")
-
-    assert encode(Refuses(), questions) == [tuple(map(list, request)) for request in first]
-    kept.write_bytes(kept.read_bytes()[:-40])
-    assert encode(tokenizer, questions) == first
-    kept.write_bytes(b"")
-    assert encode(tokenizer, questions) == first
-
-
-def test_a_cache_that_cannot_be_written_is_no_error(tokenizer, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("GPT2LAB_CACHE", str(tmp_path / "file"))
-    assert encode(tokenizer, [Question(("a",), (" b", " c"), 0)], keep=True)
+    requests = encode(tokenizer, questions)
+    assert [tokenizer.decode(request.context) for request in requests] == ["the man", "the man", "a b", "a c"]
+    assert [tokenizer.decode(request.continuation) for request in requests] == ["  sings", "  walks", " d", " d"]

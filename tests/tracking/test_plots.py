@@ -1,4 +1,4 @@
-"""Curves: few points that stay true to many, one colour a run, colours that most eyes tell apart."""
+"""Plots: downsampling, colors and markers, axes."""
 
 import dataclasses
 import itertools
@@ -14,9 +14,9 @@ STYLE = (Path(plots.__file__).parent / "report.html.j2").read_text()
 LIGHT, DARK = (re.findall(r"--run\d: (#\w{6})", line) for line in STYLE.splitlines() if "--run0:" in line)
 PAPER = {"light": (LIGHT, "#ffffff"), "dark": (DARK, "#14171b")}
 
-# What is left of linear RGB without one kind of cone: Machado, Oliveira and Fernandes 2009, severity 1.0.
-EYES = {
-    "all cones": np.eye(3),
+# Linear RGB as seen with color vision deficiency: Machado, Oliveira and Fernandes 2009, severity 1.0.
+COLOR_VISION = {
+    "normal": np.eye(3),
     "protanopia": np.array(
         [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
     ),
@@ -45,45 +45,45 @@ def lab(rgb):
 
 
 @pytest.mark.parametrize("mode", PAPER)
-@pytest.mark.parametrize("eyes", EYES)
-def test_any_two_runs_are_told_apart_by_their_colours(mode, eyes):
+@pytest.mark.parametrize("vision", COLOR_VISION)
+def test_any_two_colors_can_be_distinguished(mode, vision):
     colors, _ = PAPER[mode]
     assert len(colors) == len(plots.COLORS)
     for one, other in itertools.combinations(colors, 2):
-        apart = np.linalg.norm(lab(EYES[eyes] @ linear(one)) - lab(EYES[eyes] @ linear(other)))
-        assert apart > 20, (one, other)  # CIE76; 2.3 is just seen side by side
+        apart = np.linalg.norm(lab(COLOR_VISION[vision] @ linear(one)) - lab(COLOR_VISION[vision] @ linear(other)))
+        assert apart > 20, (one, other)  # CIE76; 2.3 is a just noticeable difference
 
 
 @pytest.mark.parametrize("mode", PAPER)
-def test_lines_stand_out_from_the_page(mode):
+def test_lines_have_enough_contrast_with_the_page(mode):
     colors, paper = PAPER[mode]
     for color in colors:
         brighter, darker = sorted((luminance(color), luminance(paper)), reverse=True)
         assert (brighter + 0.05) / (darker + 0.05) >= 3, color  # WCAG 2.2, 1.4.11
 
 
-def test_in_the_page_a_colour_is_a_variable_and_in_light_the_same_as_in_the_png(make_run):
+def test_svg_colors_are_variables_of_the_page(make_run):
     assert tuple(LIGHT) == plots.COLORS
-    (line,) = plots.lines([records.read(make_run())])
+    (line,) = plots.build_lines([records.read(make_run())])
     svg = plots.to_svg(plots.loss_figure([line], plots.Reference("some <label>", 9.0)), "Loss")
     assert not re.search(r"#[0-9a-f]{6}", svg)
     assert {"var(--run0)", "var(--faint)", "var(--reference)", "var(--page)"} <= set(re.findall(r"var\([^)]*\)", svg))
     assert "some &lt;label&gt;" in svg
 
 
-def test_charts_of_one_page_share_no_id(make_run):
-    drawn = plots.lines([records.read(make_run())])
+def test_plots_of_one_page_have_distinct_ids(make_run):
+    drawn = plots.build_lines([records.read(make_run())])
     ids = []
     for label in ("one", "two"):
         svg = plots.to_svg(plots.loss_figure(drawn), label)
         ids.append(set(re.findall(r'\bid="([^"]+)"', svg)))
-        assert ids[-1] >= set(re.findall(r"#(\w+)", svg))  # what is referred to is there
+        assert ids[-1] >= set(re.findall(r"#(\w+)", svg))  # all references exist
     assert ids[0]
     assert not ids[0] & ids[1]
 
 
-def test_the_loss_axis_of_a_long_run_begins_where_its_first_steps_are_over(make_run):
-    (short,) = plots.lines([records.read(make_run("short"))])
+def test_the_loss_axis_of_a_long_run_leaves_out_its_first_steps(make_run):
+    (short,) = plots.build_lines([records.read(make_run("short"))])
     assert plots.loss_range([short]) is None
     steps = np.arange(1, 10_001.0)
     losses = records.Curve(steps, 3 + 8 * np.exp(-steps / 100))
@@ -98,10 +98,10 @@ def test_the_loss_axis_of_a_long_run_begins_where_its_first_steps_are_over(make_
 
 
 @pytest.mark.parametrize("count", [0, 1, 399, 400, 401, 20_000])
-def test_thinning_keeps_the_mean_the_extremes_and_the_order(count):
+def test_downsampling_keeps_the_mean_the_extremes_and_the_order(count):
     values = np.random.default_rng(0).normal(size=count)
     steps = np.arange(1, count + 1, dtype=float)
-    few = plots.thin(records.Curve(steps, values), 400)
+    few = plots.downsample(records.Curve(steps, values), 400)
     assert len(few.steps) == min(count, 400)
     assert (np.diff(few.steps) > 0).all()
     if count:
@@ -111,16 +111,16 @@ def test_thinning_keeps_the_mean_the_extremes_and_the_order(count):
         np.testing.assert_allclose(few.mean.mean(), values.mean(), atol=2e-2)
 
 
-def test_runs_whose_steps_differ_in_size_are_drawn_over_tokens(make_run):
+def test_runs_with_different_batch_sizes_are_drawn_over_tokens(make_run):
     same = [records.read(make_run(name)) for name in ("a", "b")]
-    assert [line.scale for line in plots.lines(same)] == [1, 1]
+    assert [line.scale for line in plots.build_lines(same)] == [1, 1]
     larger = records.read(make_run("c", settings={"train.total_batch_size": 16384}))
-    assert [line.scale for line in plots.lines([*same, larger])] == [8192, 8192, 16384]
+    assert [line.scale for line in plots.build_lines([*same, larger])] == [8192, 8192, 16384]
 
 
-def test_a_seventh_run_is_not_drawn_like_the_first(make_run):
+def test_many_runs_have_distinct_styles(make_run):
     run = records.read(make_run())
-    styles = [str(line.style) for line in plots.lines([run] * 18)]
+    styles = [str(line.style) for line in plots.build_lines([run] * 18)]
     assert len(set(styles)) == 18
 
 
@@ -128,5 +128,5 @@ def test_a_seventh_run_is_not_drawn_like_the_first(make_run):
     ("number", "shown"),
     [(0, "0"), (0.25, "0.25"), (999, "999"), (999.9, "1K"), (921_600, "922K"), (999_999, "1M"), (1e10, "10B")],
 )
-def test_short_numbers(number, shown):
-    assert plots.short(number) == shown
+def test_format_number(number, shown):
+    assert plots.format_number(number) == shown

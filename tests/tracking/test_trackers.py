@@ -1,4 +1,4 @@
-"""Trackers show what metrics.jsonl holds, every step once, whatever happened to the run; and no run depends on them."""
+"""Trackers have each step of metrics.jsonl once, also after interruptions; a tracker that fails does not stop a run."""
 
 import json
 import math
@@ -21,11 +21,11 @@ from gpt2lab.training import run as training_run
 from gpt2lab.training.trainer import Trainer
 from tests.runs import REPOSITORY, STEPS, command, interrupted_at, learned, records, settings, tensors
 
-Shown = list[tuple[str, int, float]]  # (metric, step, value), as a tracker has it
+Shown = list[tuple[str, int, float]]  # (metric, step, value) of a tracker
 
 
 def recorded(run: Path) -> Shown:
-    """What metrics.jsonl holds; each step once."""
+    """The content of metrics.jsonl; each step once."""
     assert len(learned(run)) == len(records(run))
     return sorted((key, line["step"], line[key]) for line in records(run) for key in line if key != "step")
 
@@ -43,39 +43,39 @@ def in_tensorboard(run: Path) -> tuple[Shown, dict[tuple[str, int], str]]:
 
 
 def in_wandb(run: Path) -> Shown:
-    """What `wandb sync` would send: the one offline run there is, in LevelDB's log format after 7 bytes of header."""
+    """What `wandb sync` would send: the only offline run, in LevelDB's log format after 7 bytes of header."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = (run / "wandb").glob("offline-run-*/*.wandb")
-    data, at, whole, shown = path.read_bytes(), 7, b"", []
+    data, at, record_bytes, shown = path.read_bytes(), 7, b"", []
     while at < len(data):
         if 2**15 - at % 2**15 < 7:
             at += 2**15 - at % 2**15
-        length, kind = struct.unpack_from("<HB", data, at + 4)
-        whole = (b"" if kind in (1, 2) else whole) + data[at + 7 : at + 7 + length]
+        length, block_type = struct.unpack_from("<HB", data, at + 4)
+        record_bytes = (b"" if block_type in (1, 2) else record_bytes) + data[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4) and (record := Record.FromString(whole)).HasField("history"):
+        if block_type in (1, 4) and (record := Record.FromString(record_bytes)).HasField("history"):
             items = {item.nested_key[0]: item.value_json for item in record.history.item}
             shown += [(key, record.history.step.num, json.loads(items[key])) for key in items if "/" in key]
     return sorted(shown)
 
 
 def in_trackio(folder: Path) -> Shown:
-    """Its database."""
+    """The content of its database."""
     rows = sqlite3.connect(folder / "gpt2lab.db").execute("select step, metrics from metrics").fetchall()
     items = [(key, step, value) for step, text in rows for key, value in json.loads(text).items()]
     return sorted((key, step, value) for key, step, value in items if "/" in key)
 
 
-def same(shown: Shown, expected: Shown) -> bool:
+def assert_equal(shown: Shown, expected: Shown) -> None:
     """The same metrics at the same steps, to the precision of the event files (fp32)."""
-    assert [one[:2] for one in shown] == [one[:2] for one in expected]
-    return [one[2] for one in shown] == pytest.approx([one[2] for one in expected], rel=1e-6)
+    assert [point[:2] for point in shown] == [point[:2] for point in expected]
+    assert [point[2] for point in shown] == pytest.approx([point[2] for point in expected], rel=1e-6)
 
 
 @pytest.fixture(scope="module")
 def straight(token_folder, tmp_path_factory) -> Path:
-    """A run without trackers, that nobody interrupted."""
+    """An uninterrupted run without trackers."""
     out = tmp_path_factory.mktemp("straight")
     training_run.run(settings(token_folder, out))
     return out / "tiny"
@@ -83,16 +83,16 @@ def straight(token_folder, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("kill_at", [1, 4, STEPS])
 def test_tensorboard_has_every_step_once(token_folder, tmp_path, straight, monkeypatch, kill_at):
-    """Before the first checkpoint, one step after one, and at the end. The weights do not notice."""
+    """Killed before the first checkpoint, one step after a checkpoint, and at the end. The weights do not change."""
     config = settings(token_folder, tmp_path, tracking__tensorboard=True)
     with interrupted_at(kill_at, monkeypatch):
         training_run.run(config)
     training_run.run(config)
     run = tmp_path / "tiny"
     scalars, texts = in_tensorboard(run)
-    assert same(scalars, recorded(run))
-    for one in records(run, "samples.jsonl"):
-        assert "    " + one["text"].replace("\n", "\n    ") in texts["samples", one["step"]]
+    assert_equal(scalars, recorded(run))
+    for sample in records(run, "samples.jsonl"):
+        assert "    " + sample["text"].replace("\n", "\n    ") in texts["samples", sample["step"]]
     assert "n_embd: 16" in texts["config.yaml", 0]
     assert '"torch"' in texts["environment.json", 0]
     assert tensors(run) == tensors(straight)
@@ -101,7 +101,7 @@ def test_tensorboard_has_every_step_once(token_folder, tmp_path, straight, monke
 
 @pytest.mark.parametrize("stop_at", [1, 3, 4])
 def test_a_signal_and_then_a_kill_leave_every_step_once(token_folder, tmp_path, straight, monkeypatch, stop_at):
-    """The step that a signal stopped at is recorded by the next start, and that is killed before it can save."""
+    """The step at which a signal stopped the run is recorded by the next start, which is killed before it can save."""
     config = settings(
         token_folder, tmp_path, tracking__tensorboard=True, checkpoint__every=STEPS, train__sample_every=1
     )
@@ -123,41 +123,40 @@ def test_a_signal_and_then_a_kill_leave_every_step_once(token_folder, tmp_path, 
     assert all(
         learned(run)[step]["train/loss"] == learned(straight)[step]["train/loss"] for step in range(1, STEPS + 1)
     )
-    drawn = [(one["step"], one["seed"]) for one in records(run, "samples.jsonl")]
+    drawn = [(sample["step"], sample["seed"]) for sample in records(run, "samples.jsonl")]
     assert len(drawn) == len(set(drawn))
     assert {step for step, _ in drawn} == set(range(STEPS + 1))
     scalars, _ = in_tensorboard(run)
-    assert same(scalars, recorded(run))
+    assert_equal(scalars, recorded(run))
 
 
-def test_what_came_before_is_shown_too(token_folder, tmp_path, straight):
-    """A tracker that is asked for when a run goes on, and a branch off another run."""
+def test_earlier_steps_are_added_to_a_new_tracker(token_folder, tmp_path, straight):
+    """A tracker that is turned on when a run is resumed, and a run that branches off another run."""
     training_run.run(settings(token_folder, tmp_path, train__max_steps=4))
     training_run.run(settings(token_folder, tmp_path, tracking__tensorboard=True))
     branch = {"run__resume": str(straight / "checkpoints" / "step_00000002"), "run__name": "branch"}
     training_run.run(settings(token_folder, tmp_path, tracking__tensorboard=True, **branch))
     for name in ("tiny", "branch"):
         scalars, texts = in_tensorboard(tmp_path / name)
-        assert same(scalars, recorded(tmp_path / name))
-        drawn = {one["step"] for one in records(tmp_path / name, "samples.jsonl")}
+        assert_equal(scalars, recorded(tmp_path / name))
+        drawn = {sample["step"] for sample in records(tmp_path / name, "samples.jsonl")}
         assert {step for tag, step in texts if tag == "samples"} == drawn
 
 
-def test_steps_that_were_not_finite_are_shown_too(tmp_path):
-    """Null in metrics.jsonl, NaN as it happens."""
+def test_values_that_are_not_finite_are_recorded(tmp_path):
     config = Config.model_validate({"run": {"name": "tiny"}, "tracking": {"tensorboard": True}})
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     (tmp_path / "environment.json").write_text("{}")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": null}\n')
-    shown = trackers.Trackers(config.tracking, tmp_path, 1, pytest.fail)
-    shown.log(2, {"train/loss": math.inf})
-    shown.log(3, {"train/loss": 3.0})
-    shown.close()
+    sink = trackers.Trackers(config.tracking, tmp_path, 1)
+    sink.log(2, {"train/loss": math.inf})
+    sink.log(3, {"train/loss": 3.0})
+    sink.close()
     scalars, _ = in_tensorboard(tmp_path)
-    assert [one[:2] for one in scalars] == [("train/loss", step) for step in (1, 2, 3)]
+    assert [point[:2] for point in scalars] == [("train/loss", step) for step in (1, 2, 3)]
 
 
-def test_killed_and_resumed_all_have_every_step_once(token_folder, tmp_path):
+def test_after_a_kill_and_a_resume_all_trackers_have_every_step_once(token_folder, tmp_path):
     changes = {"train__max_steps": 120, "checkpoint__every": 16, "train__sample_every": 10, "train__eval_every": 20}
     changes |= {"tracking__tensorboard": True, "tracking__wandb": "offline", "tracking__trackio": True}
     words = command(settings(token_folder, tmp_path, **changes), tmp_path / "run.yaml")
@@ -170,27 +169,26 @@ def test_killed_and_resumed_all_have_every_step_once(token_folder, tmp_path):
     process.wait()
     subprocess.run(words, cwd=REPOSITORY, env=environment, check=True, stdout=subprocess.DEVNULL)
     assert sorted(learned(run)) == list(range(121))
-    assert same(in_tensorboard(run)[0], recorded(run))
-    assert same(in_wandb(run), recorded(run))
-    assert [one[:2] for one in in_trackio(tmp_path / "trackio")] == [one[:2] for one in recorded(run)]
+    assert_equal(in_tensorboard(run)[0], recorded(run))
+    assert_equal(in_wandb(run), recorded(run))
+    assert [point[:2] for point in in_trackio(tmp_path / "trackio")] == [point[:2] for point in recorded(run)]
 
 
 @pytest.mark.parametrize("where", ["__init__", "log", "close"])
-def test_a_tracker_that_raises_is_left_out_with_one_line(token_folder, tmp_path, straight, monkeypatch, capsys, where):
+def test_a_tracker_that_fails_is_removed_with_one_warning(token_folder, tmp_path, straight, monkeypatch, caplog, where):
     def broken(self, *_):
         raise ConnectionError("no route to the tracker\nand more of it")
 
     monkeypatch.setattr(trackers._TensorBoard, where, broken)
     training_run.run(settings(token_folder, tmp_path, tracking__tensorboard=True))
-    shown = capsys.readouterr()
-    assert shown.out.count("no route to the tracker") == 1
-    assert "warning: tracking.tensorboard is left out from here on: no route to the tracker (" in shown.out
-    assert "and more of it" not in shown.out + shown.err
+    (warning,) = [record.message for record in caplog.records if "tracking.tensorboard" in record.message]
+    assert "no route to the tracker" in warning
+    assert "\n" not in warning
     assert tensors(tmp_path / "tiny") == tensors(straight)
     assert learned(tmp_path / "tiny") == learned(straight)
 
 
-def test_without_a_login_the_run_goes_on(token_folder, tmp_path):
+def test_without_a_login_the_run_continues(token_folder, tmp_path):
     config = settings(token_folder, tmp_path, train__sample_every=0, tracking__wandb="online")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     done = subprocess.run(
@@ -203,31 +201,31 @@ def test_without_a_login_the_run_goes_on(token_folder, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("warning: tracking.wandb is left out from here on: No API key configured") == 1
+    assert done.stdout.count("warning: tracking.wandb") == 1
     assert sorted(learned(tmp_path / "tiny")) == list(range(STEPS + 1))
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
-def test_a_missing_package_is_an_error_before_there_is_a_run(token_folder, tmp_path, monkeypatch, name):
+def test_a_missing_package_is_an_error_before_a_new_run(token_folder, tmp_path, monkeypatch, name):
     for module in (name, "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, module, None)
     asked = {f"tracking__{name}": "offline" if name == "wandb" else True}
-    with pytest.raises(GPT2LabError, match=rf"tracking\.{name} needs the package {name}: pip install -e '.\[track\]'"):
+    with pytest.raises(GPT2LabError, match=rf"tracking\.{name}.*\[track\]"):
         training_run.run(settings(token_folder, tmp_path / "runs", **asked))
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_missing_package_does_not_end_a_run_that_goes_on(token_folder, tmp_path, monkeypatch, capsys):
+def test_a_missing_package_does_not_stop_a_resumed_run(token_folder, tmp_path, monkeypatch, caplog):
     training_run.run(settings(token_folder, tmp_path, train__max_steps=4))
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     training_run.run(settings(token_folder, tmp_path, tracking__tensorboard=True))
-    assert "warning: tracking.tensorboard is left out from here on: " in capsys.readouterr().out
+    assert "tracking.tensorboard" in caplog.text
     assert sorted(learned(tmp_path / "tiny")) == list(range(STEPS + 1))
 
 
-def test_a_folder_of_its_name_is_no_package(tmp_path, monkeypatch):
+def test_a_folder_with_the_name_of_a_package_is_not_the_package(tmp_path, monkeypatch):
     (tmp_path / "wandb").mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    with pytest.raises(GPT2LabError, match="tracking.wandb needs the package"):
+    with pytest.raises(GPT2LabError, match=r"tracking\.wandb"):
         trackers.check_installed(TrackingConfig(wandb="online"))
