@@ -251,7 +251,7 @@ def _prepare(arguments: list[str]) -> int:
 
     from pathlib import Path
 
-    from gpt2lab.data import index, prepare
+    from gpt2lab.data import catalogue, index, prepare
 
     if parsed.source == "pretokenized":
         if len(parsed.input or []) != 1:
@@ -259,7 +259,7 @@ def _prepare(arguments: list[str]) -> int:
         folder = Path(parsed.out or parsed.input[0])
         summary = index.index_shards(parsed.input[0], folder)
     else:
-        source = prepare.open_source(
+        source = catalogue.open_source(
             parsed.source,
             subset=parsed.subset,
             mirror=parsed.mirror,
@@ -267,7 +267,7 @@ def _prepare(arguments: list[str]) -> int:
             field=parsed.text_field,
             seed=parsed.shuffle_seed,
         )
-        folder = Path(parsed.out or prepare.default_folder(parsed.source, parsed.subset))
+        folder = Path(parsed.out or catalogue.default_folder(parsed.source, parsed.subset))
         options = prepare.Options(
             shard_tokens=parsed.shard_size,
             val_tokens=parsed.val_tokens,

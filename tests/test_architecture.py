@@ -13,6 +13,7 @@ ALLOWED = {
         "bench.run",
         "training.run",
         "evaluation.run",
+        "data.catalogue",
         "data.prepare",
         "data.index",
         "data.verify",

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2lab.config import BatchPlan, Config
-from gpt2lab.data import prepare
+from gpt2lab.data import catalogue, prepare
 from gpt2lab.data.loader import Loader, fixed_sequences, prefetch
 from gpt2lab.data.shards import TokenStream, is_ready, open_split, read_manifest
 from gpt2lab.data.tokenizer import Tokenizer
@@ -256,7 +256,7 @@ def _build(config: Config, dist: DistContext, start: checkpoint.Checkpoint | Non
 
 def _open_data(config: Config, dist: DistContext, say: Say) -> tuple[TokenStream, TokenStream]:
     """The train and val streams; `stdlib` is made first where it is missing."""
-    folder = Path(config.data.dir or prepare.DEFAULT_DIRS[config.data.source])
+    folder = Path(config.data.dir or catalogue.DEFAULT_DIRS[config.data.source])
 
     def make() -> None:
         if not is_ready(folder):  # shards that lie there are used, whoever made them

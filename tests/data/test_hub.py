@@ -154,15 +154,15 @@ def test_patience_has_an_end(monkeypatch, capsys):
         raise ConnectionError("no route to host")
 
     with pytest.raises(GPT2LabError, match=r"cannot get it from the hub \(no route to host\); .* --mirror"):
-        fineweb_edu._on_hub(unreachable, "it")
-    assert waited == list(fineweb_edu._PATIENCE)
+        fineweb_edu._retry(unreachable, "it")
+    assert waited == list(fineweb_edu._RETRY_SECONDS)
     waited.clear()
     with pytest.raises(GPT2LabError, match="--mirror"):
-        fineweb_edu._on_hub(unreachable, "it", patience=())
+        fineweb_edu._retry(unreachable, "it", pauses=())
     assert waited == []
 
     def a_bug():
         raise KeyError("x")
 
     with pytest.raises(KeyError):
-        fineweb_edu._on_hub(a_bug, "it")
+        fineweb_edu._retry(a_bug, "it")

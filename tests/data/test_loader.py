@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2lab.data.loader import Loader, fixed_sequences, permute, prefetch, read_sequences
+from gpt2lab.data.loader import Loader, fixed_sequences, prefetch, read_sequences
+from gpt2lab.data.permutation import permute
 from gpt2lab.data.shards import open_split
 from gpt2lab.errors import GPT2LabError
 

@@ -13,11 +13,11 @@ import pytest
 
 from gpt2lab.data import executors
 from gpt2lab.data import prepare as preparing
-from gpt2lab.data.jobs import Unreadable
-from gpt2lab.data.parts import FOLDER as PARTS
-from gpt2lab.data.prepare import DEFAULT_DIRS, Options, make, prepare
+from gpt2lab.data.catalogue import DEFAULT_DIRS
+from gpt2lab.data.encoded_cache import FOLDER as CACHE
+from gpt2lab.data.prepare import Options, make, prepare
 from gpt2lab.data.shards import MANIFEST, PREPARING, open_split
-from gpt2lab.data.sources import Document, Gathered, Source, fineweb_edu, local_files, stdlib
+from gpt2lab.data.sources import InMemoryFile, Source, UnreadableChunk, fineweb_edu, local_files, stdlib
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.data.verify import verify
 from gpt2lab.errors import GPT2LabError
@@ -25,7 +25,7 @@ from gpt2lab.files import DirectoryLock
 from tests.data import corpora
 from tests.data.corpora import contents
 
-DOCUMENTS = [Document(f"d{number}", f"Document number {number}. " * (number % 5 + 1)) for number in range(40)]
+DOCUMENTS = [stdlib.Document(f"d{number}", f"Document number {number}. " * (number % 5 + 1)) for number in range(40)]
 SMALL = Options(shard_tokens=3000, val_tokens=2500, workers=2)
 
 # Prepares a small mirror, and dies just before or after the n-th file gets its name.
@@ -70,7 +70,7 @@ def whole(source, tmp_path_factory):
 
 def of(*texts, name="made"):
     """A source of these texts."""
-    piece = Gathered("piece", tuple(Document(str(n), text) for n, text in enumerate(texts)))
+    piece = InMemoryFile("file", texts)
     return Source(name, name, "1", (piece,))
 
 
@@ -106,7 +106,7 @@ def test_every_document_in_order_val_first(source, tmp_path):
         {"workers": 5},
         {"engine": "tiktoken"},
         {"check": False},
-        {"use_parts": True},
+        {"encode_first": True},
     ],
 )
 def test_who_does_the_work_makes_no_difference(source, whole, tmp_path, options):
@@ -117,7 +117,7 @@ def test_who_does_the_work_makes_no_difference(source, whole, tmp_path, options)
 
 def test_ray_makes_no_difference(source, whole, tmp_path):
     ray = pytest.importorskip("ray")
-    executors._connect(ray, 2)  # once for both, which then leave it running
+    executors._init_ray(2)  # once for both, which then leave it running
     try:
         _ray_makes_no_difference(source, whole, tmp_path)
     finally:
@@ -127,19 +127,19 @@ def test_ray_makes_no_difference(source, whole, tmp_path):
 def _ray_makes_no_difference(source, whole, tmp_path):
     make(source, tmp_path / "a", replace(SMALL, executor="ray"))
     assert contents(tmp_path / "a") == whole
-    bad = replace(source, pieces=(*source.pieces[:1], Refusing("bad")))
+    bad = replace(source, files=(*source.files[:1], Refusing("bad")))
     with pytest.raises(GPT2LabError, match="bad is bad"):
         make(bad, tmp_path / "b", replace(SMALL, executor="ray"))
 
 
-class Refusing(Gathered):
+class Refusing(InMemoryFile):
     """A piece whose unit cannot be read."""
 
     def __init__(self, name):
         super().__init__(name, ())
 
-    def units(self):
-        yield Unreadable(self.name, f"{self.name} is bad")
+    def chunks(self):
+        yield UnreadableChunk(self.name, f"{self.name} is bad")
 
 
 @pytest.mark.parametrize(("seed", "times"), [(None, 10), (7, 4)])
@@ -157,7 +157,7 @@ def test_killed_at_random(mirror, source, whole, tmp_path, seed, times):
             break
         assert run.returncode == -signal.SIGKILL, run.stderr
         kills += 1
-        done = len(list(folder.glob("*.npy"))) + len(list(folder.glob(f"{PARTS}/*.part")))
+        done = len(list(folder.glob("*.npy"))) + len(list(folder.glob(f"{CACHE}/*.npz")))
         assert done >= finished or seed is not None  # what was finished is kept
         finished = done
         if not (folder / MANIFEST).exists():
@@ -167,7 +167,7 @@ def test_killed_at_random(mirror, source, whole, tmp_path, seed, times):
     make(source, folder, replace(SMALL, shuffle_seed=seed))
     assert contents(folder) == expected
     assert not (folder / PREPARING).exists()
-    assert not (folder / PARTS).exists()
+    assert not (folder / CACHE).exists()
 
 
 @pytest.mark.parametrize("n", [1, 2, -1])
@@ -188,17 +188,17 @@ def test_killed_at_the_ends(mirror, source, whole, tmp_path, n, moment):
 
 def interrupted(source, folder, options, after):
     """Run until `after` units were cut, then raise."""
-    add, calls = preparing.Cutter.add, 0
+    add, calls = preparing.ShardBuilder.add, 0
 
-    def failing(self, place, encoded):
+    def failing(self, position, encoded):
         nonlocal calls
         calls += 1
         if calls > after:
             raise KeyboardInterrupt
-        return add(self, place, encoded)
+        return add(self, position, encoded)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(preparing.Cutter, "add", failing)
+        patch.setattr(preparing.ShardBuilder, "add", failing)
         make(source, folder, options)
 
 
@@ -209,7 +209,7 @@ def test_going_on_does_not_begin_anew(source, whole, tmp_path, monkeypatch):
     read = []
     encode = preparing.executors.encode
     monkeypatch.setattr(
-        preparing.executors, "encode", lambda recipe, unit: (read.append(unit.name), encode(recipe, unit))[1]
+        preparing.executors, "encode", lambda options, chunk: (read.append(chunk.name), encode(options, chunk))[1]
     )
     make(source, tmp_path, SMALL)
     assert len(read) < 14  # of 24 units
@@ -231,7 +231,7 @@ def test_a_part_damaged_meanwhile_is_made_again(source, tmp_path):
     options = replace(SMALL, shuffle_seed=3)
     make(source, tmp_path / "a", options)
     interrupted(source, tmp_path / "b", options, 5)
-    parts = sorted((tmp_path / "b" / PARTS).glob("*.part"))
+    parts = sorted((tmp_path / "b" / CACHE).glob("*.npz"))
     assert len(parts) == 24
     parts[7].write_bytes(parts[7].read_bytes()[:-5])
     parts[8].unlink()
@@ -390,7 +390,7 @@ def test_a_disk_that_fills_up_on_the_way(source, whole, tmp_path):
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000));"
         "make(fineweb_edu.source(mirror=sys.argv[1]), sys.argv[2], Options(shard_tokens=3000, **small))"
     )
-    source_root = source.pieces[0].path.split("/sample/")[0]
+    source_root = source.files[0].path.split("/sample/")[0]
     run = subprocess.run(
         [sys.executable, "-c", program, source_root, str(tmp_path)], capture_output=True, text=True, check=False
     )

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2lab.data.cutting import HASHES, Cutter
 from gpt2lab.data.encoder import Encoded
+from gpt2lab.data.journal import Journal, close_journal, open_journal
+from gpt2lab.data.shard_builder import ShardBuilder
 from gpt2lab.data.shards import MANIFEST, PREPARING, TokenStream, open_split, split_of, write_manifest
-from gpt2lab.data.writer import ShardWriter
+from gpt2lab.data.sources import Position
 from gpt2lab.errors import GPT2LabError
 
 EOT = 50256
@@ -20,19 +21,15 @@ EOT = 50256
 
 def write(folder, val, train, shard_tokens=10):
     """Shards of documents given as lists of ids, the way `prepare` writes them."""
-    cutter = Cutter(
-        folder, ShardWriter(folder, "x", shard_tokens), {}, val_tokens=sum(1 + len(document) for document in val)
-    )
-    cutter.begin(None)
+    builder = ShardBuilder(folder, "x", shard_tokens, Journal({}), val_tokens=len(flat(val)))
     documents = [*val, *train]
     lengths = np.array([1 + len(document) for document in documents])
     hashes = np.arange(len(documents), dtype=np.uint64)
-    cutter.add((0, 0), Encoded(np.array(flat(documents), dtype=np.uint16), lengths, hashes, 0, ()))
-    cutter.writer.close()
-    about = {"source": "s", "revision": "r", "shuffle_seed": 1}
-    write_manifest(folder, about, cutter.counts.documents, cutter.counts.tokens, cutter.writer.shards)
-    (folder / PREPARING).unlink()
-    (folder / HASHES).unlink()
+    builder.add(Position(0, 0), Encoded(np.array(flat(documents), dtype=np.uint16), lengths, hashes, 0, ()))
+    builder.finish()
+    info = {"source": "s", "revision": "r", "shuffle_seed": 1}
+    write_manifest(folder, info, builder.counts.documents, builder.counts.tokens, builder.writer.shards)
+    close_journal(folder)
 
 
 def flat(documents):
@@ -92,12 +89,11 @@ def test_names_and_manifest(prepared):
 
 
 def test_what_was_not_finished_is_not_read(tmp_path):
-    writer = ShardWriter(tmp_path, "x", 4)
-    Cutter(tmp_path, writer, {}, val_tokens=1).begin(None)
-    tokens = np.zeros(9, dtype=np.uint16)
-    while len(tokens):
-        tokens = tokens[writer.write("val", tokens) :]
-    writer.abandon()
+    builder = ShardBuilder(tmp_path, "x", 4, open_journal(tmp_path, {"source": "s"}, False), val_tokens=9)
+    builder.add(
+        Position(0, 0), Encoded(np.zeros(9, dtype=np.uint16), np.array([9]), np.zeros(1, dtype=np.uint64), 0, ())
+    )
+    builder.writer.abandon()
     assert sorted(file.name for file in tmp_path.glob("*.npy")) == ["x_val_000000.npy", "x_val_000001.npy"]
     assert not list(tmp_path.glob(".tmp*"))
     with pytest.raises(GPT2LabError, match="half prepared"):

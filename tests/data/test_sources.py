@@ -8,41 +8,38 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gpt2lab.data.sources import Texts, documents, fineweb_edu, jsonl, local_files, parquet, tinyshakespeare
+from gpt2lab.data.sources import Texts, fineweb_edu, jsonl, local_files, parquet, raise_problem, tinyshakespeare
 from gpt2lab.errors import GPT2LabError
 from tests.data import corpora
 
 TEXTS = [*corpora.texts(60), "", "naïve 東京 🙂", 'quotes " and \\ and \n newlines', "x" * 5000]
 
 
-def read(source):
-    return [document.text for document in documents(source)]
+def read(source, report=raise_problem):
+    """All documents of a source."""
+    chunks = [chunk.read(report) for _, chunk in source.chunks()]
+    return [texts[row] for texts in chunks for row in range(len(texts))]
 
 
-def noted(source):
-    """Documents and complaints under `--on-error skip`."""
-    problems, texts = [], []
-    for piece in source.pieces:
-        for unit in piece.units():
-            found = unit.read(problems.append)
-            texts += [found[row] for row in range(len(found))]
-    return texts, problems
+def read_with_skip(source):
+    """Documents and problems with `--on-error skip`."""
+    problems = []
+    return read(source, problems.append), problems
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
 @pytest.mark.parametrize("unit", [None, 100, 7000])
 def test_every_format_gives_the_same_documents(tmp_path, monkeypatch, name, unit):
     if unit:  # however the file is cut, also in the middle of lines
-        monkeypatch.setattr(jsonl, "UNIT", unit)
-        monkeypatch.setattr(parquet, "LARGEST_UNIT", unit)
-        monkeypatch.setattr(parquet, "_BATCH", unit)
+        monkeypatch.setattr(jsonl, "CHUNK_BYTES", unit)
+        monkeypatch.setattr(parquet, "MAX_CHUNK_BYTES", unit)
+        monkeypatch.setattr(parquet, "_BATCH_BYTES", unit)
     write = corpora.parquet if name.endswith("parquet") else corpora.jsonl
     write(tmp_path / name, TEXTS)
     source = local_files.source([str(tmp_path / name)])
     assert read(source) == TEXTS
-    assert len({document.id for document in documents(source)}) == len(TEXTS)
-    if unit:
-        assert sum(1 for piece in source.pieces for _ in piece.units()) > 1
+    names = [chunk.name for _, chunk in source.chunks()]
+    assert len(names) == len(set(names)) >= (2 if unit else 1)
 
 
 def test_text_files_are_documents_and_small_ones_are_read_together(tmp_path):
@@ -50,7 +47,7 @@ def test_text_files_are_documents_and_small_ones_are_read_together(tmp_path):
         (tmp_path / f"{n:03d}.txt").write_bytes(text.encode())
     source = local_files.source([str(tmp_path / "*.txt")])
     assert read(source) == TEXTS
-    assert len(source.pieces) == 1
+    assert len(source.files) == 1
 
 
 def test_globs_go_into_folders_in_order_and_take_nothing_twice(tmp_path, monkeypatch):
@@ -102,13 +99,13 @@ BAD_LINES = {
 @pytest.mark.parametrize("case", BAD_LINES)
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
 def test_bad_lines_are_named_and_the_others_kept(tmp_path, case, name, monkeypatch):
-    monkeypatch.setattr(jsonl, "UNIT", 64)
+    monkeypatch.setattr(jsonl, "CHUNK_BYTES", 64)
     line, message = BAD_LINES[case]
     good = [json.dumps({"text": f"good {n}"}).encode() for n in range(6)]
     data = b"\n".join([*good[:4], line, b"", *good[4:]])
     (tmp_path / name).write_bytes(data if name == "a.jsonl" else __import__("gzip").compress(data))
     source = local_files.source([str(tmp_path / name)])
-    texts, problems = noted(source)
+    texts, problems = read_with_skip(source)
     if message is None:
         assert (texts[4], problems) == ("\ufffd", [])
         return
@@ -130,7 +127,7 @@ def test_text_that_is_not_utf8(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"fine")
     (tmp_path / "b.txt").write_bytes(b"latin \xe9t\xe9")
     source = local_files.source([str(tmp_path / "*.txt")])
-    assert noted(source)[0] == ["fine"]
+    assert read_with_skip(source)[0] == ["fine"]
     with pytest.raises(GPT2LabError, match=r"b\.txt is not UTF-8 text \(byte 6\)"):
         read(source)
 
@@ -140,7 +137,7 @@ def test_bad_rows_of_parquet_are_named(tmp_path):
     column = pa.Array.from_buffers(pa.string(), 4, raw.buffers())
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
     source = local_files.source([str(tmp_path / "a.parquet")])
-    texts, problems = noted(source)
+    texts, problems = read_with_skip(source)
     assert texts == ["one", "four"]
     assert [problem.split(", ")[-1] for problem in problems] == [
         "row group 0: row 1 is not UTF-8 text",
@@ -190,7 +187,7 @@ def test_mirrors_of_fineweb_edu(tmp_path, monkeypatch):
     root = corpora.mirror(tmp_path / "data" / "fineweb_edu_small", files=2, count=10)
     for given in (root, tmp_path / "data"):
         source = fineweb_edu.source(mirror=given)
-        assert [piece.name for piece in source.pieces] == [
+        assert [file.name for file in source.files] == [
             "sample/10BT/000_00000.parquet",
             "sample/10BT/001_00000.parquet",
         ]
@@ -211,6 +208,6 @@ def test_tinyshakespeare_is_split_where_everybody_splits_it(shared_data):
 
 
 def test_texts_round_trip():
-    texts = Texts.of(TEXTS)
+    texts = Texts.join(TEXTS)
     assert [texts[row] for row in range(len(texts))] == TEXTS
     assert texts.offsets.dtype == np.int64
