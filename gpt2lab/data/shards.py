@@ -300,10 +300,10 @@ def _map_shard(path: Path) -> Tokens:
     except OSError as error:
         raise GPT2LabError(f"{path}: cannot read it: {error.strerror or error}") from None
     except Exception as error:  # numpy raises exceptions of many types for a damaged file
-        raise GPT2LabError(f"{path} is not a complete shard ({error}); copy or prepare it again") from None
+        raise GPT2LabError(f"{path} is truncated, damaged or not a shard ({error}); copy or prepare it again") from None
     if extra_bytes or not len(tokens):
         reason = f"{extra_bytes} bytes follow its {len(tokens)} tokens" if extra_bytes else "it holds no tokens"
-        raise GPT2LabError(f"{path} is not a complete shard ({reason}); copy or prepare it again")
+        raise GPT2LabError(f"{path} is damaged or not a shard ({reason}); copy or prepare it again")
     # A plain ndarray over the same memory: slicing a np.memmap takes several times as long.
     return tokens.view(np.ndarray)
 

@@ -8,7 +8,7 @@ from gpt2lab.data.shards import open_split
 
 @pytest.fixture
 def make_stream(tmp_path):
-    """make_stream(tokens, cuts) writes tokens cut into `.npy` shards at those positions, and opens them."""
+    """Return a function that writes tokens, split at the positions `cuts`, as `.npy` shards and opens them."""
 
     def make(tokens, cuts=(), split="train"):
         for number, piece in enumerate(np.split(np.asarray(tokens, dtype=np.uint16), list(cuts))):

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2lab.data import unicode_differences
 from gpt2lab.data import encoder as encoding
+from gpt2lab.data import unicode_differences
 from gpt2lab.data.encoder import EncodeOptions, Encoder, encode
 from gpt2lab.data.sources import InMemoryChunk, Texts
 from gpt2lab.data.tokenizer import EOT, EOT_TEXT, Tokenizer
@@ -99,7 +99,7 @@ def test_a_disagreement_is_found_in_every_unit(monkeypatch):
     wrong = Encoder("gigatoken")
     monkeypatch.setattr(wrong, "_tiktoken", Wrong())
     for name in ("a", "b", "c"):
-        with pytest.raises(GPT2LabError, match=rf"{name}: gigatoken and tiktoken .* --tokenizer tiktoken"):
+        with pytest.raises(GPT2LabError, match=rf"{name}: .*--tokenizer tiktoken"):
             wrong.encode(Texts.join(["one", "two", "x" * 50_000]), name)
     with pytest.raises(GPT2LabError):
         wrong.encode(Texts.join(["x" * 50_000]), "only long ones")
@@ -111,7 +111,7 @@ def test_a_disagreement_is_found_in_every_unit(monkeypatch):
 def test_without_gigatoken_there_is_tiktoken(monkeypatch):
     monkeypatch.setattr(encoding.importlib.util, "find_spec", lambda name: None)
     assert Encoder().encode(Texts.join(["one two"]))[0].tolist() == expected(["one two"])
-    with pytest.raises(GPT2LabError, match="gigatoken is not installed: pip install"):
+    with pytest.raises(GPT2LabError, match="--tokenizer"):
         Encoder("gigatoken")
 
 

@@ -130,7 +130,7 @@ def test_batches_are_int64_and_what_the_ids_say(make_stream):
 
 
 def test_too_little_data(make_stream):
-    with pytest.raises(GPT2LabError, match=r"train split too short: 4 tokens, one sequence takes 5") as caught:
+    with pytest.raises(GPT2LabError, match=r"model\.block_size") as caught:
         loader(make_stream(range(4)))
     assert str(make_stream(range(4)).folder) in str(caught.value)
     assert loader(make_stream(range(5)), sequences=3).batch(4)[0].tolist() == [[0, 1, 2, 3]] * 3
@@ -140,7 +140,7 @@ def test_ids_outside_the_vocabulary_are_found_at_opening(make_stream):
     tokens = np.arange(50)
     tokens[33] = 50257
     stream = make_stream(tokens, [20, 40])
-    with pytest.raises(GPT2LabError, match=r"train_001\.npy: token 13 is 50257, but model\.vocab_size is 50257"):
+    with pytest.raises(GPT2LabError, match=r"train_001\.npy: token 13 .*model\.vocab_size"):
         loader(stream)
     assert loader(stream, vocab_size=50304)
 
@@ -150,7 +150,7 @@ def test_ids_outside_the_vocabulary_are_found_in_a_batch(make_stream):
     tokens[70_010] = 60_000
     loading = loader(make_stream(tokens, [100]), block_size=1000, sequences=1)
     bad = next(step for step in range(loading.sequences) if loading.sequence_ids(step)[0] == 70)
-    with pytest.raises(GPT2LabError, match=r"train_001\.npy: token 69910 is 60000"):
+    with pytest.raises(GPT2LabError, match=r"train_001\.npy: token 69910 "):
         loading.batch(bad)
     for step in range(loading.sequences):
         if loading.sequence_ids(step)[0] not in (69, 70):  # the last two overlap
@@ -165,9 +165,9 @@ def test_fixed_sequences(make_stream):
     x, y = read_sequences(stream, np.arange(5), 4, 50257)
     assert x.ravel().tolist() == list(range(20))
     assert y.ravel().tolist() == list(range(1, 21))
-    with pytest.raises(GPT2LabError, match="val split too short: 42 tokens, one sequence takes 43"):
+    with pytest.raises(GPT2LabError, match=r"model\.block_size"):
         fixed_sequences(stream, 42, 1000)
-    with pytest.raises(GPT2LabError, match=r"train\.eval_tokens 3 "):
+    with pytest.raises(GPT2LabError, match=r"train\.eval_tokens"):
         fixed_sequences(stream, 4, 3)
 
 

@@ -85,15 +85,15 @@ def test_every_document_in_order_val_first(source, tmp_path):
     summary = make(source, tmp_path, SMALL)
     val, train = decoded(tmp_path, "val"), decoded(tmp_path, "train")
     assert val + train == corpora.texts(1200)
-    lengths = [1 + len(Tokenizer().encode(text)) for text in val + train] if len(val) < 5 else None
-    assert lengths is None
-    stream = open_split(tmp_path, "val")
-    next_length = 1 + len(Tokenizer().encode(train[0]))
-    assert len(stream) <= 2500 < len(stream) + next_length
+    encode = Tokenizer().encode
+    lengths = [1 + len(encode(text)) for text in val + train]
+    val_tokens = len(open_split(tmp_path, "val"))
+    assert val_tokens == sum(lengths[: len(val)]) <= 2500 < val_tokens + lengths[len(val)]
+    assert summary.tokens == sum(lengths)
     assert (summary.documents, summary.made, summary.duplicates, summary.skipped) == (1200, True, 0, 0)
     assert summary.text_bytes == sum(map(len, corpora.texts(1200)))
     sizes = [shard["tokens"] for shard in json.loads((tmp_path / MANIFEST).read_text())["shards"]]
-    assert sizes[0] == len(stream)
+    assert sizes[0] == val_tokens
     assert set(sizes[1:-1]) == {3000}
     assert sum(sizes) == summary.tokens
     verify(tmp_path)
@@ -161,7 +161,7 @@ def test_killed_at_random(mirror, source, whole, tmp_path, seed, times):
         assert done >= finished or seed is not None  # what was finished is kept
         finished = done
         if not (folder / MANIFEST).exists():
-            with pytest.raises(GPT2LabError, match=r"half prepared|no shards"):
+            with pytest.raises(GPT2LabError, match=folder.name):
                 open_split(folder, "train")
     assert kills >= min(times, 6)
     make(source, folder, replace(SMALL, shuffle_seed=seed))
@@ -174,9 +174,8 @@ def test_killed_at_random(mirror, source, whole, tmp_path, seed, times):
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_killed_at_the_ends(mirror, source, whole, tmp_path, n, moment):
     """Around the first journal, the first shard, and the manifest."""
-    number = (
-        n if n > 0 else 2 * (len(whole) - 1) + 1
-    )  # the first journal; each shard but the last with a journal; the manifest
+    # The first journal, each shard with a journal, the manifest.
+    number = n if n > 0 else 2 * len(whole)
     run = subprocess.run(
         [sys.executable, "-c", KILLED, str(mirror), str(tmp_path), str(number), moment, "-"], check=False
     )
@@ -281,7 +280,7 @@ def test_only_as_many_shards_as_asked_for(source, whole, tmp_path):
     assert 8900 < len(train) <= 9000
     texts = decoded(tmp_path, "val") + decoded(tmp_path, "train")
     assert texts == corpora.texts(1200)[: len(texts)]  # whole documents
-    with pytest.raises(GPT2LabError, match="--shards must be at least 2"):
+    with pytest.raises(GPT2LabError, match="--shards"):
         make(source, tmp_path / "b", replace(SMALL, max_shards=1))
 
 
@@ -317,7 +316,7 @@ def test_unreadable_input_stops_or_is_left_out(tmp_path):
     source = fineweb_edu.source(mirror=root)
     for workers in (1, 2):
         out = tmp_path / f"stop{workers}"
-        with pytest.raises(GPT2LabError, match=r"001_00000\.parquet: row group 1 is damaged"):
+        with pytest.raises(GPT2LabError, match=r"001_00000\.parquet: row group 1 "):
             make(source, out, Options(shard_tokens=1000, val_tokens=900, workers=workers))
         assert len(list(out.glob("*.npy"))) >= 4  # what came before it is kept
     for workers in (1, 2):
@@ -325,8 +324,8 @@ def test_unreadable_input_stops_or_is_left_out(tmp_path):
         summary = make(source, tmp_path / f"skip{workers}", options)
         assert (summary.skipped, summary.documents) == (2, 500)
     manifest = json.loads((tmp_path / "skip1" / MANIFEST).read_text())
-    assert "row group 1 is damaged" in manifest["problems"][0]
-    assert "002_00000.parquet is not a whole parquet file" in manifest["problems"][1]
+    assert "001_00000.parquet: row group 1 " in manifest["problems"][0]
+    assert "002_00000.parquet" in manifest["problems"][1]
     assert contents(tmp_path / "skip1") == contents(tmp_path / "skip2")
     texts = corpora.texts(300) + corpora.texts(100, 300) + corpora.texts(100, 500)
     assert decoded(tmp_path / "skip1", "val") + decoded(tmp_path / "skip1", "train") == texts
@@ -347,14 +346,14 @@ def test_a_changed_source_or_other_settings_are_refused(tmp_path):
     make(fineweb_edu.source(mirror=root), tmp_path / "done", SMALL)
     interrupted(fineweb_edu.source(mirror=root), tmp_path / "half", SMALL, 15)
     before = contents(tmp_path / "done"), contents(tmp_path / "half")
-    for folder, message in (("done", "made from something else"), ("half", "begun with something else .*--restart")):
-        with pytest.raises(GPT2LabError, match=rf"{message.split()[0]}.*shard_tokens 3000 rather than 4000"):
+    for folder, option in (("done", "--out"), ("half", "--restart")):
+        with pytest.raises(GPT2LabError, match=rf"{folder}.*shard_tokens 3000.*{option}"):
             make(fineweb_edu.source(mirror=root), tmp_path / folder, replace(SMALL, shard_tokens=4000))
-        with pytest.raises(GPT2LabError, match=message):
+        with pytest.raises(GPT2LabError, match=rf"{folder}.*source.*{option}"):
             make(of("a", "b"), tmp_path / folder, SMALL)
     corpora.parquet(root / "sample/10BT/001_00000.parquet", corpora.texts(400, 5000))
     for folder in ("done", "half"):
-        with pytest.raises(GPT2LabError, match="content of the source"):
+        with pytest.raises(GPT2LabError, match=rf"{folder}.*source"):
             make(fineweb_edu.source(mirror=root), tmp_path / folder, SMALL)
     assert before == (contents(tmp_path / "done"), contents(tmp_path / "half"))
     make(fineweb_edu.source(mirror=root), tmp_path / "half", replace(SMALL, restart=True))
@@ -364,19 +363,19 @@ def test_a_changed_source_or_other_settings_are_refused(tmp_path):
 def test_other_shards_are_never_overwritten(source, tmp_path):
     np.save(tmp_path / "edufineweb_train_000001.npy", np.arange(9, dtype=np.uint16))
     before = contents(tmp_path)
-    with pytest.raises(GPT2LabError, match="not made here, such as edufineweb_train_000001"):
+    with pytest.raises(GPT2LabError, match="edufineweb_train_000001"):
         make(source, tmp_path, SMALL)
     assert contents(tmp_path) == before
 
 
 def test_two_processes(source, tmp_path):
-    with DirectoryLock(tmp_path), pytest.raises(GPT2LabError, match="in use by another process"):
+    with DirectoryLock(tmp_path), pytest.raises(GPT2LabError, match=tmp_path.name):
         make(source, tmp_path, SMALL)
 
 
 def test_no_space_is_said_before_starting(source, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 20_000))
-    with pytest.raises(GPT2LabError, match=r"0\.0\d MB for shards needed, 0\.02 MB free; .*--shards"):
+    with pytest.raises(GPT2LabError, match=r"0\.0\d MB .*0\.02 MB .*--shards"):
         make(source, tmp_path, SMALL)
     assert not list(tmp_path.glob("*.npy"))
     make(source, tmp_path, replace(SMALL, max_shards=3))
@@ -394,8 +393,8 @@ def test_a_disk_that_fills_up_on_the_way(source, whole, tmp_path):
     run = subprocess.run(
         [sys.executable, "-c", program, source_root, str(tmp_path)], capture_output=True, text=True, check=False
     )
-    assert "GPT2LabError: cannot write" in run.stderr
-    assert "edufineweb_train_000001.npy: File too large; free space" in run.stderr
+    assert "GPT2LabError" in run.stderr
+    assert "edufineweb_train_000001.npy: File too large" in run.stderr
     assert [file.name for file in tmp_path.glob("*.npy")] == ["edufineweb_val_000000.npy"]
     make(source, tmp_path, replace(SMALL, val_tokens=1900))
     verify(tmp_path)
@@ -404,22 +403,18 @@ def test_a_disk_that_fills_up_on_the_way(source, whole, tmp_path):
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ([], "there is no text in the input"),
-        (["only one"], "a single document"),
-        (["one", "two"], None),
+        ([], "text"),
+        (["only one"], "document"),
     ],
 )
 def test_corpora_that_cannot_be_split(tmp_path, texts, message):
-    if message is None:
-        make(of(*texts), tmp_path)
-        return
     with pytest.raises(GPT2LabError, match=message):
         make(of(*texts), tmp_path)
     make(of("one", "two"), tmp_path)  # nothing is left in the way
 
 
 def test_val_that_takes_everything(source, tmp_path):
-    with pytest.raises(GPT2LabError, match=r"the corpus has \d+ tokens, and val takes all of them; lower --val-tokens"):
+    with pytest.raises(GPT2LabError, match="--val-tokens"):
         make(source, tmp_path, replace(SMALL, val_tokens=10**9))
     make(source, tmp_path, SMALL)
 
@@ -463,11 +458,9 @@ def test_training_makes_tinyshakespeare(shared_data, tmp_path):
 def test_training_says_how_to_make_fineweb(tmp_path):
     assert set(DEFAULT_DIRS) == {"stdlib", "tinyshakespeare", "fineweb-edu", "files"}
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(
-            GPT2LabError, match=rf"make them with: gpt2lab prepare fineweb-edu --out {folder} \(or set --data\.dir"
-        ):
+        with pytest.raises(GPT2LabError, match=rf"gpt2lab prepare fineweb-edu --out {folder} .*--data\.dir"):
             prepare("fineweb-edu", folder)
-    with pytest.raises(GPT2LabError, match=r"make them with: gpt2lab prepare fineweb-edu --mirror '/a b' \(or"):
+    with pytest.raises(GPT2LabError, match=r"gpt2lab prepare fineweb-edu --mirror '/a b' "):
         prepare("fineweb-edu", DEFAULT_DIRS["fineweb-edu"], mirror="/a b")
     np.save(tmp_path / "edufineweb_train_000001.npy", np.arange(9, dtype=np.uint16))
     np.save(tmp_path / "edufineweb_val_000000.npy", np.arange(5, dtype=np.uint16))
@@ -476,19 +469,19 @@ def test_training_says_how_to_make_fineweb(tmp_path):
 
 def test_training_refuses_other_shards_and_damaged_ones(small, tmp_path):
     np.save(tmp_path / "stdlib_train_000001.npy", np.arange(9, dtype=np.uint16))
-    with pytest.raises(GPT2LabError, match=r"not of data\.source stdlib"):
+    with pytest.raises(GPT2LabError, match=r"data\.source"):
         prepare("stdlib", tmp_path)
     prepare("stdlib", tmp_path / "b", shard_tokens=100)
     (tmp_path / "b" / "stdlib_val_000000.npy").unlink()
-    with pytest.raises(GPT2LabError, match=r"stdlib_val_000000\.npy is missing"):
+    with pytest.raises(GPT2LabError, match=r"stdlib_val_000000\.npy"):
         prepare("stdlib", tmp_path / "b")
 
 
 def test_unknown_sources_and_files_for_folders(tmp_path):
-    with pytest.raises(GPT2LabError, match="'novels' is not known"):
+    with pytest.raises(GPT2LabError, match="novels"):
         prepare("novels", tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(GPT2LabError, match=r"cannot write into .*file: .* use another folder"):
+    with pytest.raises(GPT2LabError, match="file"):
         prepare("stdlib", tmp_path / "file")
     assert (tmp_path / "file").is_file()
 

@@ -1,7 +1,9 @@
 """Sources: the same documents from every format, and bad ones named."""
 
+import gzip
 import json
 import os
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -67,32 +69,29 @@ def test_another_field(tmp_path):
     corpora.parquet(tmp_path / "a.parquet", ["two"], column="body")
     paths = [str(tmp_path / "a.jsonl"), str(tmp_path / "a.parquet")]
     assert read(local_files.source(paths, "body")) == ["one", "two"]
-    with pytest.raises(GPT2LabError, match=r"a\.jsonl: line 1 has no text in a field 'text' .*n, body.*--text-field"):
+    with pytest.raises(GPT2LabError, match=r"a\.jsonl: line 1 .*body.*--text-field"):
         read(local_files.source(paths[:1]))
-    with pytest.raises(
-        GPT2LabError, match=r"a\.parquet has no column 'text' \(it has: id, body, score\).*--text-field"
-    ):
+    with pytest.raises(GPT2LabError, match=r"a\.parquet .*body.*--text-field"):
         read(local_files.source(paths[1:]))
-    with pytest.raises(GPT2LabError, match="'score' holds double, not text"):
+    with pytest.raises(GPT2LabError, match=r"a\.parquet.*score.*--text-field"):
         read(local_files.source(paths[1:], "score"))
 
 
 def test_patterns_that_make_no_sense(tmp_path):
-    with pytest.raises(GPT2LabError, match=r"--input '.*nothing\*' matches no file"):
+    with pytest.raises(GPT2LabError, match=r"--input .*nothing"):
         local_files.source([str(tmp_path / "nothing*")])
     (tmp_path / "a.pdf").write_text("")
-    with pytest.raises(GPT2LabError, match=r"a\.pdf: not one of the kinds .*\.jsonl\.zst"):
+    with pytest.raises(GPT2LabError, match=r"--input .*a\.pdf"):
         local_files.source([str(tmp_path / "*")])
 
 
 BAD_LINES = {
-    "broken": (b'{"text": "cut', "is not JSON"),
-    "not UTF-8": (b'{"text": "\xff\xfe"}', "is not UTF-8"),
-    "no object": (b'["text"]', r"has no text in a field 'text' \(list\)"),
-    "null": (b'{"text": null}', "has no text"),
-    "number": (b'{"text": 5}', "has no text"),
-    "two on a line": (b'{"text": "a"}{"text": "b"}', "is not JSON"),
-    "half a surrogate pair": (b'{"text": "\\ud800"}', None),
+    "broken": b'{"text": "cut',
+    "not UTF-8": b'{"text": "\xff\xfe"}',
+    "no object": b'["text"]',
+    "null": b'{"text": null}',
+    "number": b'{"text": 5}',
+    "two on a line": b'{"text": "a"}{"text": "b"}',
 }
 
 
@@ -100,19 +99,20 @@ BAD_LINES = {
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
 def test_bad_lines_are_named_and_the_others_kept(tmp_path, case, name, monkeypatch):
     monkeypatch.setattr(jsonl, "CHUNK_BYTES", 64)
-    line, message = BAD_LINES[case]
     good = [json.dumps({"text": f"good {n}"}).encode() for n in range(6)]
-    data = b"\n".join([*good[:4], line, b"", *good[4:]])
-    (tmp_path / name).write_bytes(data if name == "a.jsonl" else __import__("gzip").compress(data))
+    data = b"\n".join([*good[:4], BAD_LINES[case], b"", *good[4:]])
+    (tmp_path / name).write_bytes(data if name == "a.jsonl" else gzip.compress(data))
     source = local_files.source([str(tmp_path / name)])
     texts, problems = read_with_skip(source)
-    if message is None:
-        assert (texts[4], problems) == ("\ufffd", [])
-        return
     assert texts == [f"good {n}" for n in range(6)]
     assert len(problems) == 1
-    with pytest.raises(GPT2LabError, match=f"{name}: line 5 {message}"):
+    with pytest.raises(GPT2LabError, match=f"{name}: line 5 "):
         read(source)
+
+
+def test_half_a_surrogate_pair_becomes_a_replacement_character(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\\ud800"}\n')
+    assert read_with_skip(local_files.source([str(tmp_path / "a.jsonl")])) == (["a", "\ufffd"], [])
 
 
 def test_a_truncated_gzip_file(tmp_path):
@@ -128,7 +128,7 @@ def test_text_that_is_not_utf8(tmp_path):
     (tmp_path / "b.txt").write_bytes(b"latin \xe9t\xe9")
     source = local_files.source([str(tmp_path / "*.txt")])
     assert read_with_skip(source)[0] == ["fine"]
-    with pytest.raises(GPT2LabError, match=r"b\.txt is not UTF-8 text \(byte 6\)"):
+    with pytest.raises(GPT2LabError, match=r"b\.txt .*byte 6"):
         read(source)
 
 
@@ -139,11 +139,8 @@ def test_bad_rows_of_parquet_are_named(tmp_path):
     source = local_files.source([str(tmp_path / "a.parquet")])
     texts, problems = read_with_skip(source)
     assert texts == ["one", "four"]
-    assert [problem.split(", ")[-1] for problem in problems] == [
-        "row group 0: row 1 is not UTF-8 text",
-        "row group 0: row 2 has no text",
-    ]
-    with pytest.raises(GPT2LabError, match="row group 0: row 1 is not UTF-8"):
+    assert [re.findall(r"row \d+", problem) for problem in problems] == [["row 1"], ["row 2"]]
+    with pytest.raises(GPT2LabError, match=r"a\.parquet, row group 0: row 1 "):
         read(source)
 
 
@@ -164,13 +161,13 @@ def damage(path, share=0.5):
 def test_damaged_parquet_is_named_with_its_row_group(tmp_path):
     path = corpora.parquet(tmp_path / "a.parquet", corpora.texts(3000), rows=1000)
     damage(path)
-    with pytest.raises(GPT2LabError, match=r"a\.parquet: row group 1 is damaged"):
+    with pytest.raises(GPT2LabError, match=r"a\.parquet: row group 1 "):
         read(local_files.source([str(path)]))
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(GPT2LabError, match=r"a\.parquet is not a whole parquet file"):
+    with pytest.raises(GPT2LabError, match=r"a\.parquet"):
         read(local_files.source([str(path)]))
     path.write_bytes(b"")
-    with pytest.raises(GPT2LabError, match=r"a\.parquet is not a whole parquet file"):
+    with pytest.raises(GPT2LabError, match=r"a\.parquet"):
         read(local_files.source([str(path)]))
 
 
@@ -194,9 +191,9 @@ def test_mirrors_of_fineweb_edu(tmp_path, monkeypatch):
         assert read(source) == corpora.texts(20)
     monkeypatch.setenv("GPT2LAB_MIRROR", str(tmp_path / "data"))
     assert read(fineweb_edu.source()) == corpora.texts(20)
-    with pytest.raises(GPT2LabError, match=r"--mirror .* has no sample/100BT/\*\.parquet"):
+    with pytest.raises(GPT2LabError, match=r"--mirror .*sample/100BT"):
         fineweb_edu.source("sample-100BT", mirror=root)
-    with pytest.raises(GPT2LabError, match="--subset 'sample-1T': use sample-10BT"):
+    with pytest.raises(GPT2LabError, match="--subset"):
         fineweb_edu.source("sample-1T")
 
 
