@@ -87,7 +87,7 @@ def open_journal(folder: Path, settings: dict[str, Any], restart: bool) -> Journ
     present = shard_files(folder)
     if present and not (folder / PREPARING).exists():
         raise GPT2LabError(
-            f"{folder} holds shards that were not made here, such as {present[0].name}; give another --out"
+            f"{folder} holds shards of another program, such as {present[0].name}; use another --out or --data.dir"
         )
     journal, cache = Journal.read(folder), EncodedCache(folder)
     if journal is not None and (changes := describe_changes(settings, journal.settings)):

@@ -130,7 +130,8 @@ def prepare(
     began = time.perf_counter()
     folder = Path(folder)
     if source in MADE_BY_TRAINING:
-        if not _is_prepared(folder, source):
+        manifest = shards.read_manifest(folder)
+        if manifest is None or manifest.source != source:
             options = Options(shard_tokens=shard_tokens, mirror=None if mirror is None else str(mirror), restart=True)
             make(catalogue.open_source(source, mirror=mirror), folder, options)
     elif source not in catalogue.DEFAULT_DIRS:
@@ -286,29 +287,15 @@ def _needs_cache(source: Source, options: Options) -> bool:
 
 def _read_complete(folder: Path, settings: dict[str, Any], began: float = 0.0) -> Summary | None:
     """Summarize a complete folder; None if it is not complete. Raises if it was made with other settings."""
-    manifest = shards.read_manifest(folder) if folder.is_dir() else None
-    if manifest is None:
+    if (manifest := shards.read_manifest(folder)) is None:
         return None
     if changes := describe_changes(settings, manifest.content):
         raise GPT2LabError(
-            f"{folder} holds shards that were made with other settings ({changes}); give another --out, or remove it"
+            f"{folder} was made with other settings ({changes}); use another --out or --data.dir, or remove it"
         )
     tokens = sum(len(shards.open_split(folder, split)) for split in shards.SPLITS)
     documents = sum(manifest.documents.values())
     return Summary(documents, tokens, time.perf_counter() - began, len(manifest.shards))
-
-
-def _is_prepared(folder: Path, source: str) -> bool:
-    """Whether the folder has its manifest. Raises if it holds other shards, which `make` must not overwrite."""
-    if not folder.is_dir():
-        return False
-    manifest = shards.read_manifest(folder)
-    is_ours = manifest.source == source if manifest else (folder / shards.PREPARING).exists()
-    if not is_ours and shards.shard_files(folder):
-        raise GPT2LabError(
-            f"{folder} holds shards that are not of data.source {source}; set another --data.dir, or --data.source"
-        )
-    return manifest is not None
 
 
 def _require_space(source: Source, folder: Path, options: Options, journal: Journal) -> None:

@@ -163,7 +163,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         documents = {split: int(content["splits"][split]["documents"]) for split in SPLITS}
         tokens = {split: int(content["splits"][split]["tokens"]) for split in SPLITS}
         rows = [(str(s["file"]), Shard(str(s["split"]), int(s["tokens"]), str(s["sha256"]))) for s in content["shards"]]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GPT2LabError(

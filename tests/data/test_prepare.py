@@ -1,4 +1,4 @@
-"""Preparing: the right tokens, the same bytes whoever makes them however often it is killed, and clear refusals."""
+"""Preparing: the right tokens, the same bytes for every executor and after every interruption, and clear errors."""
 
 import json
 import random
@@ -28,14 +28,14 @@ from tests.data.corpora import contents
 DOCUMENTS = [stdlib.Document(f"d{number}", f"Document number {number}. " * (number % 5 + 1)) for number in range(40)]
 SMALL = Options(shard_tokens=3000, val_tokens=2500, workers=2)
 
-# Prepares a small mirror, and dies just before or after the n-th file gets its name.
+# Prepares a small mirror, and kills itself just before or after the n-th file is renamed.
 KILLED = """
 import os, signal, sys
 from gpt2lab.data.prepare import Options, make
 from gpt2lab.data.sources import fineweb_edu
 mirror, folder, n, moment, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5]
 replace, count = os.replace, 0
-def deadly(source, target):
+def replace_and_die(source, target):
     global count
     count += 1
     if count == n and moment == "before":
@@ -43,16 +43,10 @@ def deadly(source, target):
     replace(source, target)
     if count == n:
         os.kill(os.getpid(), signal.SIGKILL)
-os.replace = deadly
+os.replace = replace_and_die
 options = Options(shard_tokens=3000, val_tokens=2500, workers=2, shuffle_seed=None if seed == "-" else int(seed))
 make(fineweb_edu.source(mirror=mirror), folder, options)
 """
-
-
-@pytest.fixture(scope="session")
-def mirror(tmp_path_factory):
-    """1,200 documents in 3 files and 24 row groups, about 29,000 tokens. Do not write to it."""
-    return corpora.mirror(tmp_path_factory.mktemp("mirror"))
 
 
 @pytest.fixture(scope="session")
@@ -61,9 +55,9 @@ def source(mirror):
 
 
 @pytest.fixture(scope="session")
-def whole(source, tmp_path_factory):
-    """What an undisturbed run makes of it."""
-    folder = tmp_path_factory.mktemp("whole")
+def expected_files(source, tmp_path_factory):
+    """Files of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("expected_files")
     make(source, folder, SMALL)
     return contents(folder)
 
@@ -109,24 +103,18 @@ def test_every_document_in_order_val_first(source, tmp_path):
         {"encode_first": True},
     ],
 )
-def test_who_does_the_work_makes_no_difference(source, whole, tmp_path, options):
+def test_shards_do_not_depend_on_workers_or_tokenizer(source, expected_files, tmp_path, options):
     make(source, tmp_path, replace(SMALL, **options))
-    assert contents(tmp_path) == whole
+    assert contents(tmp_path) == expected_files
     assert sorted(file.name for file in tmp_path.iterdir() if file.name[0] == ".") == [".lock"]
 
 
-def test_ray_makes_no_difference(source, whole, tmp_path):
+def test_shards_do_not_depend_on_the_executor(source, expected_files, tmp_path, request):
     ray = pytest.importorskip("ray")
-    executors._init_ray(2)  # once for both, which then leave it running
-    try:
-        _ray_makes_no_difference(source, whole, tmp_path)
-    finally:
-        ray.shutdown()
-
-
-def _ray_makes_no_difference(source, whole, tmp_path):
+    executors._init_ray(2)  # started once for both calls
+    request.addfinalizer(ray.shutdown)
     make(source, tmp_path / "a", replace(SMALL, executor="ray"))
-    assert contents(tmp_path / "a") == whole
+    assert contents(tmp_path / "a") == expected_files
     bad = replace(source, files=(*source.files[:1], Refusing("bad")))
     with pytest.raises(GPT2LabError, match="bad is bad"):
         make(bad, tmp_path / "b", replace(SMALL, executor="ray"))
@@ -143,8 +131,8 @@ class Refusing(InMemoryFile):
 
 
 @pytest.mark.parametrize(("seed", "times"), [(None, 10), (7, 4)])
-def test_killed_at_random(mirror, source, whole, tmp_path, seed, times):
-    expected = whole
+def test_killed_at_random(mirror, source, expected_files, tmp_path, seed, times):
+    expected = expected_files
     if seed is not None:
         make(source, tmp_path / "undisturbed", replace(SMALL, shuffle_seed=seed))
         expected = contents(tmp_path / "undisturbed")
@@ -172,17 +160,17 @@ def test_killed_at_random(mirror, source, whole, tmp_path, seed, times):
 
 @pytest.mark.parametrize("n", [1, 2, -1])
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_killed_at_the_ends(mirror, source, whole, tmp_path, n, moment):
+def test_killed_at_the_ends(mirror, source, expected_files, tmp_path, n, moment):
     """Around the first journal, the first shard, and the manifest."""
     # The first journal, each shard with a journal, the manifest.
-    number = n if n > 0 else 2 * len(whole)
+    number = n if n > 0 else 2 * len(expected_files)
     run = subprocess.run(
         [sys.executable, "-c", KILLED, str(mirror), str(tmp_path), str(number), moment, "-"], check=False
     )
     assert run.returncode == -signal.SIGKILL
     assert (tmp_path / MANIFEST).exists() == ((n, moment) == (-1, "after"))
     make(source, tmp_path, SMALL)
-    assert contents(tmp_path) == whole
+    assert contents(tmp_path) == expected_files
 
 
 def interrupted(source, folder, options, after):
@@ -201,7 +189,7 @@ def interrupted(source, folder, options, after):
         make(source, folder, options)
 
 
-def test_going_on_does_not_begin_anew(source, whole, tmp_path, monkeypatch):
+def test_continuing_does_not_start_over(source, expected_files, tmp_path, monkeypatch):
     interrupted(source, tmp_path, SMALL, 15)
     finished = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.npy")}
     assert len(finished) > 3
@@ -213,20 +201,20 @@ def test_going_on_does_not_begin_anew(source, whole, tmp_path, monkeypatch):
     make(source, tmp_path, SMALL)
     assert len(read) < 14  # of 24 units
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
-    assert contents(tmp_path) == whole
+    assert contents(tmp_path) == expected_files
 
 
-def test_a_shard_damaged_meanwhile_is_made_again_and_those_before_it_are_kept(source, whole, tmp_path):
+def test_a_damaged_shard_is_written_again_and_those_before_it_are_kept(source, expected_files, tmp_path):
     interrupted(source, tmp_path, SMALL, 20)
-    names = sorted(whole, key=lambda name: name.split("_")[-1])
+    names = sorted(expected_files, key=lambda name: name.split("_")[-1])
     (tmp_path / names[2]).write_bytes(b"rubbish")
     kept = (tmp_path / names[1]).stat().st_mtime_ns
     make(source, tmp_path, SMALL)
-    assert contents(tmp_path) == whole
+    assert contents(tmp_path) == expected_files
     assert (tmp_path / names[1]).stat().st_mtime_ns == kept
 
 
-def test_a_part_damaged_meanwhile_is_made_again(source, tmp_path):
+def test_a_damaged_cached_chunk_is_encoded_again(source, tmp_path):
     options = replace(SMALL, shuffle_seed=3)
     make(source, tmp_path / "a", options)
     interrupted(source, tmp_path / "b", options, 5)
@@ -238,7 +226,7 @@ def test_a_part_damaged_meanwhile_is_made_again(source, tmp_path):
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-def test_a_seeded_shuffle_across_row_groups(source, whole, tmp_path):
+def test_a_seeded_shuffle_across_row_groups(source, expected_files, tmp_path):
     folders = []
     for number, options in enumerate([{"shuffle_seed": 1}, {"shuffle_seed": 1, "workers": 1}, {"shuffle_seed": 2}]):
         folders.append(tmp_path / str(number))
@@ -252,7 +240,7 @@ def test_a_seeded_shuffle_across_row_groups(source, whole, tmp_path):
     assert order[:50] != sorted(order[:50], key=corpora.texts(1200).index)
 
 
-def test_a_tenth_is_val_unless_said_otherwise(tmp_path):
+def test_a_tenth_is_val_by_default(tmp_path):
     texts = corpora.texts(300)
     paths = [corpora.jsonl(tmp_path / "a.jsonl", texts[:100]), corpora.parquet(tmp_path / "b.parquet", texts[100:])]
     source = local_files.source([str(path) for path in paths])
@@ -273,7 +261,7 @@ def test_one_shard_of_fineweb_edu_is_val_if_there_are_ten(source, tmp_path):
     assert 0.1 <= len(open_split(tmp_path / "few", "val")) / summary.tokens < 0.11
 
 
-def test_only_as_many_shards_as_asked_for(source, whole, tmp_path):
+def test_only_as_many_shards_as_asked_for(source, expected_files, tmp_path):
     make(source, tmp_path, replace(SMALL, max_shards=4))
     assert len(contents(tmp_path)) == 5
     train = open_split(tmp_path, "train")
@@ -331,7 +319,7 @@ def test_unreadable_input_stops_or_is_left_out(tmp_path):
     assert decoded(tmp_path / "skip1", "val") + decoded(tmp_path / "skip1", "train") == texts
 
 
-def test_a_complete_folder_is_left_alone(source, whole, tmp_path):
+def test_a_complete_folder_is_left_alone(source, expected_files, tmp_path):
     first = make(source, tmp_path, SMALL)
     before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("[!.]*")}
     with DirectoryLock(tmp_path):  # nor does it need the lock
@@ -373,7 +361,7 @@ def test_two_processes(source, tmp_path):
         make(source, tmp_path, SMALL)
 
 
-def test_no_space_is_said_before_starting(source, tmp_path, monkeypatch):
+def test_missing_disk_space_is_reported_before_starting(source, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 20_000))
     with pytest.raises(GPT2LabError, match=r"0\.0\d MB .*0\.02 MB .*--shards"):
         make(source, tmp_path, SMALL)
@@ -381,8 +369,8 @@ def test_no_space_is_said_before_starting(source, tmp_path, monkeypatch):
     make(source, tmp_path, replace(SMALL, max_shards=3))
 
 
-def test_a_disk_that_fills_up_on_the_way(source, whole, tmp_path):
-    """A file size limit stands in for a full disk: the shard in hand fails, those before it stay."""
+def test_a_disk_that_fills_up(source, expected_files, tmp_path):
+    """A file size limit stands in for a full disk: the open shard fails, those before it are kept."""
     program = (
         "import resource, signal, sys; from gpt2lab.data.prepare import *;"
         "from gpt2lab.data.sources import fineweb_edu; small = dict(val_tokens=1900, engine='tiktoken');"
@@ -413,7 +401,7 @@ def test_corpora_that_cannot_be_split(tmp_path, texts, message):
     make(of("one", "two"), tmp_path)  # nothing is left in the way
 
 
-def test_val_that_takes_everything(source, tmp_path):
+def test_val_tokens_larger_than_the_corpus(source, tmp_path):
     with pytest.raises(GPT2LabError, match="--val-tokens"):
         make(source, tmp_path, replace(SMALL, val_tokens=10**9))
     make(source, tmp_path, SMALL)
@@ -424,7 +412,8 @@ def small(monkeypatch):
     monkeypatch.setattr(stdlib, "documents", lambda: iter(DOCUMENTS))
 
 
-def test_training_makes_the_whole_standard_library(tmp_path):
+def test_training_makes_the_whole_standard_library(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(stdlib, "documents", lambda: iter(corpus))
     summary = prepare("stdlib", tmp_path / "deep" / "stdlib")
     train, val = (open_split(tmp_path / "deep" / "stdlib", split) for split in ("train", "val"))
     assert summary.tokens == len(train) + len(val)
@@ -436,7 +425,7 @@ def test_training_makes_the_whole_standard_library(tmp_path):
     assert sys.version.split()[0] in manifest["revision"]
 
 
-def test_training_leaves_what_is_there_and_begins_anew_what_was_begun_otherwise(small, tmp_path):
+def test_training_keeps_complete_shards_and_restarts_an_unfinished_folder(small, tmp_path):
     prepare("stdlib", tmp_path, shard_tokens=100)
     assert prepare("stdlib", tmp_path).tokens  # with another shard size
     assert len(contents(tmp_path)) > 4
@@ -455,7 +444,7 @@ def test_training_makes_tinyshakespeare(shared_data, tmp_path):
     assert len(open_split(tmp_path, "val")) == 36_059 + 1
 
 
-def test_training_says_how_to_make_fineweb(tmp_path):
+def test_training_names_the_command_for_fineweb(tmp_path):
     assert set(DEFAULT_DIRS) == {"stdlib", "tinyshakespeare", "fineweb-edu", "files"}
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(GPT2LabError, match=rf"gpt2lab prepare fineweb-edu --out {folder} .*--data\.dir"):
@@ -469,7 +458,7 @@ def test_training_says_how_to_make_fineweb(tmp_path):
 
 def test_training_refuses_other_shards_and_damaged_ones(small, tmp_path):
     np.save(tmp_path / "stdlib_train_000001.npy", np.arange(9, dtype=np.uint16))
-    with pytest.raises(GPT2LabError, match=r"data\.source"):
+    with pytest.raises(GPT2LabError, match=r"stdlib_train_000001.*--data\.dir"):
         prepare("stdlib", tmp_path)
     prepare("stdlib", tmp_path / "b", shard_tokens=100)
     (tmp_path / "b" / "stdlib_val_000000.npy").unlink()
@@ -477,7 +466,7 @@ def test_training_refuses_other_shards_and_damaged_ones(small, tmp_path):
         prepare("stdlib", tmp_path / "b")
 
 
-def test_unknown_sources_and_files_for_folders(tmp_path):
+def test_unknown_sources_and_files_for_folders(small, tmp_path):
     with pytest.raises(GPT2LabError, match="novels"):
         prepare("novels", tmp_path)
     (tmp_path / "file").write_text("")
@@ -486,7 +475,7 @@ def test_unknown_sources_and_files_for_folders(tmp_path):
     assert (tmp_path / "file").is_file()
 
 
-def test_the_real_stand_in(shared_data, tmp_path):
+def test_real_text(shared_data, tmp_path):
     """51 million tokens of real text, every one of them equal to what the manifest of the data promises."""
     source = fineweb_edu.source(mirror=shared_data)
     summary = make(source, tmp_path, Options(shard_tokens=10_000_000, val_tokens=5_000_000, workers=2))

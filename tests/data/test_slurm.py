@@ -1,4 +1,4 @@
-"""The Slurm scripts are run here by stand-ins for sbatch and srun; what comes out is what one machine makes."""
+"""Slurm: the scripts are run by replacements for sbatch and srun, and must write the shards of a local run."""
 
 import json
 import os
@@ -35,8 +35,8 @@ def cluster(tmp_path, monkeypatch):
     return scripts
 
 
-def test_what_is_submitted_makes_the_same_shards(cluster, tmp_path):
-    source = fineweb_edu.source(mirror=corpora.mirror(tmp_path / "mirror"))
+def test_submitted_jobs_write_the_same_shards(cluster, mirror, tmp_path):
+    source = fineweb_edu.source(mirror=mirror)
     options = Options(shard_tokens=3000, val_tokens=2500)
     make(source, tmp_path / "alone", options)
     folder = tmp_path / "out"
@@ -67,8 +67,8 @@ def test_what_is_submitted_makes_the_same_shards(cluster, tmp_path):
         slurm.submit(source, folder, options, {"partition": "cpu"})
 
 
-def test_mistakes(tmp_path, monkeypatch):
-    source = fineweb_edu.source(mirror=corpora.mirror(tmp_path / "mirror", files=1))
+def test_wrong_settings(mirror, tmp_path, monkeypatch):
+    source = fineweb_edu.source(mirror=mirror)
     with pytest.raises(GPT2LabError, match="--slurm partition"):
         slurm.parse(["partition"])
     with pytest.raises(GPT2LabError, match="--slurm partition=NAME"):

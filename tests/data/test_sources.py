@@ -40,8 +40,7 @@ def test_every_format_gives_the_same_documents(tmp_path, monkeypatch, name, unit
     write(tmp_path / name, TEXTS)
     source = local_files.source([str(tmp_path / name)])
     assert read(source) == TEXTS
-    names = [chunk.name for _, chunk in source.chunks()]
-    assert len(names) == len(set(names)) >= (2 if unit else 1)
+    assert len(list(source.chunks())) >= (2 if unit else 1)
 
 
 def test_text_files_are_documents_and_small_ones_are_read_together(tmp_path):

@@ -145,19 +145,15 @@ def _retry(request: Callable[[], Result], description: str, pauses: Sequence[flo
     Raises:
         GPT2LabError: the last attempt failed, or the Hub refused the request.
     """
-    from huggingface_hub.errors import HfHubHTTPError
-
     for pause in (*pauses, None):
         try:
             return request()
-        except Exception as error:
-            if isinstance(error, HfHubHTTPError) and error.response is not None:
-                status = error.response.status_code
-                temporary, reason = status == 429 or status >= 500, f"status {status}"
-            elif isinstance(error, OSError) or type(error).__module__.startswith("httpx"):
-                temporary, reason = not _is_offline(), _root_cause(error)
-            else:
+        except Exception as error:  # httpx has exceptions that are not OSErrors
+            if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
                 raise
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            temporary = not _is_offline() if status is None else status == 429 or status >= 500
+            reason = _root_cause(error) if status is None else f"status {status}"
         if not temporary or pause is None:
             break
         logger.warning("cannot get %s from the Hub (%s); retrying in %d s", description, reason, pause)

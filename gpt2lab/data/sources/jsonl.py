@@ -1,17 +1,15 @@
 """JSON lines: one object on each line, with the text in one of its fields. Plain, or compressed by gzip or zstd.
 
-A plain file is split at byte offsets: a chunk is the lines that begin between two offsets, so any worker can read any
-chunk. A compressed file is decompressed from beginning to end while its chunks are listed.
+The file is read from beginning to end while its chunks are listed. A chunk is about 8 MiB of lines.
 
 Arrow parses a chunk in C++. Only if that fails are the lines parsed in Python, to report the line with the problem.
 """
 
 import contextlib
 import functools
-import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,56 +56,40 @@ class JsonLinesFile(SourceFile):
         """List chunks of about 8 MiB of lines.
 
         Raises:
-            BadInputError: the file cannot be decompressed.
+            BadInputError: the file cannot be read or decompressed.
         """
-        if self._compression is not None:
-            yield from self._decompress(self._compression)
-            return
-        for start in range(0, os.path.getsize(self.path), CHUNK_BYTES):
-            yield LineRange(f"{self.path}, byte {start}", self.path, self.field, start, start + CHUNK_BYTES)
+        line = 1
+        for data in self._decompress() if self._compression else self._read():
+            yield LinesChunk(f"{self.path}, line {line}", self.path, self.field, data, line)
+            line += data.count(b"\n")
 
-    def _decompress(self, compression: str) -> Iterator[Chunk]:
+    def _read(self) -> Iterator[bytes]:
+        """The lines that begin in each block of a plain file."""
+        with open(self.path, "rb") as file:
+            for end in range(CHUNK_BYTES, os.path.getsize(self.path) + CHUNK_BYTES, CHUNK_BYTES):
+                data = file.read(max(0, end - file.tell()))
+                yield data if data.endswith(b"\n") else data + file.readline()
+
+    def _decompress(self) -> Iterator[bytes]:
+        """The lines that end in each block of a compressed file."""
         import pyarrow
 
-        line, rest = 1, b""
+        rest = b""
         try:
-            with pyarrow.input_stream(self.path, compression=compression) as stream:
+            with pyarrow.input_stream(self.path, compression=self._compression) as stream:
                 while block := stream.read(CHUNK_BYTES):
                     lines, newline, rest = (rest + block).rpartition(b"\n")
                     if newline:
-                        yield InMemoryLines(f"{self.path}, line {line}", self.path, self.field, lines, line)
-                        line += lines.count(b"\n") + 1
+                        yield lines + newline
         except (OSError, pyarrow.ArrowException) as error:
-            raise BadInputError(f"{self.path}: damaged after line {line} ({error}); copy it again") from None
+            raise BadInputError(f"{self.path}: cannot be decompressed ({error}); copy it again") from None
         if rest:
-            yield InMemoryLines(f"{self.path}, line {line}", self.path, self.field, rest, line)
+            yield rest
 
 
 @dataclass(frozen=True)
-class LineRange(Chunk):
-    """The lines of a plain file that begin at the bytes from `start` up to `end`."""
-
-    name: str
-    path: str
-    field: str
-    start: int
-    end: int
-
-    def read(self, report: Report) -> Texts:
-        """Read and parse the lines."""
-        try:
-            with open(self.path, "rb") as file:
-                start, end = (_next_line_start(file, offset) for offset in (self.start, self.end))
-                file.seek(start)
-                data = file.read(end - start)
-        except OSError as error:
-            raise BadInputError(f"{self.path}: cannot read it: {error.strerror}") from None
-        return _parse(data, self.path, self.field, lambda: 1 + _count_newlines(self.path, start), report)
-
-
-@dataclass(frozen=True)
-class InMemoryLines(Chunk):
-    """Decompressed lines. `first_line` is the number of the first one, from 1."""
+class LinesChunk(Chunk):
+    """Some lines of a file. `first_line` is the number of the first one, from 1."""
 
     name: str
     path: str
@@ -117,25 +99,10 @@ class InMemoryLines(Chunk):
 
     def read(self, report: Report) -> Texts:
         """Parse the lines."""
-        return _parse(self.data, self.path, self.field, lambda: self.first_line, report)
+        return _parse(self.data, self.path, self.field, self.first_line, report)
 
 
-def _next_line_start(file: io.BufferedReader, offset: int) -> int:
-    """The first position at or after `offset` at which a line begins."""
-    if offset == 0:
-        return 0
-    file.seek(offset - 1)
-    file.readline()
-    return file.tell()
-
-
-def _count_newlines(path: str, end: int) -> int:
-    """Count the newlines before a position, which is only necessary for error messages."""
-    with open(path, "rb") as file:
-        return sum(file.read(min(CHUNK_BYTES, end - at)).count(b"\n") for at in range(0, end, CHUNK_BYTES))
-
-
-def _parse(data: bytes, path: str, field: str, first_line: Callable[[], int], report: Report) -> Texts:
+def _parse(data: bytes, path: str, field: str, first_line: int, report: Report) -> Texts:
     import pyarrow
     import pyarrow.json
 
@@ -155,7 +122,7 @@ def _parse(data: bytes, path: str, field: str, first_line: Callable[[], int], re
         one_per_line = len(column) == data.rstrip().count(b"\n") + 1 and b"\n\n" not in data
         if one_per_line and not column.null_count:
             return texts_from_arrow(column, path, report)
-    return Texts.join(_parse_lines(data, path, field, first_line(), report))
+    return Texts.join(_parse_lines(data, path, field, first_line, report))
 
 
 def _parse_lines(data: bytes, path: str, field: str, first_line: int, report: Report) -> Iterator[bytes]:

@@ -4,6 +4,7 @@ Row groups of more than 32 MB of text are decoded from beginning to end while th
 batches, because some writers put a million rows into one.
 """
 
+import contextlib
 import functools
 import os
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ class ParquetFile(SourceFile):
     def text_bytes(self) -> int:  # type: ignore[override]
         """Bytes of text according to the metadata."""
         try:
-            return sum(_row_group_sizes(self.path, self.column))
+            return sum(_row_group_sizes(self.path, _read_metadata(self.path), self.column))
         except BadInputError:  # raised again when the file is read
             return os.path.getsize(self.path) if os.path.exists(self.path) else 0
 
@@ -53,8 +54,9 @@ class ParquetFile(SourceFile):
             BadInputError: it is not a complete parquet file.
             GPT2LabError: it has no such column, or not of text.
         """
-        for number, size in enumerate(_row_group_sizes(self.path, self.column)):
-            row_group = RowGroup(f"{self.name}, row group {number}", self.path, self.column, number)
+        metadata = _read_metadata(self.path)
+        for number, size in enumerate(_row_group_sizes(self.path, metadata, self.column)):
+            row_group = RowGroup(f"{self.name}, row group {number}", self.path, self.column, number, metadata)
             if size <= MAX_CHUNK_BYTES:
                 yield row_group
             else:
@@ -63,76 +65,56 @@ class ParquetFile(SourceFile):
 
 @dataclass(frozen=True)
 class RowGroup(Chunk):
-    """A row group of a parquet file on this disk."""
+    """A row group of a parquet file on this disk. All row groups of a file share its metadata, which has megabytes."""
 
     name: str
     path: str
     column: str
     number: int
+    metadata: Any
 
     def read(self, report: Report) -> Texts:
         """Read all rows."""
-        import pyarrow
-
-        try:
-            table = _open(self.path).read_row_group(self.number, columns=[self.column], use_threads=False)
+        with self._open() as file:
+            table = file.read_row_group(self.number, columns=[self.column], use_threads=False)
             return texts_from_arrow(table.column(0).combine_chunks(), self.name, report)
-        except (OSError, pyarrow.ArrowException) as error:
-            raise self._damaged(error) from None
 
     def read_in_batches(self, size: int) -> Iterator[Chunk]:
         """Decode the row group, and return batches of rows as chunks. `size` is the bytes of text in it."""
-        import pyarrow
-
-        rows = _read_metadata(self.path, _version(self.path)).row_group(self.number).num_rows
+        rows = max(1, self.metadata.row_group(self.number).num_rows * _BATCH_BYTES // size)
         options = {"row_groups": [self.number], "columns": [self.column], "use_threads": False}
-        try:
-            file = _open(self.path, buffer_size=1 << 20)
-            for i, batch in enumerate(file.iter_batches(max(1, rows * _BATCH_BYTES // size), **options)):
+        with self._open(buffer_size=1 << 20) as file:
+            for i, batch in enumerate(file.iter_batches(rows, **options)):
                 texts = texts_from_arrow(batch.column(0), self.name, raise_problem)
                 yield InMemoryChunk(f"{self.name}, batch {i}", texts)
+
+    @contextlib.contextmanager
+    def _open(self, buffer_size: int = 0) -> Iterator[Any]:
+        import pyarrow.parquet
+
+        options = {"metadata": self.metadata, "pre_buffer": False, "page_checksum_verification": True}
+        try:
+            with pyarrow.parquet.ParquetFile(self.path, buffer_size=buffer_size, **options) as file:
+                yield file
         except (OSError, pyarrow.ArrowException) as error:
-            raise self._damaged(error) from None
-
-    def _damaged(self, error: Exception) -> BadInputError:
-        return BadInputError(
-            f"{self.path}: row group {self.number} is damaged ({error}); copy or download the file again"
-        )
+            raise BadInputError(
+                f"{self.path}: row group {self.number} is damaged ({error}); copy or download the file again"
+            ) from None
 
 
-def _open(path: str, buffer_size: int = 0) -> Any:
-    import pyarrow.parquet
-
-    # The metadata of a file with many row groups has megabytes, so it is parsed once and not for every chunk.
-    metadata = _read_metadata(path, _version(path))
-    return pyarrow.parquet.ParquetFile(
-        path, metadata=metadata, buffer_size=buffer_size, pre_buffer=False, page_checksum_verification=True
-    )
-
-
-def _version(path: str) -> tuple[int, int]:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise BadInputError(f"{path}: cannot read it: {error.strerror}") from None
-    return status.st_size, status.st_mtime_ns
-
-
-@functools.lru_cache(maxsize=8)
-def _read_metadata(path: str, version: tuple[int, int]) -> Any:  # noqa: ARG001  # part of the key of the cache
+def _read_metadata(path: str) -> Any:
     import pyarrow.parquet
 
     try:
         return pyarrow.parquet.read_metadata(path)
     except (OSError, pyarrow.ArrowException) as error:
-        raise BadInputError(f"{path} is not a whole parquet file ({error}); copy or download it again") from None
+        raise BadInputError(f"{path} is not a complete parquet file ({error}); copy or download it again") from None
 
 
-def _row_group_sizes(path: str, column: str) -> list[int]:
+def _row_group_sizes(path: str, metadata: Any, column: str) -> list[int]:
     """Bytes of text in each row group according to the metadata. Raises as `ParquetFile.chunks`."""
     import pyarrow
 
-    metadata = _read_metadata(path, _version(path))
     schema = metadata.schema.to_arrow_schema()
     if column not in schema.names:
         raise GPT2LabError(f"{path} has no column {column!r} (it has: {', '.join(schema.names)}); set --text-field")
