@@ -1,11 +1,11 @@
-"""The fast tokenizer must give what the reference gives, on everything."""
+"""gigatoken must give the same ids as tiktoken for every text."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2lab.data import encoder as encoding
+from gpt2lab.data import encoder as encoder_module
 from gpt2lab.data import unicode_differences
 from gpt2lab.data.encoder import EncodeOptions, Encoder, encode
 from gpt2lab.data.sources import InMemoryChunk, Texts
@@ -43,7 +43,7 @@ def test_equal_to_tiktoken(texts):
         assert lengths.tolist() == [1 + len(REFERENCE.encode(text)) for text in texts]
 
 
-def test_every_character_there_is():
+def test_every_unicode_character():
     """Each of the 1.1 million code points after a letter, between spaces, before a digit and before a contraction."""
     everything = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     for start in range(0, len(everything), 1024):
@@ -61,7 +61,7 @@ def test_very_long_lines(sign, megabytes):
     assert FAST.encode(Texts.join([text, "y"]))[0].tolist() == expected([text, "y"])
 
 
-def test_end_of_text_typed_in_a_text_is_text():
+def test_end_of_text_in_a_text_is_encoded_as_text():
     tokens, lengths = FAST.encode(Texts.join([EOT_TEXT, "", f"a{EOT_TEXT}"]))
     assert (tokens == EOT).sum() == 3
     assert lengths[1] == 1
@@ -77,7 +77,7 @@ def test_no_documents():
         assert (len(tokens), len(lengths), tokens.dtype) == (0, 0, np.uint16)
 
 
-def test_disputed_characters_are_left_to_the_reference():
+def test_unicode_differences_are_encoded_by_tiktoken():
     texts = ["plain", "\U000323b0's", "", "x\u088f's 🙂 \U00033479\U00016ea0'll", "naïve 東京 ꟼ's", "\U0001e6c0's"]
     assert unicode_differences.find_documents(Texts.join(texts)) == [1, 3, 5]
     assert unicode_differences.find_documents(Texts.join([])) == []
@@ -89,8 +89,8 @@ def test_disputed_characters_are_left_to_the_reference():
     assert unicode_differences.find_documents(Texts.join(characters)) == [*range(4657)]
 
 
-def test_a_disagreement_is_found_in_every_unit(monkeypatch):
-    """One document of each unit is compared: a tokenizer that is always wrong does not get through any."""
+def test_a_different_result_is_found_in_every_chunk(monkeypatch):
+    """One document of each chunk is compared, so a tokenizer that is always wrong fails on every chunk."""
 
     class Wrong:
         def encode(self, text):
@@ -109,15 +109,15 @@ def test_a_disagreement_is_found_in_every_unit(monkeypatch):
 
 
 def test_without_gigatoken_there_is_tiktoken(monkeypatch):
-    monkeypatch.setattr(encoding.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(encoder_module.importlib.util, "find_spec", lambda name: None)
     assert Encoder().encode(Texts.join(["one two"]))[0].tolist() == expected(["one two"])
     with pytest.raises(GPT2LabError, match="--tokenizer"):
         Encoder("gigatoken")
 
 
-def test_starting_afresh_changes_nothing(monkeypatch):
-    monkeypatch.setattr(encoding, "_MIN_BYTES_BETWEEN_RESETS", 0)
-    monkeypatch.setattr(encoding, "_resident_bytes", lambda: 1 << 40)
+def test_resetting_gigatoken_does_not_change_the_result(monkeypatch):
+    monkeypatch.setattr(encoder_module, "_MIN_BYTES_BETWEEN_RESETS", 0)
+    monkeypatch.setattr(encoder_module, "_resident_bytes", lambda: 1 << 40)
     encoder = Encoder("gigatoken")
     first = encoder._gigatoken
     assert encoder.encode(Texts.join(["one two"]))[0].tolist() == expected(["one two"])

@@ -1,4 +1,4 @@
-"""FineWeb-Edu from a hub: a small one that runs here, is busy at first, breaks off downloads, and goes away."""
+"""FineWeb-Edu from a local server that behaves like the Hub: busy at first, with broken downloads, then offline."""
 
 import hashlib
 import http.server
@@ -108,7 +108,7 @@ def prepare(hub, tmp_path, out, *options, **environment):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_downloads_once_with_patience_then_offline(hub, tmp_path):
+def test_downloads_with_retries_then_offline(hub, tmp_path):
     hub.busy, hub.breaks = 1, {hub.listing[1]["path"]}
     done = prepare(hub, tmp_path, "out", HF_TOKEN="hf_secret")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -146,7 +146,7 @@ def test_offline_without_a_cache_is_one_line_that_names_the_mirror(hub, tmp_path
     assert "--mirror" in done.stderr
 
 
-def test_patience_has_an_end(monkeypatch, capsys):
+def test_retries_are_limited(monkeypatch):
     waited = []
     monkeypatch.setattr(fineweb_edu.time, "sleep", waited.append)
 

@@ -1,4 +1,4 @@
-"""Shards: written and read back, other projects' formats, and every way in which a folder can be wrong."""
+"""Shards: written and read back, formats of other projects, and damaged files and manifests."""
 
 import hashlib
 import json
@@ -88,7 +88,7 @@ def test_names_and_manifest(prepared):
         assert hashlib.sha256((prepared / shard["file"]).read_bytes()).hexdigest() == shard["sha256"]
 
 
-def test_what_was_not_finished_is_not_read(tmp_path):
+def test_an_unfinished_folder_is_not_read(tmp_path):
     builder = ShardBuilder(tmp_path, "x", 4, open_journal(tmp_path, {"source": "s"}, False), val_tokens=9)
     builder.add(
         Position(0, 0), Encoded(np.zeros(9, dtype=np.uint16), np.array([9]), np.zeros(1, dtype=np.uint64), 0, ())
@@ -165,7 +165,7 @@ def test_shards_are_plain_read_only_arrays(make_stream):
     assert isinstance(shard.base, np.memmap)  # not read into memory
 
 
-def test_fingerprint_tells_names_counts_and_digests(prepared, tmp_path_factory):
+def test_fingerprint_depends_on_names_counts_and_digests(prepared, tmp_path_factory):
     first = open_split(prepared, "train").fingerprint
     assert len(first) == 64
     assert first == open_split(prepared, "train").fingerprint != open_split(prepared, "val").fingerprint
@@ -287,7 +287,7 @@ def test_a_bad_manifest_is_named(prepared, change):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"version": 1}'])
-def test_a_manifest_that_is_none(prepared, content):
+def test_a_file_that_is_not_a_manifest(prepared, content):
     (prepared / MANIFEST).write_bytes(content)
     with pytest.raises(GPT2LabError, match=r"manifest\.json"):
         open_split(prepared, "train")

@@ -1,4 +1,4 @@
-"""Sources: the same documents from every format, and bad ones named."""
+"""Sources: the same documents from every format, and errors that name the file."""
 
 import gzip
 import json
@@ -51,7 +51,7 @@ def test_text_files_are_documents_and_small_ones_are_read_together(tmp_path):
     assert len(source.files) == 1
 
 
-def test_globs_go_into_folders_in_order_and_take_nothing_twice(tmp_path, monkeypatch):
+def test_globs_match_folders_in_order_without_repetitions(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("corpus/b.txt", "corpus/deep/er/a.txt", "more.jsonl", "web.parquet"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def test_another_field(tmp_path):
         read(local_files.source(paths[1:], "score"))
 
 
-def test_patterns_that_make_no_sense(tmp_path):
+def test_wrong_patterns(tmp_path):
     with pytest.raises(GPT2LabError, match=r"--input .*nothing"):
         local_files.source([str(tmp_path / "nothing*")])
     (tmp_path / "a.pdf").write_text("")
@@ -143,9 +143,9 @@ def test_bad_rows_of_parquet_are_named(tmp_path):
         read(source)
 
 
-@pytest.mark.parametrize("kind", ["string", "large_string"])
-def test_slices_and_kinds_of_strings(tmp_path, kind):
-    table = pa.table({"text": pa.array(TEXTS, type=getattr(pa, kind)())})
+@pytest.mark.parametrize("dtype", ["string", "large_string"])
+def test_slices_and_string_types(tmp_path, dtype):
+    table = pa.table({"text": pa.array(TEXTS, type=getattr(pa, dtype)())})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=7)
     assert read(local_files.source([str(tmp_path / "a.parquet")])) == TEXTS
 
@@ -196,7 +196,7 @@ def test_mirrors_of_fineweb_edu(tmp_path, monkeypatch):
         fineweb_edu.source("sample-1T")
 
 
-def test_tinyshakespeare_is_split_where_everybody_splits_it(shared_data):
+def test_tinyshakespeare_split(shared_data):
     val, train = read(tinyshakespeare.source(shared_data))
     assert (len(train), len(val)) == (1_003_854, 111_540)
     assert train.startswith("First Citizen:\nBefore we proceed")

@@ -1,4 +1,4 @@
-"""Inspect and verify, and taking on what others made."""
+"""Inspect and verify, and the index of shards of other projects."""
 
 import json
 
@@ -74,7 +74,7 @@ def test_verify_finds_ids_and_missing_delimiters(tmp_path):
         verify(tmp_path)
 
 
-def test_adopting_in_place_or_elsewhere(tmp_path):
+def test_indexing_in_place_and_in_another_folder(tmp_path):
     given = tmp_path / "given"
     save(given, train_000=[EOT, 1, 2], train_001=[EOT, 3], val_000=[EOT, 4])
     header = np.zeros(256, dtype="<i4")
@@ -91,7 +91,7 @@ def test_adopting_in_place_or_elsewhere(tmp_path):
     assert {name: data for name, data in corpora.contents(given).items() if name != MANIFEST} == before
 
 
-def test_what_cannot_be_adopted(tmp_path):
+def test_shards_that_cannot_be_indexed(tmp_path):
     with pytest.raises(GPT2LabError, match="nowhere"):
         index_shards(tmp_path / "nowhere")
     save(tmp_path / "a", train_000=[EOT, 1])
