@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def reference(folder):
+def saved(folder):
     transformers = pytest.importorskip("transformers")
     return transformers.AutoTokenizer.from_pretrained(folder)
 
@@ -34,39 +34,39 @@ def with_special_tokens(text: str) -> list[int]:
     return sum(([EOT, *ids] for ids in rest), first)
 
 
-def check(reference, text: str) -> None:
+def check(saved, text: str) -> None:
     ids = TOKENIZER.encode(text)
-    assert reference(text, split_special_tokens=True)["input_ids"] == ids
-    assert reference(text)["input_ids"] == reference.encode(text) == with_special_tokens(text)
-    assert reference.decode(ids) == text
+    assert saved(text, split_special_tokens=True)["input_ids"] == ids
+    assert saved(text)["input_ids"] == saved.encode(text) == with_special_tokens(text)
+    assert saved.decode(ids) == text
 
 
 @pytest.mark.parametrize("text", [*CORNERS, EOT_TEXT, f"a {EOT_TEXT} b{EOT_TEXT}\n{EOT_TEXT}{EOT_TEXT}", EOT_TEXT[:-1]])
-def test_corner_cases(reference, text):
-    check(reference, text)
+def test_corner_cases(saved, text):
+    check(saved, text)
 
 
 @settings(max_examples=200, deadline=None)
 @given(text=TEXTS)
-def test_any_text(reference, text):
-    check(reference, text)
+def test_any_text(saved, text):
+    check(saved, text)
 
 
-def test_attributes(reference):
-    assert (len(reference), reference.vocab_size, reference.model_max_length, reference.is_fast) == (
+def test_attributes(saved):
+    assert (len(saved), saved.vocab_size, saved.model_max_length, saved.is_fast) == (
         50257,
         50257,
         64,
         True,
     )
-    assert (reference.bos_token_id, reference.eos_token_id, reference.unk_token_id, reference.pad_token) == (
+    assert (saved.bos_token_id, saved.eos_token_id, saved.unk_token_id, saved.pad_token) == (
         EOT,
         EOT,
         EOT,
         None,
     )
-    assert reference.convert_tokens_to_ids(EOT_TEXT) == EOT
-    assert reference.decode([*TOKENIZER.encode("a b"), EOT], skip_special_tokens=True) == "a b"
+    assert saved.convert_tokens_to_ids(EOT_TEXT) == EOT
+    assert saved.decode([*TOKENIZER.encode("a b"), EOT], skip_special_tokens=True) == "a b"
 
 
 @pytest.mark.parametrize("kept", [("tokenizer.json",), ("vocab.json", "merges.txt")])
@@ -74,16 +74,16 @@ def test_either_format_is_sufficient(folder, tmp_path, kept):
     transformers = pytest.importorskip("transformers")
     for name in (*kept, "tokenizer_config.json", "config.json"):
         shutil.copy(folder / name, tmp_path)
-    reference = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    saved = transformers.AutoTokenizer.from_pretrained(tmp_path)
     for text in CORNERS:
-        check(reference, text)
+        check(saved, text)
 
 
 def test_the_tokenizers_library_opens_it(folder):
     tokenizers = pytest.importorskip("tokenizers")
-    reference = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    saved = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     for text in CORNERS:
-        assert reference.encode(text).ids == with_special_tokens(text)
+        assert saved.encode(text).ids == with_special_tokens(text)
 
 
 def test_no_other_files_are_written(folder):
