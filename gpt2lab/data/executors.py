@@ -89,5 +89,6 @@ def _in_order(chunks: Chunks, limit: int, submit: Callable[[Chunk], Callable[[],
         if len(pending) >= limit:
             position, result = pending.popleft()
             yield position, result()
-    for position, result in pending:
+    while pending:
+        position, result = pending.popleft()
         yield position, result()
