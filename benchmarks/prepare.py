@@ -95,13 +95,12 @@ def in_processes(root: Path, out: Path, workers: int) -> None:
     from gpt2lab.data.prepare import Options, make
     from gpt2lab.data.sources import fineweb_edu
 
-    def pooled(jobs, recipe, workers):
+    def pooled(chunks, options, workers):
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver")) as pool:
-            yield from executors._in_order(
-                jobs, 2 * workers, lambda job: pool.submit(encode, recipe, job.unit), lambda future: future.result()
-            )
+            submit = lambda chunk: pool.submit(encode, options, chunk).result  # noqa: E731
+            yield from executors._in_order(chunks, 2 * workers, submit)
 
-    executors._local = pooled
+    executors._run_local = pooled
     make(fineweb_edu.source(mirror=root.parent.parent), out, Options(shard_tokens=SHARD, workers=workers))
 
 
@@ -235,7 +234,7 @@ def main() -> None:
 
     from gpt2lab.data.sources import fineweb_edu
 
-    root = Path(fineweb_edu.source(mirror=arguments.mirror).pieces[0].path).parent  # type: ignore[attr-defined]
+    root = Path(fineweb_edu.source(mirror=arguments.mirror).files[0].path).parent  # type: ignore[attr-defined]
     print(hardware(), flush=True)
     tokens = count_tokens(root, arguments.workers)
     print(f"{tokens:,} tokens, {arguments.workers} workers, {arguments.rounds} rounds\n")

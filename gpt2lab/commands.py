@@ -67,7 +67,7 @@ def prepare(options: PrepareOptions) -> None:
     Args:
         options: the source, the shards and how to make them.
     """
-    from gpt2lab.data import index
+    from gpt2lab.data import catalogue, index
     from gpt2lab.data import prepare as preparation
 
     if options.source == "pretokenized":
@@ -76,7 +76,7 @@ def prepare(options: PrepareOptions) -> None:
         folder = Path(options.out or options.input[0])
         print(index.index_shards(options.input[0], folder).line(folder))
         return
-    source = preparation.open_source(
+    source = catalogue.open_source(
         options.source,
         subset=options.subset,
         mirror=options.mirror,
@@ -84,7 +84,7 @@ def prepare(options: PrepareOptions) -> None:
         field=options.text_field,
         seed=options.shuffle_seed,
     )
-    folder = Path(options.out or preparation.default_folder(options.source, options.subset))
+    folder = Path(options.out or catalogue.default_folder(options.source, options.subset))
     how = preparation.Options(
         shard_tokens=options.shard_size,
         val_tokens=options.val_tokens,

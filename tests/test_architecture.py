@@ -14,6 +14,7 @@ ALLOWED = {
     "commands": {
         "bench.run",
         "config_reference",
+        "data.catalogue",
         "data.index",
         "data.prepare",
         "data.slurm",

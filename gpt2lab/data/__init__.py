@@ -1,1 +1,1 @@
-"""From text to batches: tokenizer, sources, prepare, shards, loader. Knows nothing of models."""
+"""Data: from text to batches. Sources, tokenizer, preparation of token shards, and the loader that reads them."""

@@ -1,34 +1,44 @@
-"""Which documents were seen before: exact duplicates, told by 64-bit hashes.
+"""Find exact duplicates among documents by their 64-bit hashes.
 
-Sorted runs of hashes, each at least twice as long as the next, as in a log-structured store: eight bytes a document,
-and a look-up of a thousand documents at once is a handful of binary searches. The probability that any two different
-documents among 100 million share a hash is about 1 in 4,000.
+Memory is 8 bytes a document, plus 100 MB at most. The probability that two different documents among 100 million have
+the same hash is about 1 in 4,000.
 """
 
 import numpy as np
 import numpy.typing as npt
 
-Hashes = npt.NDArray[np.uint64]
+_MAX_RECENT = 1 << 20
 
 
-class Seen:
-    """A set of hashes that only grows."""
+class SeenHashes:
+    """A set of hashes: a sorted array, and a Python set of the latest ones, which is merged into it when it is large.
 
-    def __init__(self) -> None:
-        self._runs: list[Hashes] = []
+    Args:
+        hashes: `(n,)` uint64, the initial elements.
+    """
 
-    def add(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
-        """Take in `hashes` `(documents,)`; returns which of them were seen before, here or earlier in `hashes`."""
-        _, first = np.unique(hashes, return_index=True)
-        again = np.ones(len(hashes), dtype=np.bool_)
-        again[first] = False
-        for run in self._runs:
-            places = np.minimum(np.searchsorted(run, hashes), len(run) - 1)
-            again |= run[places] == hashes
-        if not again.all():
-            self._runs.append(np.sort(hashes[~again]))
-        while len(self._runs) > 1 and len(self._runs[-2]) < 2 * len(self._runs[-1]):
-            merged = np.concatenate([self._runs.pop(), self._runs.pop()])
-            merged.sort(kind="stable")
-            self._runs.append(merged)
-        return again
+    def __init__(self, hashes: npt.NDArray[np.uint64] | None = None):
+        self._sorted = np.unique(np.empty(0, dtype=np.uint64) if hashes is None else hashes)
+        self._recent: set[int] = set()
+
+    def add(self, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Add hashes and find duplicates.
+
+        Args:
+            hashes: `(documents,)` uint64.
+
+        Returns:
+            `(documents,)` bool, true where the hash was in the set, or earlier in `hashes`.
+        """
+        left, right = (np.searchsorted(self._sorted, hashes, side=side) for side in ("left", "right"))
+        seen: npt.NDArray[np.bool_] = left < right
+        for row, value in enumerate(hashes.tolist()):
+            if value in self._recent:
+                seen[row] = True
+            elif not seen[row]:
+                self._recent.add(value)
+        if len(self._recent) >= _MAX_RECENT:
+            recent = np.fromiter(self._recent, dtype=np.uint64, count=len(self._recent))
+            self._sorted = np.sort(np.concatenate([self._sorted, np.sort(recent)]), kind="stable")  # merges two runs
+            self._recent.clear()
+        return seen

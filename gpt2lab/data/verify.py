@@ -1,4 +1,4 @@
-"""Looking at a folder of shards, and vouching for it."""
+"""Show what a folder of shards holds, and check every byte of it."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,54 +8,74 @@ import numpy as np
 
 from gpt2lab.data import shards
 from gpt2lab.data.shards import TokenStream
-from gpt2lab.data.tokenizer import EOT, VOCAB_SIZE, Tokenizer
+from gpt2lab.data.tokenizer import EOT, EOT_TEXT, VOCAB_SIZE, Tokenizer
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import sha256
 
-_BLOCK = 1 << 24  # tokens that are looked at in one go
-_SHOWN = 3  # documents of each split
+_BLOCK_TOKENS = 1 << 24  # read at a time
+_SHOWN_DOCUMENTS = 3
+_SHOWN_CHARACTERS = 100
+_SHOWN_KEYS = ("revision", "tokenizer", "shuffle_seed", "shard_tokens", "text_bytes", "duplicates", "skipped")
 
 
-class Found(NamedTuple):
-    """What the tokens of one shard say."""
+class ShardStats(NamedTuple):
+    """Statistics of the tokens of a shard.
 
-    documents: int  # how many 50256 there are
-    largest: int
-    place: int  # of the first token of that value
+    Attributes:
+        documents: number of 50256s.
+        max_id: largest token id.
+        max_index: index of the first token with this id.
+    """
+
+    documents: int
+    max_id: int
+    max_index: int
 
 
 def inspect(folder: str | Path, mirror: str | None = None) -> list[str]:
-    """Lines that say what a folder holds: manifest, shards, counts, and how its documents begin.
+    """Describe a folder: manifest, shards, counts, and the beginnings of its first documents.
+
+    Args:
+        folder: folder of the shards.
+        mirror: folder with the tokenizer's files.
+
+    Returns:
+        Lines of text.
 
     Raises:
-        GPT2LabError: the folder holds no whole set of shards.
+        GPT2LabError: the shards are not complete.
     """
     folder = Path(folder)
     manifest = shards.read_manifest(folder)
     lines = [f"{folder}: {'no manifest' if manifest is None else f'source {manifest.source}'}"]
     if manifest is not None:
-        shown = ("revision", "tokenizer", "shuffle_seed", "shard_tokens", "text_bytes", "duplicates", "skipped")
-        lines += [f"  {key}: {manifest.content[key]}" for key in shown if manifest.content.get(key) is not None]
+        lines += [f"  {key}: {manifest.content[key]}" for key in _SHOWN_KEYS if manifest.content.get(key) is not None]
         lines += [f"  left out: {problem}" for problem in manifest.content.get("problems", [])]
     tokenizer = Tokenizer(mirror)
     for split in shards.SPLITS:
         stream = shards.open_split(folder, split)
-        documents = stream.documents if stream.documents is not None else _count(stream)
+        documents = stream.documents if stream.documents is not None else _count_documents(stream)
         lines.append(f"{split}: {len(stream):,} tokens, {documents:,} documents, {len(stream.files)} shards")
         for file, count in zip(stream.files, np.diff(stream.starts).tolist(), strict=True):
             lines.append(f"  {file.name}  {count:,} tokens")
-        lines += [f"  | {_one_line(text)}" for text in _first_documents(stream, tokenizer)]
+        lines += [f"  | {text}" for text in _first_documents(stream, tokenizer)]
     return lines
 
 
 def verify(folder: str | Path) -> str:
-    """Read every byte of a folder of shards; returns a line that says what was found right.
+    """Read every byte of a folder of shards.
 
-    Every shard has the sha256 of the manifest, every id is one of GPT-2's, and the documents that the manifest counts
-    are there, each with its 50256 in front.
+    Every shard must have the SHA-256 of the manifest, every id must be one of GPT-2's, and there must be as many
+    documents as the manifest says, each with 50256 before it.
+
+    Args:
+        folder: folder of the shards.
+
+    Returns:
+        One line that summarizes the folder.
 
     Raises:
-        GPT2LabError: the first thing that is wrong. A folder without a manifest cannot be vouched for.
+        GPT2LabError: something is wrong, or there is no manifest. Only the first problem is reported.
     """
     folder = Path(folder)
     streams = {split: shards.open_split(folder, split) for split in shards.SPLITS}
@@ -71,51 +91,51 @@ def verify(folder: str | Path) -> str:
             if digest != shard.sha256:
                 raise GPT2LabError(f"{folder / name} does not match its sha256 in {shards.MANIFEST}: prepare it again")
     for split, stream in streams.items():
-        counted = sum(scan(stream, number).documents for number in range(len(stream.files)))
-        if counted != manifest.documents[split]:
+        documents, expected = _count_documents(stream), manifest.documents[split]
+        if documents != expected:
             raise GPT2LabError(
-                f"{folder}: {split} has {counted} documents, {shards.MANIFEST} says {manifest.documents[split]}; "
-                f"prepare it again"
+                f"{folder}: {split} has {documents} documents, {shards.MANIFEST} says {expected}; prepare it again"
             )
         if manifest.source != "pretokenized" and stream.read(0, 1)[0] != EOT:
-            raise GPT2LabError(f"{stream.files[0]}: its first document has no {EOT} in front; prepare it again")
+            raise GPT2LabError(f"{stream.files[0]}: there is no {EOT} before its first document; prepare it again")
     documents, tokens = sum(manifest.documents.values()), sum(manifest.tokens.values())
     return f"{folder} is sound: {len(manifest.shards)} shards, {documents:,} documents, {tokens:,} tokens"
 
 
-def scan(stream: TokenStream, number: int) -> Found:
-    """Look at every token of one shard.
+def scan(stream: TokenStream, number: int) -> ShardStats:
+    """Read every token of a shard.
+
+    Args:
+        stream: the split.
+        number: index of the shard.
 
     Raises:
-        GPT2LabError: an id is none of GPT-2's.
+        GPT2LabError: an id is not one of GPT-2's.
     """
     start, end = int(stream.starts[number]), int(stream.starts[number + 1])
-    found = Found(0, -1, 0)
-    for begin in range(start, end, _BLOCK):
-        tokens = stream.read(begin, min(_BLOCK, end - begin))
-        largest = int(tokens.max())
-        place = begin + int(tokens.argmax()) - start if largest > found.largest else found.place
-        found = Found(found.documents + int((tokens == EOT).sum()), max(largest, found.largest), place)
-    if found.largest >= VOCAB_SIZE:
+    stats = ShardStats(0, -1, 0)
+    for block_start in range(start, end, _BLOCK_TOKENS):
+        tokens = stream.read(block_start, min(_BLOCK_TOKENS, end - block_start))
+        stats = stats._replace(documents=stats.documents + int((tokens == EOT).sum()))
+        if (max_id := int(tokens.max())) > stats.max_id:
+            stats = stats._replace(max_id=max_id, max_index=block_start + int(tokens.argmax()) - start)
+    if stats.max_id >= VOCAB_SIZE:
         raise GPT2LabError(
-            f"{stream.files[number]}: token {found.place} is {found.largest}, but GPT-2's ids end at {VOCAB_SIZE - 1}; "
-            f"the shard is damaged or from another tokenizer"
+            f"{stream.files[number]}: token {stats.max_index} is {stats.max_id}, but GPT-2's ids end at "
+            f"{VOCAB_SIZE - 1}; the shard is damaged or from another tokenizer"
         )
-    return found
+    return stats
 
 
-def _count(stream: TokenStream) -> int:
+def _count_documents(stream: TokenStream) -> int:
     return sum(scan(stream, number).documents for number in range(len(stream.files)))
 
 
 def _first_documents(stream: TokenStream, tokenizer: Tokenizer) -> list[str]:
+    """The beginnings of the first documents, each on one line."""
     tokens = stream.read(0, min(len(stream), 4096)).tolist()
-    if any(token >= VOCAB_SIZE for token in tokens):
-        return ["(ids that are none of GPT-2's)"]
-    texts = [text for text in tokenizer.decode(tokens).split("<|endoftext|>") if text.strip()]
-    return texts[:_SHOWN]
-
-
-def _one_line(text: str, width: int = 100) -> str:
-    line = " ".join(text[: 2 * width].split())
-    return line if len(line) <= width else line[: width - 1] + "…"
+    if max(tokens) >= VOCAB_SIZE:
+        return ["(there are ids that are not GPT-2's)"]
+    texts = [" ".join(text.split()) for text in tokenizer.decode(tokens).split(EOT_TEXT)]
+    texts = [text for text in texts if text][:_SHOWN_DOCUMENTS]
+    return [text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…" for text in texts]

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab import config, files
+from gpt2lab.data.catalogue import DEFAULT_DIRS
 from gpt2lab.data.loader import fixed_sequences
-from gpt2lab.data.prepare import DEFAULT_DIRS
 from gpt2lab.data.shards import TokenStream, is_ready, open_split
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError

@@ -28,7 +28,7 @@ from gpt2lab.config import (
     TrackingConfig,
     TrainConfig,
 )
-from gpt2lab.data import prepare
+from gpt2lab.data import catalogue, prepare
 from gpt2lab.data.loader import Loader
 from gpt2lab.data.shards import is_ready, open_split
 from gpt2lab.errors import GPT2LabError
@@ -99,7 +99,7 @@ def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchP
     Raises:
         GPT2LabError: the data is missing or damaged, or does not fit the model.
     """
-    folder = Path(data.dir or prepare.DEFAULT_DIRS[data.source])
+    folder = Path(data.dir or catalogue.DEFAULT_DIRS[data.source])
 
     def prepare_shards() -> None:
         if not is_ready(folder):

@@ -1,14 +1,14 @@
-"""The fast tokenizer must give what the reference gives, on everything."""
+"""gigatoken must give the same ids as tiktoken for every text."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2lab.data import disputed
-from gpt2lab.data import encoder as encoding
-from gpt2lab.data.encoder import Encoder, Recipe, encode
-from gpt2lab.data.sources import Ready, Texts
+from gpt2lab.data import encoder as encoder_module
+from gpt2lab.data import unicode_differences
+from gpt2lab.data.encoder import EncodeOptions, Encoder, encode
+from gpt2lab.data.sources import InMemoryChunk, Texts
 from gpt2lab.data.tokenizer import EOT, EOT_TEXT, Tokenizer
 from gpt2lab.errors import GPT2LabError
 
@@ -37,19 +37,19 @@ def expected(texts):
 @given(DOCUMENTS)
 def test_equal_to_tiktoken(texts):
     for encoder in (FAST, SLOW):
-        tokens, lengths = encoder.encode(Texts.of(texts))
+        tokens, lengths = encoder.encode(Texts.join(texts))
         assert tokens.dtype == np.uint16
         assert tokens.tolist() == expected(texts)
         assert lengths.tolist() == [1 + len(REFERENCE.encode(text)) for text in texts]
 
 
-def test_every_character_there_is():
+def test_every_unicode_character():
     """Each of the 1.1 million code points after a letter, between spaces, before a digit and before a contraction."""
     everything = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     for start in range(0, len(everything), 1024):
         block = everything[start : start + 1024]
         texts = ["".join(f"a{c} {c}'s {c}{c}1  {c}\n" for c in block[k : k + 64]) for k in range(0, len(block), 64)]
-        assert FAST.encode(Texts.of(texts))[0].tolist() == expected(texts)
+        assert FAST.encode(Texts.join(texts))[0].tolist() == expected(texts)
 
 
 @pytest.mark.parametrize(
@@ -58,75 +58,75 @@ def test_every_character_there_is():
 )
 def test_very_long_lines(sign, megabytes):
     text = sign * (megabytes * 1_000_000 // len(sign.encode())) + "x"
-    assert FAST.encode(Texts.of([text, "y"]))[0].tolist() == expected([text, "y"])
+    assert FAST.encode(Texts.join([text, "y"]))[0].tolist() == expected([text, "y"])
 
 
-def test_end_of_text_typed_in_a_text_is_text():
-    tokens, lengths = FAST.encode(Texts.of([EOT_TEXT, "", f"a{EOT_TEXT}"]))
+def test_end_of_text_in_a_text_is_encoded_as_text():
+    tokens, lengths = FAST.encode(Texts.join([EOT_TEXT, "", f"a{EOT_TEXT}"]))
     assert (tokens == EOT).sum() == 3
     assert lengths[1] == 1
 
 
 def test_lone_surrogates_become_replacement_characters():
-    assert FAST.encode(Texts.of(["a\ud800b\U0001f600"]))[0].tolist() == expected(["a\ufffdb\U0001f600"])
+    assert FAST.encode(Texts.join(["a\ud800b\U0001f600"]))[0].tolist() == expected(["a\ufffdb\U0001f600"])
 
 
 def test_no_documents():
     for encoder in (FAST, SLOW):
-        tokens, lengths = encoder.encode(Texts.of([]))
+        tokens, lengths = encoder.encode(Texts.join([]))
         assert (len(tokens), len(lengths), tokens.dtype) == (0, 0, np.uint16)
 
 
-def test_disputed_characters_are_left_to_the_reference():
+def test_unicode_differences_are_encoded_by_tiktoken():
     texts = ["plain", "\U000323b0's", "", "x\u088f's 🙂 \U00033479\U00016ea0'll", "naïve 東京 ꟼ's", "\U0001e6c0's"]
-    assert disputed.documents_with(Texts.of(texts)) == [1, 3, 5]
-    assert disputed.documents_with(Texts.of([])) == []
-    tokens, lengths = FAST.encode(Texts.of(texts))
+    assert unicode_differences.find_documents(Texts.join(texts)) == [1, 3, 5]
+    assert unicode_differences.find_documents(Texts.join([])) == []
+    tokens, lengths = FAST.encode(Texts.join(texts))
     assert tokens.tolist() == expected(texts)
     assert lengths.sum() == len(tokens)
-    characters = [chr(code) for first, last in disputed.RANGES.tolist() for code in range(first, last + 1)]
+    characters = [chr(code) for first, last in unicode_differences.RANGES.tolist() for code in range(first, last + 1)]
     assert len(characters) == 4657
-    assert disputed.documents_with(Texts.of(characters)) == [*range(4657)]
+    assert unicode_differences.find_documents(Texts.join(characters)) == [*range(4657)]
 
 
-def test_a_disagreement_is_found_in_every_unit(monkeypatch):
-    """One document of each unit is compared: a tokenizer that is always wrong does not get through any."""
+def test_a_different_result_is_found_in_every_chunk(monkeypatch):
+    """One document of each chunk is compared, so a tokenizer that is always wrong fails on every chunk."""
 
     class Wrong:
         def encode(self, text):
             return [0, *REFERENCE.encode(text)]
 
     wrong = Encoder("gigatoken")
-    monkeypatch.setattr(wrong, "_reference", Wrong())
+    monkeypatch.setattr(wrong, "_tiktoken", Wrong())
     for name in ("a", "b", "c"):
-        with pytest.raises(GPT2LabError, match=rf"{name}: gigatoken and tiktoken .* --tokenizer tiktoken"):
-            wrong.encode(Texts.of(["one", "two", "x" * 50_000]), name)
+        with pytest.raises(GPT2LabError, match=rf"{name}: .*--tokenizer tiktoken"):
+            wrong.encode(Texts.join(["one", "two", "x" * 50_000]), name)
     with pytest.raises(GPT2LabError):
-        wrong.encode(Texts.of(["x" * 50_000]), "only long ones")
+        wrong.encode(Texts.join(["x" * 50_000]), "only long ones")
     unchecked = Encoder("gigatoken", check=False)
-    monkeypatch.setattr(unchecked, "_reference", Wrong())
-    assert unchecked.encode(Texts.of(["one"]))[0].tolist() == expected(["one"])
+    monkeypatch.setattr(unchecked, "_tiktoken", Wrong())
+    assert unchecked.encode(Texts.join(["one"]))[0].tolist() == expected(["one"])
 
 
 def test_without_gigatoken_there_is_tiktoken(monkeypatch):
-    monkeypatch.setattr(encoding.importlib.util, "find_spec", lambda name: None)
-    assert Encoder().encode(Texts.of(["one two"]))[0].tolist() == expected(["one two"])
-    with pytest.raises(GPT2LabError, match="gigatoken is not installed: pip install"):
+    monkeypatch.setattr(encoder_module.importlib.util, "find_spec", lambda name: None)
+    assert Encoder().encode(Texts.join(["one two"]))[0].tolist() == expected(["one two"])
+    with pytest.raises(GPT2LabError, match="--tokenizer"):
         Encoder("gigatoken")
 
 
-def test_starting_afresh_changes_nothing(monkeypatch):
-    monkeypatch.setattr(encoding, "_BETWEEN", 0)
-    monkeypatch.setattr(encoding, "_resident", lambda: 1 << 40)
+def test_resetting_gigatoken_does_not_change_the_result(monkeypatch):
+    monkeypatch.setattr(encoder_module, "_MIN_BYTES_BETWEEN_RESETS", 0)
+    monkeypatch.setattr(encoder_module, "_resident_bytes", lambda: 1 << 40)
     encoder = Encoder("gigatoken")
-    first = encoder._fast
-    assert encoder.encode(Texts.of(["one two"]))[0].tolist() == expected(["one two"])
-    assert encoder._fast is not first
+    first = encoder._gigatoken
+    assert encoder.encode(Texts.join(["one two"]))[0].tolist() == expected(["one two"])
+    assert encoder._gigatoken is not first
 
 
 def test_hashes_are_equal_where_documents_are():
-    unit = Ready("u", Texts.of(["same", "other", "same", ""]))
-    hashes = encode(Recipe(), unit).hashes
+    unit = InMemoryChunk("u", Texts.join(["same", "other", "same", ""]))
+    hashes = encode(EncodeOptions(), unit).hashes
     assert hashes[0] == hashes[2]
     assert len(set(hashes.tolist())) == 3
-    assert (encode(Recipe(engine="tiktoken"), unit).hashes == hashes).all()
+    assert (encode(EncodeOptions(engine="tiktoken"), unit).hashes == hashes).all()

@@ -1,4 +1,4 @@
-"""Preparing: the right tokens, the same bytes whoever makes them however often it is killed, and clear refusals."""
+"""Preparing: the right tokens, the same bytes for every executor and after every interruption, and clear errors."""
 
 import json
 import random
@@ -13,11 +13,11 @@ import pytest
 
 from gpt2lab.data import executors
 from gpt2lab.data import prepare as preparing
-from gpt2lab.data.jobs import Unreadable
-from gpt2lab.data.parts import FOLDER as PARTS
-from gpt2lab.data.prepare import DEFAULT_DIRS, Options, make, prepare
+from gpt2lab.data.catalogue import DEFAULT_DIRS
+from gpt2lab.data.encoded_cache import FOLDER as CACHE
+from gpt2lab.data.prepare import Options, make, prepare
 from gpt2lab.data.shards import MANIFEST, PREPARING, open_split
-from gpt2lab.data.sources import Document, Gathered, Source, fineweb_edu, local_files, stdlib
+from gpt2lab.data.sources import InMemoryFile, Source, UnreadableChunk, fineweb_edu, local_files, stdlib
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.data.verify import verify
 from gpt2lab.errors import GPT2LabError
@@ -25,17 +25,17 @@ from gpt2lab.files import DirectoryLock
 from tests.data import corpora
 from tests.data.corpora import contents
 
-DOCUMENTS = [Document(f"d{number}", f"Document number {number}. " * (number % 5 + 1)) for number in range(40)]
+DOCUMENTS = [stdlib.Document(f"d{number}", f"Document number {number}. " * (number % 5 + 1)) for number in range(40)]
 SMALL = Options(shard_tokens=3000, val_tokens=2500, workers=2)
 
-# Prepares a small mirror, and dies just before or after the n-th file gets its name.
+# Prepares a small mirror, and kills itself just before or after the n-th file is renamed.
 KILLED = """
 import os, signal, sys
 from gpt2lab.data.prepare import Options, make
 from gpt2lab.data.sources import fineweb_edu
 mirror, folder, n, moment, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5]
 replace, count = os.replace, 0
-def deadly(source, target):
+def replace_and_die(source, target):
     global count
     count += 1
     if count == n and moment == "before":
@@ -43,16 +43,10 @@ def deadly(source, target):
     replace(source, target)
     if count == n:
         os.kill(os.getpid(), signal.SIGKILL)
-os.replace = deadly
+os.replace = replace_and_die
 options = Options(shard_tokens=3000, val_tokens=2500, workers=2, shuffle_seed=None if seed == "-" else int(seed))
 make(fineweb_edu.source(mirror=mirror), folder, options)
 """
-
-
-@pytest.fixture(scope="session")
-def mirror(tmp_path_factory):
-    """1,200 documents in 3 files and 24 row groups, about 29,000 tokens. Do not write to it."""
-    return corpora.mirror(tmp_path_factory.mktemp("mirror"))
 
 
 @pytest.fixture(scope="session")
@@ -61,16 +55,16 @@ def source(mirror):
 
 
 @pytest.fixture(scope="session")
-def whole(source, tmp_path_factory):
-    """What an undisturbed run makes of it."""
-    folder = tmp_path_factory.mktemp("whole")
+def expected_files(source, tmp_path_factory):
+    """Files of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("expected_files")
     make(source, folder, SMALL)
     return contents(folder)
 
 
 def of(*texts, name="made"):
     """A source of these texts."""
-    piece = Gathered("piece", tuple(Document(str(n), text) for n, text in enumerate(texts)))
+    piece = InMemoryFile("file", texts)
     return Source(name, name, "1", (piece,))
 
 
@@ -85,15 +79,15 @@ def test_every_document_in_order_val_first(source, tmp_path):
     summary = make(source, tmp_path, SMALL)
     val, train = decoded(tmp_path, "val"), decoded(tmp_path, "train")
     assert val + train == corpora.texts(1200)
-    lengths = [1 + len(Tokenizer().encode(text)) for text in val + train] if len(val) < 5 else None
-    assert lengths is None
-    stream = open_split(tmp_path, "val")
-    next_length = 1 + len(Tokenizer().encode(train[0]))
-    assert len(stream) <= 2500 < len(stream) + next_length
+    encode = Tokenizer().encode
+    lengths = [1 + len(encode(text)) for text in val + train]
+    val_tokens = len(open_split(tmp_path, "val"))
+    assert val_tokens == sum(lengths[: len(val)]) <= 2500 < val_tokens + lengths[len(val)]
+    assert summary.tokens == sum(lengths)
     assert (summary.documents, summary.made, summary.duplicates, summary.skipped) == (1200, True, 0, 0)
     assert summary.text_bytes == sum(map(len, corpora.texts(1200)))
     sizes = [shard["tokens"] for shard in json.loads((tmp_path / MANIFEST).read_text())["shards"]]
-    assert sizes[0] == len(stream)
+    assert sizes[0] == val_tokens
     assert set(sizes[1:-1]) == {3000}
     assert sum(sizes) == summary.tokens
     verify(tmp_path)
@@ -106,45 +100,39 @@ def test_every_document_in_order_val_first(source, tmp_path):
         {"workers": 5},
         {"engine": "tiktoken"},
         {"check": False},
-        {"use_parts": True},
+        {"encode_first": True},
     ],
 )
-def test_who_does_the_work_makes_no_difference(source, whole, tmp_path, options):
+def test_shards_do_not_depend_on_workers_or_tokenizer(source, expected_files, tmp_path, options):
     make(source, tmp_path, replace(SMALL, **options))
-    assert contents(tmp_path) == whole
+    assert contents(tmp_path) == expected_files
     assert sorted(file.name for file in tmp_path.iterdir() if file.name[0] == ".") == [".lock"]
 
 
-def test_ray_makes_no_difference(source, whole, tmp_path):
+def test_shards_do_not_depend_on_the_executor(source, expected_files, tmp_path, request):
     ray = pytest.importorskip("ray")
-    executors._connect(ray, 2)  # once for both, which then leave it running
-    try:
-        _ray_makes_no_difference(source, whole, tmp_path)
-    finally:
-        ray.shutdown()
-
-
-def _ray_makes_no_difference(source, whole, tmp_path):
+    executors._init_ray(2)  # started once for both calls
+    request.addfinalizer(ray.shutdown)
     make(source, tmp_path / "a", replace(SMALL, executor="ray"))
-    assert contents(tmp_path / "a") == whole
-    bad = replace(source, pieces=(*source.pieces[:1], Refusing("bad")))
+    assert contents(tmp_path / "a") == expected_files
+    bad = replace(source, files=(*source.files[:1], Refusing("bad")))
     with pytest.raises(GPT2LabError, match="bad is bad"):
         make(bad, tmp_path / "b", replace(SMALL, executor="ray"))
 
 
-class Refusing(Gathered):
+class Refusing(InMemoryFile):
     """A piece whose unit cannot be read."""
 
     def __init__(self, name):
         super().__init__(name, ())
 
-    def units(self):
-        yield Unreadable(self.name, f"{self.name} is bad")
+    def chunks(self):
+        yield UnreadableChunk(self.name, f"{self.name} is bad")
 
 
 @pytest.mark.parametrize(("seed", "times"), [(None, 10), (7, 4)])
-def test_killed_at_random(mirror, source, whole, tmp_path, seed, times):
-    expected = whole
+def test_killed_at_random(mirror, source, expected_files, tmp_path, seed, times):
+    expected = expected_files
     if seed is not None:
         make(source, tmp_path / "undisturbed", replace(SMALL, shuffle_seed=seed))
         expected = contents(tmp_path / "undisturbed")
@@ -157,81 +145,80 @@ def test_killed_at_random(mirror, source, whole, tmp_path, seed, times):
             break
         assert run.returncode == -signal.SIGKILL, run.stderr
         kills += 1
-        done = len(list(folder.glob("*.npy"))) + len(list(folder.glob(f"{PARTS}/*.part")))
+        done = len(list(folder.glob("*.npy"))) + len(list(folder.glob(f"{CACHE}/*.npz")))
         assert done >= finished or seed is not None  # what was finished is kept
         finished = done
         if not (folder / MANIFEST).exists():
-            with pytest.raises(GPT2LabError, match=r"half prepared|no shards"):
+            with pytest.raises(GPT2LabError, match=folder.name):
                 open_split(folder, "train")
     assert kills >= min(times, 6)
     make(source, folder, replace(SMALL, shuffle_seed=seed))
     assert contents(folder) == expected
     assert not (folder / PREPARING).exists()
-    assert not (folder / PARTS).exists()
+    assert not (folder / CACHE).exists()
 
 
 @pytest.mark.parametrize("n", [1, 2, -1])
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_killed_at_the_ends(mirror, source, whole, tmp_path, n, moment):
+def test_killed_at_the_ends(mirror, source, expected_files, tmp_path, n, moment):
     """Around the first journal, the first shard, and the manifest."""
-    number = (
-        n if n > 0 else 2 * (len(whole) - 1) + 1
-    )  # the first journal; each shard but the last with a journal; the manifest
+    # The first journal, each shard with a journal, the manifest.
+    number = n if n > 0 else 2 * len(expected_files)
     run = subprocess.run(
         [sys.executable, "-c", KILLED, str(mirror), str(tmp_path), str(number), moment, "-"], check=False
     )
     assert run.returncode == -signal.SIGKILL
     assert (tmp_path / MANIFEST).exists() == ((n, moment) == (-1, "after"))
     make(source, tmp_path, SMALL)
-    assert contents(tmp_path) == whole
+    assert contents(tmp_path) == expected_files
 
 
 def interrupted(source, folder, options, after):
     """Run until `after` units were cut, then raise."""
-    add, calls = preparing.Cutter.add, 0
+    add, calls = preparing.ShardBuilder.add, 0
 
-    def failing(self, place, encoded):
+    def failing(self, position, encoded):
         nonlocal calls
         calls += 1
         if calls > after:
             raise KeyboardInterrupt
-        return add(self, place, encoded)
+        return add(self, position, encoded)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(preparing.Cutter, "add", failing)
+        patch.setattr(preparing.ShardBuilder, "add", failing)
         make(source, folder, options)
 
 
-def test_going_on_does_not_begin_anew(source, whole, tmp_path, monkeypatch):
+def test_continuing_does_not_start_over(source, expected_files, tmp_path, monkeypatch):
     interrupted(source, tmp_path, SMALL, 15)
     finished = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.npy")}
     assert len(finished) > 3
     read = []
     encode = preparing.executors.encode
     monkeypatch.setattr(
-        preparing.executors, "encode", lambda recipe, unit: (read.append(unit.name), encode(recipe, unit))[1]
+        preparing.executors, "encode", lambda options, chunk: (read.append(chunk.name), encode(options, chunk))[1]
     )
     make(source, tmp_path, SMALL)
     assert len(read) < 14  # of 24 units
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
-    assert contents(tmp_path) == whole
+    assert contents(tmp_path) == expected_files
 
 
-def test_a_shard_damaged_meanwhile_is_made_again_and_those_before_it_are_kept(source, whole, tmp_path):
+def test_a_damaged_shard_is_written_again_and_those_before_it_are_kept(source, expected_files, tmp_path):
     interrupted(source, tmp_path, SMALL, 20)
-    names = sorted(whole, key=lambda name: name.split("_")[-1])
+    names = sorted(expected_files, key=lambda name: name.split("_")[-1])
     (tmp_path / names[2]).write_bytes(b"rubbish")
     kept = (tmp_path / names[1]).stat().st_mtime_ns
     make(source, tmp_path, SMALL)
-    assert contents(tmp_path) == whole
+    assert contents(tmp_path) == expected_files
     assert (tmp_path / names[1]).stat().st_mtime_ns == kept
 
 
-def test_a_part_damaged_meanwhile_is_made_again(source, tmp_path):
+def test_a_damaged_cached_chunk_is_encoded_again(source, tmp_path):
     options = replace(SMALL, shuffle_seed=3)
     make(source, tmp_path / "a", options)
     interrupted(source, tmp_path / "b", options, 5)
-    parts = sorted((tmp_path / "b" / PARTS).glob("*.part"))
+    parts = sorted((tmp_path / "b" / CACHE).glob("*.npz"))
     assert len(parts) == 24
     parts[7].write_bytes(parts[7].read_bytes()[:-5])
     parts[8].unlink()
@@ -239,7 +226,7 @@ def test_a_part_damaged_meanwhile_is_made_again(source, tmp_path):
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-def test_a_seeded_shuffle_across_row_groups(source, whole, tmp_path):
+def test_a_seeded_shuffle_across_row_groups(source, expected_files, tmp_path):
     folders = []
     for number, options in enumerate([{"shuffle_seed": 1}, {"shuffle_seed": 1, "workers": 1}, {"shuffle_seed": 2}]):
         folders.append(tmp_path / str(number))
@@ -253,7 +240,7 @@ def test_a_seeded_shuffle_across_row_groups(source, whole, tmp_path):
     assert order[:50] != sorted(order[:50], key=corpora.texts(1200).index)
 
 
-def test_a_tenth_is_val_unless_said_otherwise(tmp_path):
+def test_a_tenth_is_val_by_default(tmp_path):
     texts = corpora.texts(300)
     paths = [corpora.jsonl(tmp_path / "a.jsonl", texts[:100]), corpora.parquet(tmp_path / "b.parquet", texts[100:])]
     source = local_files.source([str(path) for path in paths])
@@ -274,14 +261,14 @@ def test_one_shard_of_fineweb_edu_is_val_if_there_are_ten(source, tmp_path):
     assert 0.1 <= len(open_split(tmp_path / "few", "val")) / summary.tokens < 0.11
 
 
-def test_only_as_many_shards_as_asked_for(source, whole, tmp_path):
+def test_only_as_many_shards_as_asked_for(source, expected_files, tmp_path):
     make(source, tmp_path, replace(SMALL, max_shards=4))
     assert len(contents(tmp_path)) == 5
     train = open_split(tmp_path, "train")
     assert 8900 < len(train) <= 9000
     texts = decoded(tmp_path, "val") + decoded(tmp_path, "train")
     assert texts == corpora.texts(1200)[: len(texts)]  # whole documents
-    with pytest.raises(GPT2LabError, match="--shards must be at least 2"):
+    with pytest.raises(GPT2LabError, match="--shards"):
         make(source, tmp_path / "b", replace(SMALL, max_shards=1))
 
 
@@ -317,7 +304,7 @@ def test_unreadable_input_stops_or_is_left_out(tmp_path):
     source = fineweb_edu.source(mirror=root)
     for workers in (1, 2):
         out = tmp_path / f"stop{workers}"
-        with pytest.raises(GPT2LabError, match=r"001_00000\.parquet: row group 1 is damaged"):
+        with pytest.raises(GPT2LabError, match=r"001_00000\.parquet: row group 1 "):
             make(source, out, Options(shard_tokens=1000, val_tokens=900, workers=workers))
         assert len(list(out.glob("*.npy"))) >= 4  # what came before it is kept
     for workers in (1, 2):
@@ -325,14 +312,14 @@ def test_unreadable_input_stops_or_is_left_out(tmp_path):
         summary = make(source, tmp_path / f"skip{workers}", options)
         assert (summary.skipped, summary.documents) == (2, 500)
     manifest = json.loads((tmp_path / "skip1" / MANIFEST).read_text())
-    assert "row group 1 is damaged" in manifest["problems"][0]
-    assert "002_00000.parquet is not a whole parquet file" in manifest["problems"][1]
+    assert "001_00000.parquet: row group 1 " in manifest["problems"][0]
+    assert "002_00000.parquet" in manifest["problems"][1]
     assert contents(tmp_path / "skip1") == contents(tmp_path / "skip2")
     texts = corpora.texts(300) + corpora.texts(100, 300) + corpora.texts(100, 500)
     assert decoded(tmp_path / "skip1", "val") + decoded(tmp_path / "skip1", "train") == texts
 
 
-def test_a_complete_folder_is_left_alone(source, whole, tmp_path):
+def test_a_complete_folder_is_left_alone(source, expected_files, tmp_path):
     first = make(source, tmp_path, SMALL)
     before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("[!.]*")}
     with DirectoryLock(tmp_path):  # nor does it need the lock
@@ -347,14 +334,14 @@ def test_a_changed_source_or_other_settings_are_refused(tmp_path):
     make(fineweb_edu.source(mirror=root), tmp_path / "done", SMALL)
     interrupted(fineweb_edu.source(mirror=root), tmp_path / "half", SMALL, 15)
     before = contents(tmp_path / "done"), contents(tmp_path / "half")
-    for folder, message in (("done", "made from something else"), ("half", "begun with something else .*--restart")):
-        with pytest.raises(GPT2LabError, match=rf"{message.split()[0]}.*shard_tokens 3000 rather than 4000"):
+    for folder, option in (("done", "--out"), ("half", "--restart")):
+        with pytest.raises(GPT2LabError, match=rf"{folder}.*shard_tokens 3000.*{option}"):
             make(fineweb_edu.source(mirror=root), tmp_path / folder, replace(SMALL, shard_tokens=4000))
-        with pytest.raises(GPT2LabError, match=message):
+        with pytest.raises(GPT2LabError, match=rf"{folder}.*source.*{option}"):
             make(of("a", "b"), tmp_path / folder, SMALL)
     corpora.parquet(root / "sample/10BT/001_00000.parquet", corpora.texts(400, 5000))
     for folder in ("done", "half"):
-        with pytest.raises(GPT2LabError, match="content of the source"):
+        with pytest.raises(GPT2LabError, match=rf"{folder}.*source"):
             make(fineweb_edu.source(mirror=root), tmp_path / folder, SMALL)
     assert before == (contents(tmp_path / "done"), contents(tmp_path / "half"))
     make(fineweb_edu.source(mirror=root), tmp_path / "half", replace(SMALL, restart=True))
@@ -364,38 +351,38 @@ def test_a_changed_source_or_other_settings_are_refused(tmp_path):
 def test_other_shards_are_never_overwritten(source, tmp_path):
     np.save(tmp_path / "edufineweb_train_000001.npy", np.arange(9, dtype=np.uint16))
     before = contents(tmp_path)
-    with pytest.raises(GPT2LabError, match="not made here, such as edufineweb_train_000001"):
+    with pytest.raises(GPT2LabError, match="edufineweb_train_000001"):
         make(source, tmp_path, SMALL)
     assert contents(tmp_path) == before
 
 
 def test_two_processes(source, tmp_path):
-    with DirectoryLock(tmp_path), pytest.raises(GPT2LabError, match="in use by another process"):
+    with DirectoryLock(tmp_path), pytest.raises(GPT2LabError, match=tmp_path.name):
         make(source, tmp_path, SMALL)
 
 
-def test_no_space_is_said_before_starting(source, tmp_path, monkeypatch):
+def test_missing_disk_space_is_reported_before_starting(source, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 20_000))
-    with pytest.raises(GPT2LabError, match=r"0\.0\d MB for shards needed, 0\.02 MB free; .*--shards"):
+    with pytest.raises(GPT2LabError, match=r"0\.0\d MB .*0\.02 MB .*--shards"):
         make(source, tmp_path, SMALL)
     assert not list(tmp_path.glob("*.npy"))
     make(source, tmp_path, replace(SMALL, max_shards=3))
 
 
-def test_a_disk_that_fills_up_on_the_way(source, whole, tmp_path):
-    """A file size limit stands in for a full disk: the shard in hand fails, those before it stay."""
+def test_a_disk_that_fills_up(source, expected_files, tmp_path):
+    """A file size limit stands in for a full disk: the open shard fails, those before it are kept."""
     program = (
         "import resource, signal, sys; from gpt2lab.data.prepare import *;"
         "from gpt2lab.data.sources import fineweb_edu; small = dict(val_tokens=1900, engine='tiktoken');"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000));"
         "make(fineweb_edu.source(mirror=sys.argv[1]), sys.argv[2], Options(shard_tokens=3000, **small))"
     )
-    source_root = source.pieces[0].path.split("/sample/")[0]
+    source_root = source.files[0].path.split("/sample/")[0]
     run = subprocess.run(
         [sys.executable, "-c", program, source_root, str(tmp_path)], capture_output=True, text=True, check=False
     )
-    assert "GPT2LabError: cannot write" in run.stderr
-    assert "edufineweb_train_000001.npy: File too large; free space" in run.stderr
+    assert "GPT2LabError" in run.stderr
+    assert "edufineweb_train_000001.npy: File too large" in run.stderr
     assert [file.name for file in tmp_path.glob("*.npy")] == ["edufineweb_val_000000.npy"]
     make(source, tmp_path, replace(SMALL, val_tokens=1900))
     verify(tmp_path)
@@ -404,22 +391,18 @@ def test_a_disk_that_fills_up_on_the_way(source, whole, tmp_path):
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ([], "there is no text in the input"),
-        (["only one"], "a single document"),
-        (["one", "two"], None),
+        ([], "text"),
+        (["only one"], "document"),
     ],
 )
 def test_corpora_that_cannot_be_split(tmp_path, texts, message):
-    if message is None:
-        make(of(*texts), tmp_path)
-        return
     with pytest.raises(GPT2LabError, match=message):
         make(of(*texts), tmp_path)
     make(of("one", "two"), tmp_path)  # nothing is left in the way
 
 
-def test_val_that_takes_everything(source, tmp_path):
-    with pytest.raises(GPT2LabError, match=r"the corpus has \d+ tokens, and val takes all of them; lower --val-tokens"):
+def test_val_tokens_larger_than_the_corpus(source, tmp_path):
+    with pytest.raises(GPT2LabError, match="--val-tokens"):
         make(source, tmp_path, replace(SMALL, val_tokens=10**9))
     make(source, tmp_path, SMALL)
 
@@ -429,7 +412,8 @@ def small(monkeypatch):
     monkeypatch.setattr(stdlib, "documents", lambda: iter(DOCUMENTS))
 
 
-def test_training_makes_the_whole_standard_library(tmp_path):
+def test_training_makes_the_whole_standard_library(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(stdlib, "documents", lambda: iter(corpus))
     summary = prepare("stdlib", tmp_path / "deep" / "stdlib")
     train, val = (open_split(tmp_path / "deep" / "stdlib", split) for split in ("train", "val"))
     assert summary.tokens == len(train) + len(val)
@@ -441,7 +425,7 @@ def test_training_makes_the_whole_standard_library(tmp_path):
     assert sys.version.split()[0] in manifest["revision"]
 
 
-def test_training_leaves_what_is_there_and_begins_anew_what_was_begun_otherwise(small, tmp_path):
+def test_training_keeps_complete_shards_and_restarts_an_unfinished_folder(small, tmp_path):
     prepare("stdlib", tmp_path, shard_tokens=100)
     assert prepare("stdlib", tmp_path).tokens  # with another shard size
     assert len(contents(tmp_path)) > 4
@@ -460,14 +444,12 @@ def test_training_makes_tinyshakespeare(shared_data, tmp_path):
     assert len(open_split(tmp_path, "val")) == 36_059 + 1
 
 
-def test_training_says_how_to_make_fineweb(tmp_path):
+def test_training_names_the_command_for_fineweb(tmp_path):
     assert set(DEFAULT_DIRS) == {"stdlib", "tinyshakespeare", "fineweb-edu", "files"}
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(
-            GPT2LabError, match=rf"make them with: gpt2lab prepare fineweb-edu --out {folder} \(or set --data\.dir"
-        ):
+        with pytest.raises(GPT2LabError, match=rf"gpt2lab prepare fineweb-edu --out {folder} .*--data\.dir"):
             prepare("fineweb-edu", folder)
-    with pytest.raises(GPT2LabError, match=r"make them with: gpt2lab prepare fineweb-edu --mirror '/a b' \(or"):
+    with pytest.raises(GPT2LabError, match=r"gpt2lab prepare fineweb-edu --mirror '/a b' "):
         prepare("fineweb-edu", DEFAULT_DIRS["fineweb-edu"], mirror="/a b")
     np.save(tmp_path / "edufineweb_train_000001.npy", np.arange(9, dtype=np.uint16))
     np.save(tmp_path / "edufineweb_val_000000.npy", np.arange(5, dtype=np.uint16))
@@ -476,24 +458,24 @@ def test_training_says_how_to_make_fineweb(tmp_path):
 
 def test_training_refuses_other_shards_and_damaged_ones(small, tmp_path):
     np.save(tmp_path / "stdlib_train_000001.npy", np.arange(9, dtype=np.uint16))
-    with pytest.raises(GPT2LabError, match=r"not of data\.source stdlib"):
+    with pytest.raises(GPT2LabError, match=r"stdlib_train_000001.*--data\.dir"):
         prepare("stdlib", tmp_path)
     prepare("stdlib", tmp_path / "b", shard_tokens=100)
     (tmp_path / "b" / "stdlib_val_000000.npy").unlink()
-    with pytest.raises(GPT2LabError, match=r"stdlib_val_000000\.npy is missing"):
+    with pytest.raises(GPT2LabError, match=r"stdlib_val_000000\.npy"):
         prepare("stdlib", tmp_path / "b")
 
 
-def test_unknown_sources_and_files_for_folders(tmp_path):
-    with pytest.raises(GPT2LabError, match="'novels' is not known"):
+def test_unknown_sources_and_files_for_folders(small, tmp_path):
+    with pytest.raises(GPT2LabError, match="novels"):
         prepare("novels", tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(GPT2LabError, match=r"cannot write into .*file: .* use another folder"):
+    with pytest.raises(GPT2LabError, match="file"):
         prepare("stdlib", tmp_path / "file")
     assert (tmp_path / "file").is_file()
 
 
-def test_the_real_stand_in(shared_data, tmp_path):
+def test_real_text(shared_data, tmp_path):
     """51 million tokens of real text, every one of them equal to what the manifest of the data promises."""
     source = fineweb_edu.source(mirror=shared_data)
     summary = make(source, tmp_path, Options(shard_tokens=10_000_000, val_tokens=5_000_000, workers=2))

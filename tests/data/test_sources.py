@@ -1,48 +1,46 @@
-"""Sources: the same documents from every format, and bad ones named."""
+"""Sources: the same documents from every format, and errors that name the file."""
 
+import gzip
 import json
 import os
+import re
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gpt2lab.data.sources import Texts, documents, fineweb_edu, jsonl, local_files, parquet, tinyshakespeare
+from gpt2lab.data.sources import Texts, fineweb_edu, jsonl, local_files, parquet, raise_problem, tinyshakespeare
 from gpt2lab.errors import GPT2LabError
 from tests.data import corpora
 
 TEXTS = [*corpora.texts(60), "", "naïve 東京 🙂", 'quotes " and \\ and \n newlines', "x" * 5000]
 
 
-def read(source):
-    return [document.text for document in documents(source)]
+def read(source, report=raise_problem):
+    """All documents of a source."""
+    chunks = [chunk.read(report) for _, chunk in source.chunks()]
+    return [texts[row] for texts in chunks for row in range(len(texts))]
 
 
-def noted(source):
-    """Documents and complaints under `--on-error skip`."""
-    problems, texts = [], []
-    for piece in source.pieces:
-        for unit in piece.units():
-            found = unit.read(problems.append)
-            texts += [found[row] for row in range(len(found))]
-    return texts, problems
+def read_with_skip(source):
+    """Documents and problems with `--on-error skip`."""
+    problems = []
+    return read(source, problems.append), problems
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
 @pytest.mark.parametrize("unit", [None, 100, 7000])
 def test_every_format_gives_the_same_documents(tmp_path, monkeypatch, name, unit):
     if unit:  # however the file is cut, also in the middle of lines
-        monkeypatch.setattr(jsonl, "UNIT", unit)
-        monkeypatch.setattr(parquet, "LARGEST_UNIT", unit)
-        monkeypatch.setattr(parquet, "_BATCH", unit)
+        monkeypatch.setattr(jsonl, "CHUNK_BYTES", unit)
+        monkeypatch.setattr(parquet, "MAX_CHUNK_BYTES", unit)
+        monkeypatch.setattr(parquet, "_BATCH_BYTES", unit)
     write = corpora.parquet if name.endswith("parquet") else corpora.jsonl
     write(tmp_path / name, TEXTS)
     source = local_files.source([str(tmp_path / name)])
     assert read(source) == TEXTS
-    assert len({document.id for document in documents(source)}) == len(TEXTS)
-    if unit:
-        assert sum(1 for piece in source.pieces for _ in piece.units()) > 1
+    assert len(list(source.chunks())) >= (2 if unit else 1)
 
 
 def test_text_files_are_documents_and_small_ones_are_read_together(tmp_path):
@@ -50,10 +48,10 @@ def test_text_files_are_documents_and_small_ones_are_read_together(tmp_path):
         (tmp_path / f"{n:03d}.txt").write_bytes(text.encode())
     source = local_files.source([str(tmp_path / "*.txt")])
     assert read(source) == TEXTS
-    assert len(source.pieces) == 1
+    assert len(source.files) == 1
 
 
-def test_globs_go_into_folders_in_order_and_take_nothing_twice(tmp_path, monkeypatch):
+def test_globs_match_folders_in_order_without_repetitions(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("corpus/b.txt", "corpus/deep/er/a.txt", "more.jsonl", "web.parquet"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -70,52 +68,50 @@ def test_another_field(tmp_path):
     corpora.parquet(tmp_path / "a.parquet", ["two"], column="body")
     paths = [str(tmp_path / "a.jsonl"), str(tmp_path / "a.parquet")]
     assert read(local_files.source(paths, "body")) == ["one", "two"]
-    with pytest.raises(GPT2LabError, match=r"a\.jsonl: line 1 has no text in a field 'text' .*n, body.*--text-field"):
+    with pytest.raises(GPT2LabError, match=r"a\.jsonl: line 1 .*body.*--text-field"):
         read(local_files.source(paths[:1]))
-    with pytest.raises(
-        GPT2LabError, match=r"a\.parquet has no column 'text' \(it has: id, body, score\).*--text-field"
-    ):
+    with pytest.raises(GPT2LabError, match=r"a\.parquet .*body.*--text-field"):
         read(local_files.source(paths[1:]))
-    with pytest.raises(GPT2LabError, match="'score' holds double, not text"):
+    with pytest.raises(GPT2LabError, match=r"a\.parquet.*score.*--text-field"):
         read(local_files.source(paths[1:], "score"))
 
 
-def test_patterns_that_make_no_sense(tmp_path):
-    with pytest.raises(GPT2LabError, match=r"--input '.*nothing\*' matches no file"):
+def test_wrong_patterns(tmp_path):
+    with pytest.raises(GPT2LabError, match=r"--input .*nothing"):
         local_files.source([str(tmp_path / "nothing*")])
     (tmp_path / "a.pdf").write_text("")
-    with pytest.raises(GPT2LabError, match=r"a\.pdf: not one of the kinds .*\.jsonl\.zst"):
+    with pytest.raises(GPT2LabError, match=r"--input .*a\.pdf"):
         local_files.source([str(tmp_path / "*")])
 
 
 BAD_LINES = {
-    "broken": (b'{"text": "cut', "is not JSON"),
-    "not UTF-8": (b'{"text": "\xff\xfe"}', "is not UTF-8"),
-    "no object": (b'["text"]', r"has no text in a field 'text' \(list\)"),
-    "null": (b'{"text": null}', "has no text"),
-    "number": (b'{"text": 5}', "has no text"),
-    "two on a line": (b'{"text": "a"}{"text": "b"}', "is not JSON"),
-    "half a surrogate pair": (b'{"text": "\\ud800"}', None),
+    "broken": b'{"text": "cut',
+    "not UTF-8": b'{"text": "\xff\xfe"}',
+    "no object": b'["text"]',
+    "null": b'{"text": null}',
+    "number": b'{"text": 5}',
+    "two on a line": b'{"text": "a"}{"text": "b"}',
 }
 
 
 @pytest.mark.parametrize("case", BAD_LINES)
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
 def test_bad_lines_are_named_and_the_others_kept(tmp_path, case, name, monkeypatch):
-    monkeypatch.setattr(jsonl, "UNIT", 64)
-    line, message = BAD_LINES[case]
+    monkeypatch.setattr(jsonl, "CHUNK_BYTES", 64)
     good = [json.dumps({"text": f"good {n}"}).encode() for n in range(6)]
-    data = b"\n".join([*good[:4], line, b"", *good[4:]])
-    (tmp_path / name).write_bytes(data if name == "a.jsonl" else __import__("gzip").compress(data))
+    data = b"\n".join([*good[:4], BAD_LINES[case], b"", *good[4:]])
+    (tmp_path / name).write_bytes(data if name == "a.jsonl" else gzip.compress(data))
     source = local_files.source([str(tmp_path / name)])
-    texts, problems = noted(source)
-    if message is None:
-        assert (texts[4], problems) == ("\ufffd", [])
-        return
+    texts, problems = read_with_skip(source)
     assert texts == [f"good {n}" for n in range(6)]
     assert len(problems) == 1
-    with pytest.raises(GPT2LabError, match=f"{name}: line 5 {message}"):
+    with pytest.raises(GPT2LabError, match=f"{name}: line 5 "):
         read(source)
+
+
+def test_half_a_surrogate_pair_becomes_a_replacement_character(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\\ud800"}\n')
+    assert read_with_skip(local_files.source([str(tmp_path / "a.jsonl")])) == (["a", "\ufffd"], [])
 
 
 def test_a_truncated_gzip_file(tmp_path):
@@ -130,8 +126,8 @@ def test_text_that_is_not_utf8(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"fine")
     (tmp_path / "b.txt").write_bytes(b"latin \xe9t\xe9")
     source = local_files.source([str(tmp_path / "*.txt")])
-    assert noted(source)[0] == ["fine"]
-    with pytest.raises(GPT2LabError, match=r"b\.txt is not UTF-8 text \(byte 6\)"):
+    assert read_with_skip(source)[0] == ["fine"]
+    with pytest.raises(GPT2LabError, match=r"b\.txt .*byte 6"):
         read(source)
 
 
@@ -140,19 +136,16 @@ def test_bad_rows_of_parquet_are_named(tmp_path):
     column = pa.Array.from_buffers(pa.string(), 4, raw.buffers())
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
     source = local_files.source([str(tmp_path / "a.parquet")])
-    texts, problems = noted(source)
+    texts, problems = read_with_skip(source)
     assert texts == ["one", "four"]
-    assert [problem.split(", ")[-1] for problem in problems] == [
-        "row group 0: row 1 is not UTF-8 text",
-        "row group 0: row 2 has no text",
-    ]
-    with pytest.raises(GPT2LabError, match="row group 0: row 1 is not UTF-8"):
+    assert [re.findall(r"row \d+", problem) for problem in problems] == [["row 1"], ["row 2"]]
+    with pytest.raises(GPT2LabError, match=r"a\.parquet, row group 0: row 1 "):
         read(source)
 
 
-@pytest.mark.parametrize("kind", ["string", "large_string"])
-def test_slices_and_kinds_of_strings(tmp_path, kind):
-    table = pa.table({"text": pa.array(TEXTS, type=getattr(pa, kind)())})
+@pytest.mark.parametrize("dtype", ["string", "large_string"])
+def test_slices_and_string_types(tmp_path, dtype):
+    table = pa.table({"text": pa.array(TEXTS, type=getattr(pa, dtype)())})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=7)
     assert read(local_files.source([str(tmp_path / "a.parquet")])) == TEXTS
 
@@ -167,13 +160,13 @@ def damage(path, share=0.5):
 def test_damaged_parquet_is_named_with_its_row_group(tmp_path):
     path = corpora.parquet(tmp_path / "a.parquet", corpora.texts(3000), rows=1000)
     damage(path)
-    with pytest.raises(GPT2LabError, match=r"a\.parquet: row group 1 is damaged"):
+    with pytest.raises(GPT2LabError, match=r"a\.parquet: row group 1 "):
         read(local_files.source([str(path)]))
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(GPT2LabError, match=r"a\.parquet is not a whole parquet file"):
+    with pytest.raises(GPT2LabError, match=r"a\.parquet"):
         read(local_files.source([str(path)]))
     path.write_bytes(b"")
-    with pytest.raises(GPT2LabError, match=r"a\.parquet is not a whole parquet file"):
+    with pytest.raises(GPT2LabError, match=r"a\.parquet"):
         read(local_files.source([str(path)]))
 
 
@@ -190,20 +183,20 @@ def test_mirrors_of_fineweb_edu(tmp_path, monkeypatch):
     root = corpora.mirror(tmp_path / "data" / "fineweb_edu_small", files=2, count=10)
     for given in (root, tmp_path / "data"):
         source = fineweb_edu.source(mirror=given)
-        assert [piece.name for piece in source.pieces] == [
+        assert [file.name for file in source.files] == [
             "sample/10BT/000_00000.parquet",
             "sample/10BT/001_00000.parquet",
         ]
         assert read(source) == corpora.texts(20)
     monkeypatch.setenv("GPT2LAB_MIRROR", str(tmp_path / "data"))
     assert read(fineweb_edu.source()) == corpora.texts(20)
-    with pytest.raises(GPT2LabError, match=r"--mirror .* has no sample/100BT/\*\.parquet"):
+    with pytest.raises(GPT2LabError, match=r"--mirror .*sample/100BT"):
         fineweb_edu.source("sample-100BT", mirror=root)
-    with pytest.raises(GPT2LabError, match="--subset 'sample-1T': use sample-10BT"):
+    with pytest.raises(GPT2LabError, match="--subset"):
         fineweb_edu.source("sample-1T")
 
 
-def test_tinyshakespeare_is_split_where_everybody_splits_it(shared_data):
+def test_tinyshakespeare_split(shared_data):
     val, train = read(tinyshakespeare.source(shared_data))
     assert (len(train), len(val)) == (1_003_854, 111_540)
     assert train.startswith("First Citizen:\nBefore we proceed")
@@ -211,6 +204,6 @@ def test_tinyshakespeare_is_split_where_everybody_splits_it(shared_data):
 
 
 def test_texts_round_trip():
-    texts = Texts.of(TEXTS)
+    texts = Texts.join(TEXTS)
     assert [texts[row] for row in range(len(texts))] == TEXTS
     assert texts.offsets.dtype == np.int64

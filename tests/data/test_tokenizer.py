@@ -80,12 +80,12 @@ def test_characters_of_every_plane_equal_hugging_face(reference):
 
 
 def test_a_million_spaces_before_a_word(reference):
-    """tiktoken by itself runs out of stack here. U+001C is white space to Python and none to GPT-2."""
+    """Without special care tiktoken runs out of stack here. U+001C is white space in Python, but not for GPT-2."""
     text = "a\x1c" + " " * 1_000_100 + "b" + "\n" * 600_000 + "\x1c" + " " * 600_000
     assert BASE.encode(text) == reference(text)
 
 
-def test_typed_end_of_text_is_plain_text():
+def test_end_of_text_in_a_text_is_encoded_as_text():
     ids = BASE.encode(f"a{EOT_TEXT}b")
     assert BASE.eot not in ids
     assert len(ids) > 5
@@ -104,7 +104,7 @@ def test_half_a_character_is_replaced_not_refused():
 
 
 @pytest.mark.parametrize("token", [50257, 50303, 65535, -1])
-def test_ids_without_text_are_refused_by_number(token):
+def test_ids_without_text_are_refused(token):
     with pytest.raises(GPT2LabError, match=str(token)):
         BASE.decode([1, token])
 

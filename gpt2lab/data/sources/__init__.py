@@ -1,14 +1,27 @@
-"""Where texts come from. Each module here makes a `Source`; whatever reads one knows these few names and no more.
+"""Sources: where the text of a corpus is read from.
 
-    Source ──▶ Piece   what is fetched and listed by itself: a file, on this disk or still to be downloaded
-           ──▶ Unit    what one worker takes at a time: a row group, some megabytes of lines; always the same ones
-           ──▶ Texts   its documents, end to end in one buffer of UTF-8
+    Source ──▶ SourceFile   a file, on disk or still to be downloaded
+           ──▶ Chunk        the part of a file that one worker reads: a parquet row group, 8 MiB of JSON lines
+           ──▶ Texts        the documents of a chunk, in one buffer of UTF-8
 
-Units of all pieces in order are the corpus. A unit is read by whoever encodes it, maybe on another machine, so it can
-be pickled, and holds a path and a place rather than the text where the format allows it.
+The chunks of all files, in order, are the corpus. `prepare` encodes several chunks in parallel, possibly on other
+machines. A chunk must therefore be picklable, and should hold a path and an offset rather than the text.
 
-To add a source: write `source(...) -> Source` in a module of its own, and name it in `data.catalogue`. A corpus that
-fits in memory needs nothing else than `Gathered(name, documents)` for its one piece.
+To add a source:
+
+1. Write `gpt2lab/data/sources/NAME.py` with a function that returns a `Source`. A corpus that fits in memory needs one
+   `InMemoryFile`:
+
+       def source() -> Source:
+           return Source("poems", "poems", "1.0", (InMemoryFile("poems", tuple(read_poems())),))
+
+   A larger corpus is a sequence of files. `parquet.ParquetFile` and `jsonl.JsonLinesFile` can be used as they are. For
+   another format, subclass `SourceFile` and `Chunk`. A chunk must hold the same documents each time it is read, and
+   should be 1 to 32 MB of text.
+2. Register the source in `gpt2lab/data/catalogue.py`: its output folder in `DEFAULT_DIRS`, its function in
+   `open_source`.
+3. Add its name to the choices of `gpt2lab prepare` in `gpt2lab/cli.py`, and to `data.source` in `gpt2lab/config.py` so
+   that runs can train on it.
 """
 
 import hashlib
@@ -23,23 +36,16 @@ import numpy.typing as npt
 from gpt2lab.errors import GPT2LabError
 
 Report = Callable[[str], None]
-"""Told about one document or unit that cannot be used: raises (`--on-error stop`) or takes a note (`skip`)."""
+"""Receives a message about an unusable document or chunk. Raises with `--on-error stop`, records it with `skip`."""
 
 
-class Document(NamedTuple):
-    """One text. `id` is unique within its corpus."""
-
-    id: str
-    text: str
-
-
-class BadInput(GPT2LabError):
-    """A unit or a piece that cannot be read; with `--on-error skip` the rest of the corpus goes on without it."""
+class BadInputError(GPT2LabError):
+    """A file or chunk cannot be read. With `--on-error skip` it is left out and the rest of the corpus is read."""
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Documents end to end: document i is the UTF-8 of `data[offsets[i]:offsets[i + 1]]`.
+    """Documents in one buffer: document i is the UTF-8 text `data[offsets[i]:offsets[i + 1]]`.
 
     Attributes:
         data: `(bytes,)` uint8.
@@ -50,8 +56,12 @@ class Texts:
     offsets: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, texts: Iterable[str | bytes]) -> "Texts":
-        """From separate texts; a lone surrogate becomes U+FFFD."""
+    def join(cls, texts: Iterable[str | bytes]) -> "Texts":
+        """Copy separate texts into one buffer.
+
+        Args:
+            texts: strings, or bytes that are valid UTF-8. A lone surrogate in a string becomes U+FFFD.
+        """
         encoded = [text if isinstance(text, bytes) else to_utf8(text) for text in texts]
         offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
         return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), offsets)
@@ -63,122 +73,163 @@ class Texts:
         return self.data[self.offsets[index] : self.offsets[index + 1]].tobytes().decode("utf-8")
 
 
-class Unit(ABC):
-    """What one worker takes at a time."""
+class Chunk(ABC):
+    """The part of a file that one worker reads. `name` is used in messages."""
 
     name: str
 
     @abstractmethod
     def read(self, report: Report) -> Texts:
-        """The documents, in order. A document that cannot be used is reported, and left out if `report` returns.
+        """Read the documents, in order.
+
+        Args:
+            report: called for each document that cannot be used. The document is left out if it returns.
 
         Raises:
-            BadInput: nothing of the unit can be used.
+            BadInputError: nothing of the chunk can be read.
         """
 
 
-class Piece(ABC):
-    """What is fetched and listed by itself: usually a file."""
+class SourceFile(ABC):
+    """A file of a corpus, or a group of small files. `text_bytes` is an estimate, for progress and disk space."""
 
     name: str
     text_bytes: int
-    """Bytes of text in it, about: what progress and the space that is needed are reckoned from."""
 
     @abstractmethod
     def identity(self) -> str:
-        """A digest that changes when the content does."""
+        """Return a digest that changes when the content changes."""
 
     @abstractmethod
-    def units(self) -> Iterator[Unit]:
-        """Its units, always the same ones in the same order; downloads first where that is needed.
+    def chunks(self) -> Iterator[Chunk]:
+        """List the chunks, always the same ones in the same order. Downloads the file first if necessary.
 
         Raises:
-            BadInput: the piece cannot be read.
+            BadInputError: the file cannot be read.
         """
+
+
+class Position(NamedTuple):
+    """Position of a chunk in the corpus: index of its file, and index of the chunk within the file."""
+
+    file: int
+    chunk: int
 
 
 @dataclass(frozen=True)
 class Source:
-    """A corpus, ready to be read.
+    """A corpus.
 
     Attributes:
-        name: what the command line calls it.
-        shard_name: first part of its shards' file names.
-        revision: which version of the corpus this is.
-        pieces: in order.
-        val: what is val unless `--val-tokens` says: a tenth of the corpus, one shard, or the first document.
-        shuffle_seed: of the order in which the source itself gives its documents; None: they are not shuffled.
-        downloads: bytes that reading it brings onto this disk besides.
+        name: name on the command line.
+        shard_name: prefix of the shards' file names.
+        revision: version of the corpus, recorded in the manifest.
+        files: the files, in order.
+        val: size of the validation split without `--val-tokens`: a tenth of the corpus, one shard, or the first
+            document.
+        shuffle_seed: seed with which the source itself has shuffled its documents; None if it has not.
+        downloads: bytes that are still to be downloaded to this disk.
     """
 
     name: str
     shard_name: str
     revision: str
-    pieces: Sequence[Piece]
+    files: Sequence[SourceFile]
     val: Literal["tenth", "shard", "first document"] = "tenth"
     shuffle_seed: int | None = None
     downloads: int = 0
 
+    @property
+    def text_bytes(self) -> int:
+        """Estimated bytes of text in all files."""
+        return sum(file.text_bytes for file in self.files)
+
     def identity(self) -> str:
-        """A digest over the names and contents of all pieces, in order."""
+        """Return a digest of the names and contents of all files, in order."""
         digest = hashlib.sha256(f"{self.name} {self.revision}\n".encode())
-        for piece in self.pieces:
-            digest.update(f"{piece.name} {piece.identity()}\n".encode())
+        for file in self.files:
+            digest.update(f"{file.name} {file.identity()}\n".encode())
         return digest.hexdigest()
+
+    def chunks(
+        self, start: Position | None = None, files: Iterable[int] | None = None
+    ) -> Iterator[tuple[Position, Chunk]]:
+        """List the chunks in order. A file that cannot be read ends with a chunk that raises the error when it is read.
+
+        Args:
+            start: position of the first chunk to list; None for the beginning.
+            files: indices of the files to list; None for all from `start` on.
+        """
+        start = start or Position(0, 0)
+        for file in range(start.file, len(self.files)) if files is None else files:
+            number = -1
+            try:
+                for number, chunk in enumerate(self.files[file].chunks()):
+                    if (file, number) >= start:
+                        yield Position(file, number), chunk
+            except BadInputError as error:
+                yield Position(file, number + 1), UnreadableChunk(self.files[file].name, str(error))
 
 
 @dataclass(frozen=True)
-class Ready(Unit):
-    """A unit whose texts are at hand, because its file can only be read from front to back."""
+class UnreadableChunk(Chunk):
+    """Stands for the rest of a file that cannot be read."""
+
+    name: str
+    message: str
+
+    def read(self, report: Report) -> Texts:  # noqa: ARG002
+        """Raise the error."""
+        raise BadInputError(self.message)
+
+
+@dataclass(frozen=True)
+class InMemoryChunk(Chunk):
+    """A chunk whose texts are in memory, for files that can only be read from beginning to end."""
 
     name: str
     texts: Texts
 
-    def read(self, report: Report) -> Texts:
+    def read(self, report: Report) -> Texts:  # noqa: ARG002
+        """Return the texts."""
         return self.texts
 
 
 @dataclass(frozen=True)
-class Gathered(Piece):
-    """A piece made of documents in memory: one unit."""
+class InMemoryFile(SourceFile):
+    """Documents in memory. They are a single chunk."""
 
     name: str
-    documents: tuple[Document, ...]
+    documents: tuple[str, ...]
 
     @property
     def text_bytes(self) -> int:  # type: ignore[override]
-        return sum(len(document.text) for document in self.documents)
+        """Characters of all documents."""
+        return sum(map(len, self.documents))
 
     def identity(self) -> str:
+        """Return a digest of all documents."""
         digest = hashlib.sha256()
         for document in self.documents:
-            digest.update(hashlib.sha256(to_utf8(document.text)).digest())
+            digest.update(hashlib.sha256(to_utf8(document)).digest())
         return digest.hexdigest()
 
-    def units(self) -> Iterator[Unit]:
-        yield Ready(self.name, Texts.of(document.text for document in self.documents))
+    def chunks(self) -> Iterator[Chunk]:
+        """Return all documents as one chunk."""
+        yield InMemoryChunk(self.name, Texts.join(self.documents))
 
 
-def documents(source: Source) -> Iterator[Document]:
-    """The corpus one document at a time, for tests and for looking; `prepare` takes whole units.
+def raise_problem(message: str) -> None:
+    """The `Report` of `--on-error stop`.
 
     Raises:
-        BadInput: something in it cannot be read.
+        BadInputError: always.
     """
-    for piece in source.pieces:
-        for unit in piece.units():
-            texts = unit.read(stop)
-            for row in range(len(texts)):
-                yield Document(f"{unit.name}:{row}", texts[row])
-
-
-def stop(message: str) -> None:
-    """The `Report` of `--on-error stop`."""
-    raise BadInput(message)
+    raise BadInputError(message)
 
 
 def to_utf8(text: str) -> bytes:
-    """UTF-8 of a text; a lone surrogate, which has none, becomes U+FFFD."""
+    """Encode a text as UTF-8. A lone surrogate becomes U+FFFD."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""From an Arrow array of strings to `Texts`, without a Python object for any of them."""
+"""Convert an Arrow array of strings to `Texts` without a Python object for each string."""
 
 from typing import Any
 
@@ -7,38 +7,42 @@ import numpy as np
 from gpt2lab.data.sources import Report, Texts
 
 
-def texts_of(column: Any, name: str, report: Report) -> Texts:
-    """The text of an Arrow string array, not copied. A null, or what is not UTF-8, is reported.
+def texts_from_arrow(column: Any, name: str, report: Report) -> Texts:
+    """Convert a column of text. Nulls and strings that are not UTF-8 are reported and left out.
 
     Args:
         column: `pyarrow.StringArray` or `LargeStringArray`.
-        name: of the unit, for reports.
+        name: name of the chunk, for messages.
+        report: called for each row that cannot be used.
+
+    Returns:
+        The texts. They share memory with `column` if all rows can be used.
     """
     import pyarrow
 
     column = column.cast(pyarrow.large_string(), safe=False)
     try:
         column.validate(full=True)
-        sound = not column.null_count
+        valid = not column.null_count
     except pyarrow.ArrowInvalid:
-        sound = False
-    if not sound:
-        return Texts.of(_one_by_one(column.cast(pyarrow.large_binary()).to_pylist(), name, report))
+        valid = False
+    if not valid:
+        return Texts.join(_check_rows(column.cast(pyarrow.large_binary()).to_pylist(), name, report))
     _, offsets_buffer, data_buffer = column.buffers()
     offsets = np.frombuffer(offsets_buffer, dtype=np.int64)[column.offset : column.offset + len(column) + 1]
     data = np.frombuffer(data_buffer or b"", dtype=np.uint8)[offsets[0] : offsets[-1]]
     return Texts(data, offsets - offsets[0])
 
 
-def _one_by_one(values: list[bytes | None], name: str, report: Report) -> list[bytes]:
+def _check_rows(rows: list[bytes | None], name: str, report: Report) -> list[bytes]:
     texts = []
-    for row, raw in enumerate(values):
+    for row, text in enumerate(rows):
         try:
-            if raw is None:
+            if text is None:
                 report(f"{name}: row {row} has no text")
             else:
-                raw.decode("utf-8")
-                texts.append(raw)
+                text.decode("utf-8")
+                texts.append(text)
         except UnicodeDecodeError:
             report(f"{name}: row {row} is not UTF-8 text")
     return texts

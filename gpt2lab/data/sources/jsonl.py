@@ -1,102 +1,95 @@
-"""JSON lines: one object a line, one of its fields the text. Plain, or compressed by gzip or zstd.
+"""JSON lines: one object on each line, with the text in one of its fields. Plain, or compressed by gzip or zstd.
 
-A plain file is cut at byte offsets; a unit is the lines that begin between two of them, so that any worker can read any
-unit. A compressed one is read from front to back by whoever lists the units, and its lines are passed on.
+The file is read from beginning to end while its chunks are listed. A chunk is about 8 MiB of lines.
 
-Arrow parses a whole unit in C++; only where it finds something amiss does Python go through the lines one by one, to
-name the line.
+Arrow parses a chunk in C++. Only if that fails are the lines parsed in Python, to report the line with the problem.
 """
 
 import contextlib
 import functools
-import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2lab.data.sources import BadInput, Piece, Report, Texts, Unit, to_utf8
-from gpt2lab.data.sources.arrow import texts_of
+from gpt2lab.data.sources import BadInputError, Chunk, Report, SourceFile, Texts, to_utf8
+from gpt2lab.data.sources.arrow import texts_from_arrow
 from gpt2lab.files import sampled_digest
 
-UNIT = 8 << 20  # bytes of lines
-_RATIO = 4  # by which text compresses, about
+CHUNK_BYTES = 8 << 20  # of lines
+_COMPRESSION_RATIO = 4  # of text, roughly
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
 @dataclass(frozen=True)
-class JsonLines(Piece):
-    """A file on this disk, compressed where its name says so."""
+class JsonLinesFile(SourceFile):
+    """A file on this disk. Its suffix says whether it is compressed.
+
+    Attributes:
+        path: path of the file.
+        field: field with the text.
+    """
 
     path: str
     field: str = "text"
 
     @property
     def name(self) -> str:  # type: ignore[override]
+        """The path."""
         return self.path
 
     @functools.cached_property
     def text_bytes(self) -> int:  # type: ignore[override]
-        return os.path.getsize(self.path) * (_RATIO if self._compression else 1)
+        """Bytes of the file, times a typical ratio if it is compressed."""
+        return os.path.getsize(self.path) * (_COMPRESSION_RATIO if self._compression else 1)
 
     @property
     def _compression(self) -> str | None:
         return _COMPRESSIONS.get(Path(self.path).suffix)
 
     def identity(self) -> str:
+        """Return a digest of the field name and of samples of the file."""
         return f"{self.field} {sampled_digest(Path(self.path))}"
 
-    def units(self) -> Iterator[Unit]:
-        if self._compression is None:
-            for start in range(0, os.path.getsize(self.path), UNIT):
-                yield LinesAt(f"{self.path}, byte {start}", self.path, self.field, start, start + UNIT)
-        else:
-            yield from self._decompressed(self._compression)
+    def chunks(self) -> Iterator[Chunk]:
+        """List chunks of about 8 MiB of lines.
 
-    def _decompressed(self, compression: str) -> Iterator[Unit]:
+        Raises:
+            BadInputError: the file cannot be read or decompressed.
+        """
+        line = 1
+        for data in self._decompress() if self._compression else self._read():
+            yield LinesChunk(f"{self.path}, line {line}", self.path, self.field, data, line)
+            line += data.count(b"\n")
+
+    def _read(self) -> Iterator[bytes]:
+        """The lines that begin in each block of a plain file."""
+        with open(self.path, "rb") as file:
+            for end in range(CHUNK_BYTES, os.path.getsize(self.path) + CHUNK_BYTES, CHUNK_BYTES):
+                data = file.read(max(0, end - file.tell()))
+                yield data if data.endswith(b"\n") else data + file.readline()
+
+    def _decompress(self) -> Iterator[bytes]:
+        """The lines that end in each block of a compressed file."""
         import pyarrow
 
-        line = 1
         rest = b""
         try:
-            with pyarrow.input_stream(self.path, compression=compression) as stream:
-                while block := stream.read(UNIT):
+            with pyarrow.input_stream(self.path, compression=self._compression) as stream:
+                while block := stream.read(CHUNK_BYTES):
                     lines, newline, rest = (rest + block).rpartition(b"\n")
                     if newline:
-                        yield Lines(f"{self.path}, line {line}", self.path, self.field, lines + newline, line)
-                        line += lines.count(b"\n") + 1
+                        yield lines + newline
         except (OSError, pyarrow.ArrowException) as error:
-            raise BadInput(f"{self.path}: cannot be decompressed beyond line {line} ({error}); copy it again") from None
+            raise BadInputError(f"{self.path}: cannot be decompressed ({error}); copy it again") from None
         if rest:
-            yield Lines(f"{self.path}, line {line}", self.path, self.field, rest, line)
+            yield rest
 
 
 @dataclass(frozen=True)
-class LinesAt(Unit):
-    """The lines of a plain file that begin at the bytes from `start` up to `end`."""
-
-    name: str
-    path: str
-    field: str
-    start: int
-    end: int
-
-    def read(self, report: Report) -> Texts:
-        try:
-            with open(self.path, "rb") as file:
-                begin = _line_start(file, self.start)
-                end = _line_start(file, self.end)
-                file.seek(begin)
-                data = file.read(end - begin)
-        except OSError as error:
-            raise BadInput(f"{self.path}: cannot read it: {error.strerror}") from None
-        return _parse(data, self.path, self.field, lambda: 1 + _newlines(self.path, begin), report)
-
-
-@dataclass(frozen=True)
-class Lines(Unit):
-    """Lines that are at hand."""
+class LinesChunk(Chunk):
+    """Some lines of a file. `first_line` is the number of the first one, from 1."""
 
     name: str
     path: str
@@ -105,34 +98,16 @@ class Lines(Unit):
     first_line: int
 
     def read(self, report: Report) -> Texts:
-        return _parse(self.data, self.path, self.field, lambda: self.first_line, report)
+        """Parse the lines."""
+        return _parse(self.data, self.path, self.field, self.first_line, report)
 
 
-def _line_start(file: io.BufferedReader, offset: int) -> int:
-    """The first position at or after `offset` at which a line begins."""
-    if offset == 0:
-        return 0
-    file.seek(offset - 1)
-    file.readline()
-    return file.tell()
-
-
-def _newlines(path: str, end: int) -> int:
-    """Newlines before a position: only asked for when a line must be named."""
-    count = 0
-    with open(path, "rb") as file:
-        while end > 0 and (block := file.read(min(end, UNIT))):
-            count += block.count(b"\n")
-            end -= len(block)
-    return count
-
-
-def _parse(data: bytes, path: str, field: str, first_line: Callable[[], int], report: Report) -> Texts:
+def _parse(data: bytes, path: str, field: str, first_line: int, report: Report) -> Texts:
     import pyarrow
     import pyarrow.json
 
     if not data.strip():
-        return Texts.of([])
+        return Texts.join([])
     with contextlib.suppress(pyarrow.ArrowException):
         table = pyarrow.json.read_json(
             pyarrow.BufferReader(data),
@@ -143,28 +118,28 @@ def _parse(data: bytes, path: str, field: str, first_line: Callable[[], int], re
         )
         column = table.column(0).combine_chunks()
         column.validate(full=True)
-        # One object a line, no more: several on a line, or one over several, are for the careful reader to name.
-        one_a_line = len(column) == data.rstrip().count(b"\n") + 1 and b"\n\n" not in data
-        if one_a_line and not column.null_count:
-            return texts_of(column, path, report)
-    return Texts.of(_one_by_one(data, path, field, first_line(), report))
+        # Arrow also accepts several objects on a line, or an object on several lines; these must be reported.
+        one_per_line = len(column) == data.rstrip().count(b"\n") + 1 and b"\n\n" not in data
+        if one_per_line and not column.null_count:
+            return texts_from_arrow(column, path, report)
+    return Texts.join(_parse_lines(data, path, field, first_line, report))
 
 
-def _one_by_one(data: bytes, path: str, field: str, first_line: int, report: Report) -> Iterator[bytes]:
+def _parse_lines(data: bytes, path: str, field: str, first_line: int, report: Report) -> Iterator[bytes]:
     for number, line in enumerate(data.split(b"\n"), first_line):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
         except UnicodeDecodeError:
-            report(f"{path}: line {number} is not UTF-8 text; convert the file, or leave such lines out")
+            report(f"{path}: line {number} is not UTF-8 text; convert the file, or use --on-error skip")
             continue
         except (ValueError, RecursionError) as error:
-            report(f"{path}: line {number} is not JSON ({error}); mend the file, or leave such lines out")
+            report(f"{path}: line {number} is not JSON ({error}); correct it, or use --on-error skip")
             continue
         text = value.get(field) if isinstance(value, dict) else None
         if isinstance(text, str):
             yield to_utf8(text)
         else:
-            found = f"its fields: {', '.join(map(str, value))}" if isinstance(value, dict) else type(value).__name__
-            report(f"{path}: line {number} has no text in a field {field!r} ({found}); set --text-field")
+            content = f"its fields: {', '.join(map(str, value))}" if isinstance(value, dict) else type(value).__name__
+            report(f"{path}: line {number} has no text in a field {field!r} ({content}); set --text-field")

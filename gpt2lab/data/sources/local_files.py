@@ -1,7 +1,7 @@
-"""The `files` source: text that lies on this disk as .txt, .jsonl (.gz, .zst) or .parquet, named by glob patterns.
+"""The `files` source: .txt, .jsonl (.gz, .zst) and .parquet files on this disk, selected by glob patterns.
 
-A .txt file is one document. Many small ones in a row are one piece, so that a hundred thousand of them cost no more
-than a few large files do.
+A .txt file is one document. Consecutive small .txt files form one chunk, so that a corpus of 100,000 of them is read as
+fast as one of a few large files.
 """
 
 import glob
@@ -11,92 +11,92 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2lab.data.sources import BadInput, Piece, Report, Source, Texts, Unit
-from gpt2lab.data.sources.jsonl import JsonLines
+from gpt2lab.data.sources import BadInputError, Chunk, Report, Source, SourceFile, Texts
+from gpt2lab.data.sources.jsonl import JsonLinesFile
 from gpt2lab.data.sources.parquet import ParquetFile
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import sampled_digest
 
-_GROUP = 4 << 20  # bytes of small text files that make one piece
-KINDS = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+_GROUP_BYTES = 4 << 20
+_GROUP_FILES = 1000
 
 
 def source(patterns: Sequence[str], field: str = "text") -> Source:
-    """The files that the patterns match: in the order of the patterns, by name within each, none twice.
+    """Open the files that match the patterns: in the order of the patterns, sorted within each, without repetitions.
 
     Args:
-        patterns: paths or globs; `**` goes into folders.
-        field: of JSON objects, or column of parquet files.
+        patterns: paths or globs; `**` matches any folders.
+        field: field of JSON objects, or column of parquet files, with the text.
 
     Raises:
-        GPT2LabError: a pattern matches nothing, or a file of another kind.
+        GPT2LabError: a pattern matches no file, or a file with another suffix.
     """
-    pieces: list[Piece] = []
-    texts: list[tuple[str, int]] = []
-
-    def close_group() -> None:
-        if texts:
-            pieces.append(TextFiles(tuple(path for path, _ in texts), sum(size for _, size in texts)))
-            texts.clear()
-
-    for path in _matches(patterns):
+    paths = _expand(patterns)
+    files: list[SourceFile] = []
+    group: list[str] = []
+    group_bytes = 0
+    for path, next_path in zip(paths, [*paths[1:], ""], strict=True):
         if path.endswith(".txt"):
-            texts.append((path, os.path.getsize(path)))
-            if sum(size for _, size in texts) >= _GROUP or len(texts) == 1000:
-                close_group()
-            continue
-        close_group()
-        if path.endswith(".parquet"):
-            pieces.append(ParquetFile(path, path, field))
+            group.append(path)
+            group_bytes += os.path.getsize(path)
+            if group_bytes >= _GROUP_BYTES or len(group) == _GROUP_FILES or not next_path.endswith(".txt"):
+                files.append(TextFiles(tuple(group), group_bytes))
+                group, group_bytes = [], 0
+        elif path.endswith(".parquet"):
+            files.append(ParquetFile(path, path, field))
         else:
-            pieces.append(JsonLines(path, field))
-    close_group()
-    return Source("files", "files", f"{len(_matches(patterns))} files", tuple(pieces))
+            files.append(JsonLinesFile(path, field))
+    return Source("files", "files", f"{len(paths)} files", tuple(files))
 
 
-def _matches(patterns: Sequence[str]) -> list[str]:
-    found: dict[str, None] = {}
+def _expand(patterns: Sequence[str]) -> list[str]:
+    matched: dict[str, None] = {}  # keeps the order
     for pattern in patterns:
         paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
         if not paths:
-            raise GPT2LabError(f"--input {pattern!r} matches no file; quote patterns, and let ** stand for any folders")
+            raise GPT2LabError(f"--input {pattern!r} matches no file; quote patterns, and use ** to match any folders")
         for path in paths:
-            if not path.endswith(KINDS):
-                raise GPT2LabError(f"--input {path}: not one of the kinds that are read: {', '.join(KINDS)}")
-            found[path] = None
-    return list(found)
+            if not path.endswith(SUFFIXES):
+                raise GPT2LabError(f"--input {path}: the suffix must be one of {', '.join(SUFFIXES)}")
+            matched[path] = None
+    return list(matched)
 
 
 @dataclass(frozen=True)
-class TextFiles(Piece, Unit):
-    """Some text files, each one document: a piece, and the one unit of it."""
+class TextFiles(SourceFile, Chunk):
+    """A group of text files, each of them a document. It is its own only chunk."""
 
     paths: tuple[str, ...]
     text_bytes: int
 
     @property
     def name(self) -> str:  # type: ignore[override]
+        """The first path and the number of the others."""
         return self.paths[0] if len(self.paths) == 1 else f"{self.paths[0]} and {len(self.paths) - 1} more"
 
     def identity(self) -> str:
+        """Return a digest of the paths and of samples of the files."""
         digest = hashlib.sha256()
         for path in self.paths:
             digest.update(f"{path} {sampled_digest(Path(path))}\n".encode())
         return digest.hexdigest()
 
-    def units(self) -> Iterator[Unit]:
+    def chunks(self) -> Iterator[Chunk]:
+        """Return the group itself."""
         yield self
 
     def read(self, report: Report) -> Texts:
+        """Read all files."""
         texts = []
         for path in self.paths:
             try:
-                raw = Path(path).read_bytes()
-                raw.decode("utf-8")
+                text = Path(path).read_bytes()
+                text.decode("utf-8")
             except OSError as error:
-                raise BadInput(f"{path}: cannot read it: {error.strerror}") from None
+                raise BadInputError(f"{path}: cannot read it: {error.strerror}") from None
             except UnicodeDecodeError as error:
                 report(f"{path} is not UTF-8 text (byte {error.start}); convert it, or leave it out")
-                continue
-            texts.append(raw)
-        return Texts.of(texts)
+            else:
+                texts.append(text)
+        return Texts.join(texts)

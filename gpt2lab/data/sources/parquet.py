@@ -1,9 +1,10 @@
-"""Parquet files: the text column of one row group after the other, and of no other column a byte.
+"""Parquet files: one column of text, one chunk for each row group.
 
-A row group is a unit. One that is too big to be held whole (some writers put a million rows into each) is decoded from
-front to back by whoever lists the units, and passed on in handy batches.
+Row groups of more than 32 MB of text are decoded from beginning to end while the chunks are listed, and passed on in
+batches, because some writers put a million rows into one.
 """
 
+import contextlib
 import functools
 import os
 from collections.abc import Iterator
@@ -11,23 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2lab.data.sources import BadInput, Piece, Ready, Report, Texts, Unit, stop
-from gpt2lab.data.sources.arrow import texts_of
+from gpt2lab.data.sources import BadInputError, Chunk, InMemoryChunk, Report, SourceFile, Texts, raise_problem
+from gpt2lab.data.sources.arrow import texts_from_arrow
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import sampled_digest
 
-LARGEST_UNIT = 32 << 20  # bytes of text; FineWeb-Edu's row groups have 5 MB
-_BATCH = 8 << 20
+MAX_CHUNK_BYTES = 32 << 20  # of text; FineWeb-Edu's row groups have 5 MB
+_BATCH_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
-class ParquetFile(Piece):
-    """A file on this disk.
+class ParquetFile(SourceFile):
+    """A parquet file on this disk.
 
     Attributes:
-        path: where it is.
-        name: what it is called in messages and digests.
-        column: which column has the text.
+        path: path of the file.
+        name: name in messages and digests.
+        column: column with the text.
     """
 
     path: str
@@ -36,110 +37,90 @@ class ParquetFile(Piece):
 
     @functools.cached_property
     def text_bytes(self) -> int:  # type: ignore[override]
+        """Bytes of text according to the metadata."""
         try:
-            return sum(_sizes(self.path, self.column))
-        except BadInput:  # told where it is read
+            return sum(_row_group_sizes(self.path, _read_metadata(self.path), self.column))
+        except BadInputError:  # raised again when the file is read
             return os.path.getsize(self.path) if os.path.exists(self.path) else 0
 
     def identity(self) -> str:
+        """Return a digest of the column name and of samples of the file."""
         return f"{self.column} {sampled_digest(Path(self.path))}"
 
-    def units(self) -> Iterator[Unit]:
-        """
+    def chunks(self) -> Iterator[Chunk]:
+        """List the row groups.
+
         Raises:
-            BadInput: it is no parquet file, or not a whole one.
+            BadInputError: it is not a complete parquet file.
             GPT2LabError: it has no such column, or not of text.
         """
-        for number, size in enumerate(_sizes(self.path, self.column)):
-            if size <= LARGEST_UNIT:
-                yield RowGroup(f"{self.name}, row group {number}", self.path, self.column, number)
+        metadata = _read_metadata(self.path)
+        for number, size in enumerate(_row_group_sizes(self.path, metadata, self.column)):
+            row_group = RowGroup(f"{self.name}, row group {number}", self.path, self.column, number, metadata)
+            if size <= MAX_CHUNK_BYTES:
+                yield row_group
             else:
-                yield from self._batches(number, size)
-
-    def _batches(self, number: int, size: int) -> Iterator[Unit]:
-        import pyarrow
-
-        name = f"{self.name}, row group {number}"
-        rows = _metadata(self.path, _version(self.path)).row_group(number).num_rows
-        try:
-            file = _open(self.path, buffer_size=1 << 20)
-            batches = file.iter_batches(
-                batch_size=max(1, rows * _BATCH // size), row_groups=[number], columns=[self.column], use_threads=False
-            )
-            for place, batch in enumerate(batches):
-                yield Ready(f"{name}, batch {place}", texts_of(batch.column(0), name, stop))
-        except (OSError, pyarrow.ArrowException) as error:
-            raise _damaged(self.path, number, error) from None
+                yield from row_group.read_in_batches(size)
 
 
 @dataclass(frozen=True)
-class RowGroup(Unit):
-    """One row group of a file on this disk."""
+class RowGroup(Chunk):
+    """A row group of a parquet file on this disk. All row groups of a file share its metadata, which has megabytes."""
 
     name: str
     path: str
     column: str
     number: int
+    metadata: Any
 
     def read(self, report: Report) -> Texts:
-        import pyarrow
+        """Read all rows."""
+        with self._open() as file:
+            table = file.read_row_group(self.number, columns=[self.column], use_threads=False)
+            return texts_from_arrow(table.column(0).combine_chunks(), self.name, report)
 
+    def read_in_batches(self, size: int) -> Iterator[Chunk]:
+        """Decode the row group, and return batches of rows as chunks. `size` is the bytes of text in it."""
+        rows = max(1, self.metadata.row_group(self.number).num_rows * _BATCH_BYTES // size)
+        options = {"row_groups": [self.number], "columns": [self.column], "use_threads": False}
+        with self._open(buffer_size=1 << 20) as file:
+            for i, batch in enumerate(file.iter_batches(rows, **options)):
+                texts = texts_from_arrow(batch.column(0), self.name, raise_problem)
+                yield InMemoryChunk(f"{self.name}, batch {i}", texts)
+
+    @contextlib.contextmanager
+    def _open(self, buffer_size: int = 0) -> Iterator[Any]:
+        import pyarrow.parquet
+
+        options = {"metadata": self.metadata, "pre_buffer": False, "page_checksum_verification": True}
         try:
-            table = _open(self.path).read_row_group(self.number, columns=[self.column], use_threads=False)
-            return texts_of(table.column(0).combine_chunks(), self.name, report)
+            with pyarrow.parquet.ParquetFile(self.path, buffer_size=buffer_size, **options) as file:
+                yield file
         except (OSError, pyarrow.ArrowException) as error:
-            raise _damaged(self.path, self.number, error) from None
+            raise BadInputError(
+                f"{self.path}: row group {self.number} is damaged ({error}); copy or download the file again"
+            ) from None
 
 
-def _open(path: str, buffer_size: int = 0) -> Any:
-    import pyarrow.parquet
-
-    # The footer, megabytes in a file of many row groups, is parsed once and not for every unit.
-    metadata = _metadata(path, _version(path))
-    return pyarrow.parquet.ParquetFile(
-        path, metadata=metadata, buffer_size=buffer_size, pre_buffer=False, page_checksum_verification=True
-    )
-
-
-def _version(path: str) -> tuple[int, int]:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot read it: {error.strerror}") from None
-    return status.st_size, status.st_mtime_ns
-
-
-@functools.lru_cache(maxsize=8)
-def _metadata(path: str, version: tuple[int, int]) -> Any:
-    """The parsed footer; `version` only says when to parse it again."""
+def _read_metadata(path: str) -> Any:
     import pyarrow.parquet
 
     try:
         return pyarrow.parquet.read_metadata(path)
     except (OSError, pyarrow.ArrowException) as error:
-        raise BadInput(f"{path} is not a whole parquet file ({error}); copy or download it again") from None
+        raise BadInputError(f"{path} is not a complete parquet file ({error}); copy or download it again") from None
 
 
-def _sizes(path: str, column: str) -> list[int]:
-    """Bytes of text in each row group, about.
-
-    Raises:
-        BadInput: the file is no whole parquet file.
-        GPT2LabError: it has no such column, or not of text.
-    """
+def _row_group_sizes(path: str, metadata: Any, column: str) -> list[int]:
+    """Bytes of text in each row group according to the metadata. Raises as `ParquetFile.chunks`."""
     import pyarrow
 
-    metadata = _metadata(path, _version(path))
     schema = metadata.schema.to_arrow_schema()
     if column not in schema.names:
         raise GPT2LabError(f"{path} has no column {column!r} (it has: {', '.join(schema.names)}); set --text-field")
-    kind = schema.field(column).type
-    if kind not in (pyarrow.string(), pyarrow.large_string()):
-        raise GPT2LabError(f"{path}: column {column!r} holds {kind}, not text; set --text-field")
-    place = [metadata.schema.column(i).path for i in range(metadata.num_columns)].index(column)
+    column_type = schema.field(column).type
+    if column_type not in (pyarrow.string(), pyarrow.large_string()):
+        raise GPT2LabError(f"{path}: column {column!r} holds {column_type}, not text; set --text-field")
+    index = [metadata.schema.column(i).path for i in range(metadata.num_columns)].index(column)
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-    return [group.column(place).total_uncompressed_size for group in groups]
-
-
-def _damaged(path: str, number: int, error: Exception) -> BadInput:
-    return BadInput(f"{path}: row group {number} is damaged ({error}); copy or download the file again")
+    return [group.column(index).total_uncompressed_size for group in groups]

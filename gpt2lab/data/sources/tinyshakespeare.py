@@ -1,12 +1,12 @@
-"""Shakespeare's plays in one file of 1.1 MB, split where everybody splits it: the last tenth of the characters is val.
+"""Tiny Shakespeare: plays in one file of 1.1 MB. The last tenth of the characters is val, as in other projects.
 
-Val lies first in a folder of shards, so the file's end is the first document here, and its beginning the second.
+The validation split comes first in a folder of shards, so the end of the file is the first document here.
 """
 
 from pathlib import Path
 
 from gpt2lab import resources
-from gpt2lab.data.sources import Document, Gathered, Source
+from gpt2lab.data.sources import InMemoryFile, Source
 
 _FILE = "tinyshakespeare/input.txt"
 _SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -15,14 +15,16 @@ _URL = f"https://raw.githubusercontent.com/karpathy/char-rnn/{_COMMIT}/data/tiny
 
 
 def source(mirror: str | Path | None = None) -> Source:
-    """From the cache, a mirror, or the network.
+    """Open the corpus from the cache, a mirror or the network.
+
+    Args:
+        mirror: folder with `tinyshakespeare/input.txt`.
 
     Raises:
-        GPT2LabError: none of them has the file.
+        GPT2LabError: the file cannot be found or downloaded.
     """
     text = resources.find(_FILE, _SHA256, mirror=mirror, url=_URL).read_bytes().decode("utf-8")
-    cut = len(text) * 9 // 10
-    piece = Gathered(_FILE, (Document("val", text[cut:]), Document("train", text[:cut])))
-    return Source(
-        "tinyshakespeare", "tinyshakespeare", f"karpathy/char-rnn {_COMMIT[:12]}", (piece,), val="first document"
-    )
+    val_start = len(text) * 9 // 10
+    files = (InMemoryFile(_FILE, (text[val_start:], text[:val_start])),)
+    revision = f"karpathy/char-rnn {_COMMIT[:12]}"
+    return Source("tinyshakespeare", "tinyshakespeare", revision, files, val="first document")

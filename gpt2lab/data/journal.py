@@ -1,0 +1,141 @@
+"""What an unfinished output folder records, so that an interrupted preparation can be continued.
+
+`.preparing` is the journal. It is written when the preparation starts and again after every shard, and removed when
+`manifest.json` has been written. `.preparing.hashes` holds the 8-byte hashes of all documents so far, and `.parts/` the
+encoded chunks where they are cached.
+"""
+
+import itertools
+import json
+import os
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpt2lab.data.encoded_cache import EncodedCache
+from gpt2lab.data.shards import PREPARING, SHARD_NAME, shard_files
+from gpt2lab.errors import GPT2LabError
+from gpt2lab.files import atomic_write, remove_temporaries, sha256
+
+HASHES = f"{PREPARING}.hashes"
+_NOTE = "Shards are being written here; this file is removed when they are complete."
+
+
+@dataclass
+class Journal:
+    """The content of `.preparing`.
+
+    Attributes:
+        settings: everything that the shards depend on.
+        shards: entries of the finished shards, as in the manifest.
+        states: for each finished shard, the state of the `ShardBuilder` after it.
+        note: an explanation for people who open the file.
+    """
+
+    settings: dict[str, Any]
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(default_factory=list)
+    note: str = _NOTE
+
+    @classmethod
+    def read(cls, folder: Path) -> "Journal | None":
+        """Read the journal of a folder; None if there is none that can be used."""
+        try:
+            return cls(**json.loads((folder / PREPARING).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, folder: Path) -> None:
+        """Write the journal.
+
+        Raises:
+            GPT2LabError: the file system refused the write.
+        """
+        with atomic_write(folder / PREPARING) as path:
+            path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    def drop_damaged(self, folder: Path) -> None:
+        """Drop the first shard that is missing or damaged, and all shards after it."""
+
+        def is_intact(shard: dict[str, Any]) -> bool:
+            path = folder / str(shard["file"])
+            return path.is_file() and sha256(path) == shard["sha256"]
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            intact = sum(1 for _ in itertools.takewhile(bool, pool.map(is_intact, self.shards)))
+        hashes = folder / HASHES
+        hash_count = hashes.stat().st_size // 8 if hashes.is_file() else 0
+        while intact and self.states[intact - 1]["hashes"] > hash_count:
+            intact -= 1
+        del self.shards[intact:], self.states[intact:]
+
+
+def open_journal(folder: Path, settings: dict[str, Any], restart: bool) -> Journal:
+    """Start a journal, or continue that of an interrupted preparation, and delete files that do not belong to it.
+
+    Args:
+        folder: the output folder. The caller holds its lock.
+        settings: everything that the shards depend on.
+        restart: discard what a preparation with other settings has written.
+
+    Raises:
+        GPT2LabError: the folder holds shards of another program, or of a preparation with other settings.
+    """
+    remove_temporaries(folder)
+    present = shard_files(folder)
+    if present and not (folder / PREPARING).exists():
+        raise GPT2LabError(
+            f"{folder} holds shards of another program, such as {present[0].name}; use another --out or --data.dir"
+        )
+    journal, cache = Journal.read(folder), EncodedCache(folder)
+    if journal is not None and (changes := describe_changes(settings, journal.settings)):
+        if not restart and (journal.shards or not cache.is_empty()):
+            raise GPT2LabError(
+                f"{folder} holds an unfinished preparation with other settings ({changes}); give another --out, or "
+                f"--restart to discard it"
+            )
+        discard(folder)
+        journal = None
+    if journal is None:
+        cache.remove()
+        journal = Journal(settings)
+    else:
+        journal.drop_damaged(folder)
+        remove_temporaries(cache.folder)
+    _remove_shards(folder, keep={shard["file"] for shard in journal.shards})
+    journal.write(folder)
+    return journal
+
+
+def describe_changes(settings: dict[str, Any], recorded: dict[str, Any]) -> str:
+    """Describe the settings that differ from the recorded ones; empty if none does."""
+    if recorded.get("source") != settings["source"]:
+        return f"source {recorded.get('source')!r} rather than {settings['source']!r}"
+    changed = [key for key in settings if recorded.get(key) != settings[key]]
+    return ", ".join(
+        "content of the source"
+        if key == "source_digest"
+        else f"{key} {recorded.get(key)!r} rather than {settings[key]!r}"
+        for key in changed
+    )
+
+
+def discard(folder: Path) -> None:
+    """Delete an unfinished preparation. The journal goes last, so that this can be interrupted as well."""
+    _remove_shards(folder)
+    close_journal(folder)
+
+
+def close_journal(folder: Path) -> None:
+    """Delete everything except the shards and the manifest."""
+    EncodedCache(folder).remove()
+    (folder / HASHES).unlink(missing_ok=True)
+    (folder / PREPARING).unlink(missing_ok=True)
+
+
+def _remove_shards(folder: Path, keep: Collection[str] = ()) -> None:
+    for file in shard_files(folder):
+        if file.name not in keep and SHARD_NAME.fullmatch(file.name):
+            file.unlink()

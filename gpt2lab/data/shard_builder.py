@@ -1,0 +1,183 @@
+"""Split the stream of encoded chunks into shards, so that an interruption loses no finished shard.
+
+    encoded chunks, in order ──drop duplicates──▶ val, then train ──ShardWriter──▶ shards
+                                                                        └──▶ journal, after every shard
+
+For every shard the journal records the position of the chunk in which the shard ended, the counts before that chunk,
+and how many tokens of it are in shards already. To continue, the chunk is added again from its beginning: everything is
+counted, and the recorded number of tokens is not written again. If a shard is damaged, its predecessor's state is used.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from gpt2lab.data.duplicates import SeenHashes
+from gpt2lab.data.encoder import Encoded
+from gpt2lab.data.journal import HASHES, Journal
+from gpt2lab.data.shard_writer import ShardWriter
+from gpt2lab.data.shards import SPLITS, Split, Tokens
+from gpt2lab.data.sources import Position
+from gpt2lab.files import cannot_write, sync
+
+_MAX_PROBLEMS = 20
+
+
+@dataclass
+class Counts:
+    """Counts of what has been added. `problems` holds the first messages, `skipped` is the number of all."""
+
+    split: Split = "val"
+    documents: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    duplicates: int = 0
+    skipped: int = 0
+    text_bytes: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+class ShardBuilder:
+    """Builds shards: call `add` with every chunk in order, then `finish`, then look at `problem`.
+
+    Args:
+        folder: where to write. The caller holds its lock.
+        name: prefix of the shards' file names.
+        shard_tokens: tokens of a full shard.
+        journal: the journal of the folder. If it has shards, the builder continues after them, at `position`.
+        val_tokens: the validation split is the first documents that fit into so many tokens, and at least one document.
+        max_shards: stop when so many shards are full; None to use all documents.
+        drop_duplicates: leave out documents that have been added before. They are counted in any case.
+
+    Raises:
+        GPT2LabError: on construction, if the file system refused a write.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        shard_tokens: int,
+        journal: Journal,
+        *,
+        val_tokens: int,
+        max_shards: int | None = None,
+        drop_duplicates: bool = False,
+    ):
+        self.folder, self.journal = folder, journal
+        self.val_tokens, self.max_shards, self.drop_duplicates = val_tokens, max_shards, drop_duplicates
+        self.writer = ShardWriter(folder, name, shard_tokens, journal.shards)
+        self.counts = Counts()
+        self.position: Position | None = None  # of the chunk to continue with; None for the first
+        self._hash_count = 0
+        self._written = 0  # tokens of the chunk at `position` that are in shards
+        if journal.states:
+            state = journal.states[-1]
+            self.counts, self._hash_count = Counts(**state["counts"]), state["hashes"]
+            self.position, self._written = Position(*state["place"]), state["written"]
+        try:
+            with open(folder / HASHES, "ab") as file:
+                file.truncate(self._hash_count * 8)
+        except OSError as error:
+            raise cannot_write(folder / HASHES, error) from error
+        self._seen = SeenHashes(np.fromfile(folder / HASHES, dtype="<u8"))
+
+    def add(self, position: Position, encoded: Encoded) -> bool:
+        """Add the next chunk; returns whether more documents are needed.
+
+        Args:
+            position: position of the chunk.
+            encoded: its documents.
+
+        Raises:
+            GPT2LabError: the file system refused a write.
+        """
+        self._state = {"counts": asdict(self.counts), "hashes": self._hash_count}
+        self._already_written = self._written if position == self.position else 0
+        self.position, self._written = position, 0
+        tokens, lengths = self._count(encoded)
+        ends = np.concatenate([[0], np.cumsum(lengths)])  # documents i to j are tokens[ends[i]:ends[j]]
+        first, last, full = 0, len(lengths), False
+        if self.counts.split == "val":
+            first = _count_fitting(ends, self.val_tokens - self.counts.tokens["val"])
+            if not self.counts.tokens["val"]:
+                first = max(first, min(1, last))
+            self._write(tokens[: ends[first]], first)
+            if first < last:
+                self._close_shard()
+                self.counts.split = "train"
+        if first < last:
+            if self.max_shards is not None:
+                val_shards = -(-self.counts.tokens["val"] // self.writer.shard_tokens)
+                room = (self.max_shards - val_shards) * self.writer.shard_tokens - self.counts.tokens["train"]
+                fitting = max(first, _count_fitting(ends, int(ends[first]) + room))
+                full, last = fitting < last, fitting
+            self._write(tokens[ends[first] : ends[last]], last - first)
+        return not full
+
+    def finish(self) -> None:
+        """Finish the last shard.
+
+        Raises:
+            GPT2LabError: the file system refused a write.
+        """
+        self._close_shard()
+
+    def problem(self) -> str | None:
+        """Explain why the documents cannot be split into val and train; None if they can."""
+        documents, tokens = self.counts.documents, self.counts.tokens
+        if tokens["train"]:
+            return None
+        if not tokens["val"]:
+            return "there is no text in the input; check what it holds" + (
+                f" ({self.counts.problems[0]})" if self.counts.problems else ""
+            )
+        if documents["val"] == 1:
+            return "the corpus is a single document, and val and train are split between documents; use several"
+        return f"the corpus has {tokens['val']} tokens, and all of them are val; lower --val-tokens, or add text"
+
+    def _count(self, encoded: Encoded) -> tuple[Tokens, npt.NDArray[np.int64]]:
+        """Count a chunk and record its hashes. Returns the tokens and lengths of the documents to keep."""
+        duplicate = self._seen.add(encoded.hashes)
+        try:
+            with open(self.folder / HASHES, "ab") as file:
+                file.write(encoded.hashes.astype("<u8").tobytes())
+        except OSError as error:
+            raise cannot_write(self.folder / HASHES, error) from error
+        self._hash_count += len(encoded.hashes)
+        counts = self.counts
+        counts.duplicates += int(duplicate.sum())
+        counts.text_bytes += encoded.text_bytes
+        counts.skipped += len(encoded.problems)
+        counts.problems = [*counts.problems, *encoded.problems][:_MAX_PROBLEMS]
+        if not self.drop_duplicates or not duplicate.any():
+            return encoded.tokens, encoded.lengths
+        return encoded.tokens[np.repeat(~duplicate, encoded.lengths)], encoded.lengths[~duplicate]
+
+    def _write(self, tokens: Tokens, documents: int) -> None:
+        """Write the next tokens of the chunk, except those that were written before an interruption."""
+        split = self.counts.split
+        self.counts.documents[split] += documents
+        self.counts.tokens[split] += len(tokens)
+        skipped = min(self._already_written, len(tokens))
+        self._already_written -= skipped
+        self._written += skipped
+        tokens = tokens[skipped:]
+        while len(tokens):
+            count = self.writer.write(split, tokens)
+            self._written += count
+            tokens = tokens[count:]
+            if self.writer.is_full:
+                self._close_shard()
+
+    def _close_shard(self) -> None:
+        if self.writer.close():
+            self.journal.states.append({"place": self.position, "written": self._written, **self._state})
+            sync(self.folder / HASHES)
+            self.journal.write(self.folder)
+
+
+def _count_fitting(ends: npt.NDArray[np.int64], room: int) -> int:
+    """Count the leading documents that fit into `room` tokens. `ends` `(documents + 1,)` begins with 0."""
+    return max(0, int(np.searchsorted(ends, room, side="right")) - 1)
