@@ -190,6 +190,8 @@ def _bench(arguments: list[str]) -> int:
 
     from gpt2lab.bench import run as bench_run
 
+    logs.configure(to_stderr=True)  # standard output is the table or the JSON
+
     rivals = tuple(name.strip() for name in parsed.rivals.split(",") if name.strip() not in ("", "none"))
     checkouts = {"nanogpt": parsed.nanogpt, "build-nanogpt": parsed.build_nanogpt}
     bench_run.run(
