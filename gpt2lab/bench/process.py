@@ -52,11 +52,7 @@ class ContenderProcess:
         )
         self._process.start()
         child_pipe.close()
-        try:
-            self._receive()  # sent when the contender is ready for its first step
-        except GPT2LabError:
-            self.close()
-            raise
+        self._receive()  # sent when the contender is ready for its first step
 
     def time_steps(self, count: int) -> StepTimes:
         """Run so many steps."""
