@@ -112,7 +112,7 @@ def prepare_in_processes(root: Path, out: Path, workers: int) -> None:
     def pool(max_workers: int, **_: object) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(max_workers, mp_context=multiprocessing.get_context("forkserver"))
 
-    executors.ThreadPoolExecutor = pool  # type: ignore[assignment]
+    executors.ThreadPoolExecutor = pool  # type: ignore[assignment, attr-defined]
     prepare(root, out, workers)
 
 
