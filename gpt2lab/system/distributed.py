@@ -175,8 +175,7 @@ def start(device_name: str, *, start_timeout: float = START_TIMEOUT, timeout: fl
     store = generation.connect("group", start_timeout)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=wait)
     host_group = dist.new_group(backend="gloo", timeout=wait) if backend == "nccl" else None
-    beats = generation.connect("beat", start_timeout)
-    heartbeat = Heartbeat(beats, rank, generation.processes, generation.store_rank, min(timeout, SILENCE))
+    heartbeat = Heartbeat(generation, rank, min(timeout, SILENCE))
     try:
         with heartbeat.running():
             yield DistContext(rank, world_size, device, host_group, heartbeat)

@@ -3,19 +3,51 @@
 each rank ──"joined/r" = its process──▶ store ──"world" = the list of rank 0──▶ each rank checks that it is listed
 """
 
+import contextlib
 import hashlib
 import os
+import signal
 import socket
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple
 
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # not in __all__
 
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.system.heartbeat import RankProcess
 
 _server: Store | None = None  # that rank 0 hosts, unless torchrun's agent does; lives as long as the process
+
+
+class RankProcess(NamedTuple):
+    """Identity of the process of a rank; a process that replaces it has another one.
+
+    Args:
+        pid: process id.
+        host: name of its machine.
+        start_time: of the process, in the kernel's clock ticks since boot; `-` where it is not known.
+    """
+
+    pid: int
+    host: str
+    start_time: str
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} on {self.host}"
+
+    def kill_if_local(self) -> None:
+        """Kill it if it runs on this machine: a stopped process ignores SIGTERM and would keep its memory."""
+        if self.start_time != "-" and (self.host, self.start_time) == (socket.gethostname(), _start_time(self.pid)):
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, signal.SIGKILL)
+
+
+def _start_time(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return "-"
 
 
 class Generation(NamedTuple):
@@ -54,21 +86,22 @@ def rendezvous(rank: int, world_size: int, timeout: float) -> Generation:
     global _server
     agent_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = _server = _connect(timeout, host_it=rank == 0 and not agent_store)
-    process, ranks = RankProcess.current(), range(world_size)
-    store.set(f"joined/{rank}", " ".join(process))
+    process = RankProcess(os.getpid(), socket.gethostname(), _start_time(os.getpid()))
+    joined = [f"joined/{other}" for other in range(world_size)]
+    store.set(joined[rank], " ".join(map(str, process)))
     deadline = time.monotonic() + timeout
     while True:
-        missing = [other for other in ranks if not store.check([f"joined/{other}"])]
+        missing = [other for other, key in enumerate(joined) if not store.check([key])]
         if rank == 0 and not missing:
-            store.set("world", "\n".join(value.decode() for value in store.multi_get([f"joined/{r}" for r in ranks])))
+            store.set("world", "\n".join(value.decode() for value in store.multi_get(joined)))
         world = store.get("world").decode() if store.check(["world"]) else ""
-        processes = [RankProcess(*line.split(" ")) for line in world.splitlines()]
+        processes = [RankProcess(int(pid), *rest) for pid, *rest in map(str.split, world.splitlines())]
         if len(processes) == world_size and processes[rank] == process:
-            generation = hashlib.sha256(world.encode()).hexdigest()[:16]
-            store.set(f"{generation}/beat/{rank}", "0")
-            missing = [other for other in ranks if not store.check([f"{generation}/beat/{other}"])]
+            name = hashlib.sha256(world.encode()).hexdigest()[:16]
+            store.set(f"{name}/beat/{rank}", "0")
+            missing = [other for other in range(world_size) if not store.check([f"{name}/beat/{other}"])]
             if not missing:
-                return Generation(generation, processes, None if agent_store else 0)
+                return Generation(name, processes, None if agent_store else 0)
         if time.monotonic() > deadline:
             missing = missing or [0]  # all have joined, but rank 0 did not publish this process
             names = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")

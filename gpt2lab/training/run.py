@@ -128,7 +128,7 @@ def run(config: Config, watch: Sequence[Sink] = ()) -> None:
             say=say,
         )
         stack.callback(saver.close)
-        signals = stack.enter_context(StopSignals(speak=dist.is_main))
+        signals = stack.enter_context(StopSignals())
         trainer = Trainer(
             model=trained,
             wrap=wrap,

@@ -127,7 +127,8 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(token_folder, tmp_path, s
 
 def test_a_second_signal_leaves_at_once():
     code = (
-        "import os, time; from gpt2lab.system.signals import StopSignals\n"
+        "import os, time; from gpt2lab import logs; from gpt2lab.system.signals import StopSignals\n"
+        "logs.configure()\n"
         "with StopSignals():\n"
         "    os.kill(os.getpid(), 15); time.sleep(0.2); os.kill(os.getpid(), 10); time.sleep(30)"
     )
