@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Copy run directories to another disk, or a bucket that is mounted like one, so that a run can go on from the copy.
+# Copy run directories to another disk or a mounted bucket, so that a run can continue from the copy.
 #
 #   launch/copy_runs.sh FROM TO       such as: launch/copy_runs.sh runs /bucket/runs
 #
-# Safe at any time, also while the run writes or when this is ended half-way: a checkpoint is copied with its SHA256SUMS
-# last and is no checkpoint without it; and the records come after the checkpoints, since a record that reaches further
-# than the newest checkpoint is cut back when the run goes on, but nothing makes up for one that is too short.
-# Checkpoints that the run has removed stay in the copy.
+# Safe at any time, also while the run writes or when this script is killed: a checkpoint is copied with its SHA256SUMS
+# last and is not valid without it. Records are copied after checkpoints, since a resumed run cuts records that are longer
+# than the newest checkpoint, but cannot restore missing lines. Checkpoints that the run has removed stay in the copy.
 set -euo pipefail
 
 from="${1:?usage: copy_runs.sh FROM TO}"

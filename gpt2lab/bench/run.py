@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from gpt2lab.bench import ladder, measure, results, rivals
-from gpt2lab.bench.limits import MatmulSizes, run_matmuls
 from gpt2lab.bench.gpt2lab_step import gpt2lab_step, profile_step
+from gpt2lab.bench.limits import MatmulSizes, run_matmuls
 from gpt2lab.bench.process import ContenderProcess, StepTimes
 from gpt2lab.bench.rivals import Shape
 from gpt2lab.config import Config
