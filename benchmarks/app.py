@@ -52,7 +52,7 @@ CLICK_AND_WAIT = """() => new Promise((resolve) => {
   document.getElementById("write").click();
 })"""
 
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy, whatever the environment says
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # ignores proxies of the environment
 
 
 @contextlib.contextmanager

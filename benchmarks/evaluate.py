@@ -88,7 +88,7 @@ class EvaluationBenchmark:
         )
 
     def harness(self) -> Iterator[Check]:
-        """The harness's verdict of each item against ours."""
+        """Correctness of each item by the harness and by our evaluation."""
         import lm_eval
 
         items = multiple_choice.subset(self.data.items, self.arguments.equality_items)
@@ -185,7 +185,7 @@ class EvaluationBenchmark:
         step = timings["micro-step"].median / idx.numel() * STEP_TOKENS
         evaluation = timings["items"].median / self.arguments.speed_items * hellaswag.ITEMS
         share = evaluation / (STEPS_BETWEEN * step + evaluation)
-        figure = f"{share:.2%}: {evaluation:.0f} s beside {STEPS_BETWEEN} steps of {step:.0f} s"
+        figure = f"{share:.2%}: {evaluation:.0f} s per {STEPS_BETWEEN} steps of {step:.0f} s"
         name = f"HellaSwag every {STEPS_BETWEEN} steps < 5% of a 124M run"
         yield Check(name, f"{figure} ({policy.name}, both styles, computed)", share < 0.05)
 
@@ -202,7 +202,7 @@ class EvaluationBenchmark:
         return score(self.model, requests, dist=self.dist, precision=policy).loss
 
     def _harness_samples(self, file: Path, folder: Path, policy: precision.Precision) -> list[dict[str, Any]]:
-        """What lm-eval's own task, pointed at `file`, says of each item."""
+        """The samples of lm-eval's own task on the items of `file`, in their order."""
         import lm_eval
         from lm_eval import evaluator
         from lm_eval.tasks import TaskManager

@@ -45,10 +45,10 @@ def time_first_step(arguments: list[str], name: str, folder: Path) -> float:
         command, cwd=folder, env=os.environ | variables, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        found = any(line.startswith("step     1 |") and "loss" in line for line in process.stdout)
+        reached = any(line.startswith("step     1 |") and "loss" in line for line in process.stdout)
         seconds = time.perf_counter() - start
         process.kill()
-    if not found:
+    if not reached:
         raise SystemExit(f"{' '.join(command)} took no step")
     return seconds
 

@@ -38,7 +38,7 @@ class ContenderProcess:
         scratch: folder for its temporary files.
 
     Raises:
-        GPT2LabError: here or in `time_steps`, if the contender cannot run; the message says why.
+        GPT2LabError: here or in `time_steps`, if the contender cannot run; with the reason.
     """
 
     def __init__(
