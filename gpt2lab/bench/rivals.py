@@ -172,9 +172,9 @@ NEED_CHECKOUT = ("nanogpt", "build-nanogpt")
 def _build_transformers_gpt2(shape: Shape) -> nn.Module:
     import transformers
 
-    sizes = shape.model.model_dump(include={"vocab_size", "n_layer", "n_head", "n_embd"})
-    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    config = transformers.GPT2Config(n_positions=shape.model.block_size, use_cache=False, **sizes, **no_dropout)
+    settings: dict[str, Any] = shape.model.model_dump(include={"vocab_size", "n_layer", "n_head", "n_embd"})
+    settings |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # no dropout
+    config = transformers.GPT2Config(n_positions=shape.model.block_size, use_cache=False, **settings)
     model: Any = transformers.GPT2LMHeadModel(config)
     return model.to(shape.device).train()  # type: ignore[no-any-return]
 
