@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from gpt2lab.errors import LostRank, Stopped
 from gpt2lab.system.rendezvous import Generation
 
-_FINISHED = "finished"  # in place of a counter
+_FINISHED, _FAILED = b"finished", b"failed"  # last values, in place of a counter
 _CONTINUE = "the same command continues from the last checkpoint"
 
 
@@ -35,7 +35,7 @@ class Heartbeat:
         self._interval = min(1.0, timeout / 4)
         self._store = generation.connect("beat", timeout)
         self._stop = threading.Event()
-        self._last_count = ""
+        self._last_value = _FAILED
         self._reset_clocks()
 
     @contextlib.contextmanager
@@ -51,9 +51,9 @@ class Heartbeat:
             thread.start()
         try:
             yield self
-            self._last_count = _FINISHED
+            self._last_value = _FINISHED
         except Stopped:
-            self._last_count = _FINISHED
+            self._last_value = _FINISHED
             raise
         except RuntimeError as error:  # torch.distributed has no error of its own for a broken connection
             self.explain(error)
@@ -95,9 +95,8 @@ class Heartbeat:
                 for rank, value in zip(self._counts, values, strict=True):
                     if self._counts[rank][0] != value:
                         self._counts[rank] = (value, now)
-        if self._last_count:
-            with contextlib.suppress(Exception):
-                self._store.set(str(self._rank), self._last_count)
+        with contextlib.suppress(Exception):
+            self._store.set(str(self._rank), self._last_value.decode())
 
     def _watch(self) -> None:
         """End this process when a rank, or the store, is silent for too long."""
@@ -109,7 +108,10 @@ class Heartbeat:
             previous = now
             if lost := self._silent_ranks(self._timeout):
                 for rank in lost:
-                    if rank is not None:
+                    if rank is not None and self._counts[rank][0] not in (
+                        _FINISHED,
+                        _FAILED,
+                    ):  # those exit by themselves
                         self._generation.processes[rank].kill_if_local()
                 text = f"gpt2lab: [rank {self._rank}] {self._names(lost)} silent for {self._timeout:g} s; {_CONTINUE}\n"
                 sys.stderr.write(text)  # in one piece: other ranks write at the same time
@@ -124,7 +126,7 @@ class Heartbeat:
         return [
             rank
             for rank, (count, changed) in self._counts.items()
-            if count != _FINISHED.encode() and self._store_answered - changed > seconds
+            if count != _FINISHED and self._store_answered - changed > seconds
         ]
 
     def _names(self, ranks: list[int | None]) -> str:

@@ -1,9 +1,15 @@
 """Device, precision and collectives."""
 
+import os
+import socket
+import sys
+import time
+from multiprocessing.process import BaseProcess
+
 import pytest
 import torch
 
-from gpt2lab.errors import GPT2LabError
+from gpt2lab.errors import GPT2LabError, LostRank
 from gpt2lab.system import device, distributed, precision
 
 CPU = torch.device("cpu")
@@ -69,11 +75,24 @@ def raise_user_error() -> None:
     raise GPT2LabError("correct me")
 
 
-def _run_rank(rank: int, port: int, results) -> None:
-    import os
-
+def join(rank: int, port: int) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def start_two_ranks(target, *arguments) -> list[BaseProcess]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    processes = [context.Process(target=target, args=(rank, port, *arguments)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def communicate(rank: int, port: int, results) -> None:
+    join(rank, port)
     with distributed.start("cpu") as dist:
         mean = float(dist.mean(torch.tensor(float(rank))))
         result = dist.on_main(lambda: f"from rank {rank}")
@@ -86,17 +105,27 @@ def _run_rank(rank: int, port: int, results) -> None:
 
 
 def test_two_ranks_get_the_same_means_results_and_errors():
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    processes = [context.Process(target=_run_rank, args=(rank, port, results)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
+    results = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    for process in start_two_ranks(communicate, results):
         process.join(600)
         assert process.exitcode == 0
     assert sorted(results.get() for _ in range(2)) == [(rank, 0.5, "from rank 0", True) for rank in range(2)]
+
+
+def wait_for_rank_1(rank: int, port: int) -> None:
+    join(rank, port)
+    try:
+        with distributed.start("cpu", timeout=2) as dist:
+            if rank == 1:
+                time.sleep(600)
+            dist.sum(torch.zeros(1))
+    except LostRank as error:
+        sys.exit(error.status)
+
+
+def test_a_rank_that_hangs_ends_the_others_with_their_own_status():
+    waiting, hanging = start_two_ranks(wait_for_rank_1)
+    waiting.join(300)
+    hanging.kill()
+    hanging.join()
+    assert waiting.exitcode == LostRank.status
