@@ -91,10 +91,11 @@ class Heartbeat:
             with contextlib.suppress(Exception):
                 self._store.set(str(self._rank), str(count))
                 values = self._store.multi_get([str(rank) for rank in self._counts])
-                self._store_answered = now = time.monotonic()
+                now = time.monotonic()
                 for rank, value in zip(self._counts, values, strict=True):
                     if self._counts[rank][0] != value:
                         self._counts[rank] = (value, now)
+                self._store_answered = now
         with contextlib.suppress(Exception):
             self._store.set(str(self._rank), self._last_value.decode())
 
@@ -108,10 +109,8 @@ class Heartbeat:
             previous = now
             if lost := self._silent_ranks(self._timeout):
                 for rank in lost:
-                    if rank is not None and self._counts[rank][0] not in (
-                        _FINISHED,
-                        _FAILED,
-                    ):  # those exit by themselves
+                    # One that wrote its last value is exiting.
+                    if rank is not None and self._counts[rank][0] not in (_FINISHED, _FAILED):
                         self._generation.processes[rank].kill_if_local()
                 text = f"gpt2lab: [rank {self._rank}] {self._names(lost)} silent for {self._timeout:g} s; {_CONTINUE}\n"
                 sys.stderr.write(text)  # in one piece: other ranks write at the same time
