@@ -1,10 +1,10 @@
-"""What does a checkpoint of GPT-2 124M cost the training loop? Weights and optimizer are 1.5 GB.
+"""What a checkpoint of GPT-2 124M (1.5 GB of weights and optimizer state) costs the training loop.
 
     python benchmarks/checkpoint.py                # some four minutes on two cores
 
-Trains on made-up tokens through the command's own code, with a checkpoint in the middle, and holds the time that each
-step took from end to end (by the times at which the records of the steps were written) against the median step. A step
-here is as short as it gets, one sequence of 1,024 tokens, which is the hardest case: in a real run it has hundreds.
+Trains on random tokens as `gpt2lab train` does, with two checkpoints on the way, and compares the time of each step
+from end to end with the median step. A step here is as short as it gets, one sequence of 1,024 tokens, which is the
+hardest case: in a real run it has hundreds.
 """
 
 import argparse
@@ -12,77 +12,101 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from gpt2lab.bench import measure
+from gpt2lab.bench.measure import Check
 from gpt2lab.config import Config
 from gpt2lab.system import device as devices
-from gpt2lab.tracking.metrics import JsonLines
 from gpt2lab.training import checkpoint
 from gpt2lab.training import run as training_run
-from gpt2lab.training.run_directory import commit
+
+STEPS_OF_A_WRITE = 7  # steps after a checkpoint during which it may still be written
+
+
+class StepEnds:
+    """A sink of metrics that keeps the time at which each step was recorded."""
+
+    def __init__(self) -> None:
+        self.times: dict[int, float] = {}
+
+    def log(self, step: int, *_: object, **__: object) -> None:
+        """Keep the time of a step."""
+        self.times[step] = time.perf_counter()
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def time_checkpoints(arguments: argparse.Namespace) -> Iterator[Check]:
+    """Train, and compare the steps after a checkpoint with the others."""
+    write_seconds: list[float] = []
+    write = checkpoint.write
+
+    def timed_write(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        result = write(*args, **kwargs)
+        write_seconds.append(time.perf_counter() - start)
+        return result
+
+    checkpoint.write = timed_write
+    ends = StepEnds()
+    every = arguments.steps // 3
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        training_run.run(_settings(arguments, folder, every), [ends])
+        records = [json.loads(line) for line in (folder / "stall/metrics.jsonl").read_text().splitlines()]
+    seconds = {step: end - ends.times[step - 1] for step, end in ends.times.items() if step > 2}
+    during_write = {step for save in (every, 2 * every) for step in range(save + 1, save + 1 + STEPS_OF_A_WRITE)}
+    median = statistics.median(seconds[step] for step in seconds if step not in during_write)
+    peak = max(record.get("perf/peak_memory_gib", 0) for record in records)
+    yield Check(f"a step of {1024 * arguments.sequences} tokens", f"{median:.2f} s; peak {peak:.1f} GiB")
+    step_ms = {record["step"]: record["perf/step_ms"] for record in records if "perf/step_ms" in record}
+    for save, write_time in zip((every, 2 * every), write_seconds, strict=False):
+        stall = seconds[save + 1] - step_ms[save + 1] / 1e3
+        after = [seconds[step] for step in range(save + 1, save + 1 + STEPS_OF_A_WRITE) if step in seconds]
+        loss = max(0.0, sum(after) - median * len(after) - stall)
+        yield Check(
+            f"checkpoint after step {save}",
+            f"the loop stood still for {stall:.2f} s = {stall / median:.2f} steps; the steps during the write "
+            f"({write_time:.1f} s) lost {loss:.2f} s more",
+        )
+
+
+def _settings(arguments: argparse.Namespace, folder: Path, every: int) -> Config:
+    """Random tokens in `folder`, and a run that trains on them."""
+    rng = np.random.default_rng(0)
+    for split in ("train_000", "val_000"):
+        np.save(folder / f"{split}.npy", rng.integers(0, 50257, 100_000, dtype=np.uint16))
+    settings: dict[str, Any] = {
+        "run": {"name": "stall", "out_dir": str(folder)},
+        "data": {"dir": str(folder)},
+        "train": {
+            "max_steps": arguments.steps,
+            "total_batch_size": 1024 * arguments.sequences,
+            "eval_every": 0,
+            "sample_every": 0,
+        },
+        "optimizer": {"warmup_steps": 1},
+        "checkpoint": {"every": every, "keep_last": 1, "keep_best": False},
+        "system": {"device": arguments.device},
+    }
+    return Config.model_validate(settings)
 
 
 def main() -> None:
-    """Train, and print what the checkpoint cost."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Train, and print what the checkpoints cost."""
+    parser = measure.argument_parser(__doc__)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     parser.add_argument("--steps", type=int, default=24, metavar="N")
     parser.add_argument("--sequences", type=int, default=1, metavar="N", help="of a step (default: 1)")
     arguments = parser.parse_args()
-    ends: dict[int, float] = {}
-    log = JsonLines.log
-
-    def timed_log(self: JsonLines, step: int, values: dict[str, float]) -> None:
-        log(self, step, values)
-        ends[step] = time.perf_counter()
-
-    written: list[float] = []
-    write = checkpoint.write
-
-    def timed_write(folder: Path, snapshot: checkpoint.Snapshot) -> Path:
-        began = time.perf_counter()
-        path = write(folder, snapshot)
-        written.append(time.perf_counter() - began)
-        return path
-
-    JsonLines.log, checkpoint.write = timed_log, timed_write  # type: ignore[method-assign]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        rng = np.random.default_rng(0)
-        for split in ("train_000", "val_000"):
-            np.save(folder / f"{split}.npy", rng.integers(0, 50257, 100_000, dtype=np.uint16))
-        saves = [arguments.steps // 3, 2 * arguments.steps // 3]
-        settings: dict[str, Any] = {
-            "run": {"name": "stall", "out_dir": str(folder)},
-            "data": {"dir": str(folder)},
-            "train": {"max_steps": arguments.steps, "total_batch_size": 1024 * arguments.sequences}
-            | {"eval_every": 0, "sample_every": 0},
-            "optimizer": {"warmup_steps": 1},
-            "checkpoint": {"every": saves[0], "keep_last": 1, "keep_best": False},
-            "system": {"device": arguments.device},
-        }
-        training_run.run(Config.model_validate(settings))
-        lines = [json.loads(line) for line in (folder / "stall/metrics.jsonl").read_text().splitlines()]
-    gaps = {step: ends[step] - ends[step - 1] for step in ends if step - 1 in ends and step > 2}
-    beside = {step for save in saves for step in range(save + 1, save + 8)}  # steps that a write may run beside
-    quiet = statistics.median(gap for step, gap in gaps.items() if step not in beside)
-    hardware = devices.describe(devices.choose(arguments.device))
-    print(f"commit {commit() or 'unknown'}; torch {torch.__version__}; {hardware}")
-    peak = max(line.get("perf/peak_memory_gib", 0) for line in lines)
-    print(f"a step of {1024 * arguments.sequences} tokens: {quiet:.2f} s; peak {peak:.1f} GiB")
-    for save, seconds in zip(saves, written, strict=False):
-        taken = gaps[save + 1] - statistics.median(
-            line["perf/step_ms"] / 1e3 for line in lines if line["step"] == save + 1
-        )
-        slower = sum(gaps[step] - quiet for step in range(save + 1, min(save + 8, arguments.steps + 1)))
-        print(
-            f"checkpoint after step {save}: the loop stood still for {taken:.2f} s = {taken / quiet:.2f} steps; steps "
-            f"beside the write ({seconds:.1f} s) lost {max(0.0, slower - taken):.2f} s more"
-        )
+    print(measure.format_environment(measure.environment(devices.choose(arguments.device))))
+    measure.run_parts({"checkpoint": lambda: time_checkpoints(arguments)}, ["checkpoint"])
 
 
 if __name__ == "__main__":

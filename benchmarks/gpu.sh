@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a GPU has to say, in three calls of less than ten minutes each: does it run, how fast is it, what does it learn?
+# Measurements on a GPU in three calls of less than ten minutes each: whether it runs, how fast it is, what it learns.
 #
 #   benchmarks/gpu.sh check              train, resume, compile off and on, evaluate, sample; 3 minutes
 #   benchmarks/gpu.sh bench [OPTION ...] the step by micro batch and vocabulary, beside transformers; the ladder; a
@@ -8,14 +8,14 @@
 #
 # Results go to OUT (runs/gpu). PYTHON names the interpreter (python). One GPU; nothing is downloaded.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 OUT=${OUT:-runs/gpu} PYTHON=${PYTHON:-python} DATA=${DATA:-data/edu_fineweb10B} MINUTES=${MINUTES:-8}
 what=${1:-}
 shift
 mkdir -p "$OUT"
 failed=0
 
-try() { # NAME SECONDS COMMAND...: run it, keep what it says in OUT/NAME.log, and go on whatever comes of it
+try() { # NAME SECONDS COMMAND...: run it with its output in OUT/NAME.log and OUT/NAME.err, and continue if it fails
     local name=$1 limit=$2 began=$SECONDS
     shift 2
     timeout --kill-after=20 "$limit" "$@" >"$OUT/$name.log" 2>"$OUT/$name.err"
@@ -28,7 +28,7 @@ try() { # NAME SECONDS COMMAND...: run it, keep what it says in OUT/NAME.log, an
     fi
 }
 
-train() { # NAME SECONDS OPTION...: GPT-2 124M, without evaluations unless asked for
+train() { # NAME SECONDS OPTION...: GPT-2 124M, without evaluations by default
     local name=$1 limit=$2
     shift 2
     try "$name" "$limit" "$PYTHON" -m gpt2lab train --config gpt2_124m --data.source stdlib --data.dir "$OUT/stdlib" \
@@ -36,7 +36,7 @@ train() { # NAME SECONDS OPTION...: GPT-2 124M, without evaluations unless asked
         --train.hellaswag_every 0 --train.sample_every 0 --checkpoint.every 10 --optimizer.warmup_steps 5 "$@"
 }
 
-step_times() { # RUN: median milliseconds a step after the fifth
+step_times() { # RUN: medians over the steps after the fifth
     "$PYTHON" - "$OUT/runs/$1/metrics.jsonl" <<'END'
 import json, statistics, sys
 lines = [json.loads(line) for line in open(sys.argv[1])]
@@ -67,15 +67,15 @@ bench)
         try "$name" "$limit" "$PYTHON" -m gpt2lab bench --model.block_size 1024 "$@"
     }
     for size in 16 32 64; do
-        bench "ours_b$size" 90 --rivals none --train.micro_batch_size $size --train.total_batch_size $((size * 1024)) \
+        bench "gpt2lab_b$size" 90 --rivals none --train.micro_batch_size $size --train.total_batch_size $((size * 1024)) \
             --rounds 4 --steps 4
-        sed 's/^/      /' "$OUT/ours_b$size.log"
+        sed 's/^/      /' "$OUT/gpt2lab_b$size.log"
     done
-    bench ours_50304 90 --rivals none --model.vocab_size 50304 --train.micro_batch_size 32 \
+    bench gpt2lab_50304 90 --rivals none --model.vocab_size 50304 --train.micro_batch_size 32 \
         --train.total_batch_size 32768 --rounds 4 --steps 4
-    bench ours_eager 60 --rivals none --system.compile off --train.micro_batch_size 32 \
+    bench gpt2lab_eager 60 --rivals none --system.compile off --train.micro_batch_size 32 \
         --train.total_batch_size 32768 --rounds 4 --steps 4
-    sed 's/^/      /' "$OUT/ours_50304.log" "$OUT/ours_eager.log"
+    sed 's/^/      /' "$OUT/gpt2lab_50304.log" "$OUT/gpt2lab_eager.log"
     bench rivals 200 --rivals transformers,transformers-best --train.micro_batch_size 16 \
         --train.total_batch_size 16384 --rounds 4 --steps 4 "$@"
     cat "$OUT/rivals.log"
@@ -88,7 +88,7 @@ bench)
 train)
     source=fineweb-edu
     [ -d "$DATA" ] || source=stdlib DATA=$OUT/stdlib
-    # SIGUSR1: save and stop. The same command goes on from there.
+    # SIGUSR1: save and stop. The same command continues from there.
     timeout --signal=USR1 "$((MINUTES * 60))" "$PYTHON" -m gpt2lab train --config gpt2_124m --data.source $source \
         --data.dir "$DATA" --run.out_dir "$OUT/runs" --run.name long --train.micro_batch_size auto \
         --train.hellaswag_every 0 --train.eval_every 100 --train.sample_every 200 --checkpoint.every 200 \

@@ -1,12 +1,12 @@
-"""How soon `gpt2lab train` takes its first step, and whether a second start finds what was compiled for the first.
+"""How long `gpt2lab train` takes to its first step, and whether a second start reuses what the first one compiled.
 
     python benchmarks/start.py          # two to three minutes on two cores
 
-Seconds from the call to the line of step 1 on the screen, on Python's own texts, which are prepared before. Rows:
+Seconds from the call to the line of step 1 on the screen, on Python's own documentation, which is prepared before.
 
-    quickstart           as it is: with the validation loss and samples before the first step
-    124M                 GPT-2 124M, 2 sequences of 512 tokens, without
-    124M, compiled       the same with system.compile on and an empty cache of the compiler
+    quickstart           with the validation loss and samples before the first step
+    124M                 GPT-2 124M, 2 sequences of 512 tokens, without them
+    124M, compiled       the same with system.compile on and an empty compiler cache
     124M, compiled again the same, the second start
 """
 
@@ -15,54 +15,55 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
+from gpt2lab.bench import measure
+from gpt2lab.bench.measure import Check
 from gpt2lab.system import device as devices
-from gpt2lab.training.run_directory import commit
 
-LIMIT = 10.0  # seconds, without compiling
+TARGET = 10.0  # seconds, without compiling
+REPOSITORY = Path(__file__).parents[1]
 SHAPE = ["--model.block_size", "512", "--train.micro_batch_size", "2", "--train.total_batch_size", "1024"]
-ALONE = ["--train.eval_every", "0", "--train.sample_every", "0", "--train.hellaswag_every", "0"]
-LARGE = ["--config", "gpt2_124m", "--data.source", "stdlib", *SHAPE, *ALONE]
-COMPILED = [*LARGE, "--system.compile", "on"]
-ROWS = {
+NO_EVALUATION = ["--train.eval_every", "0", "--train.sample_every", "0", "--train.hellaswag_every", "0"]
+GPT2_124M = ["--config", "gpt2_124m", "--data.source", "stdlib", *SHAPE, *NO_EVALUATION]
+COMPILED = [*GPT2_124M, "--system.compile", "on"]
+STARTS = {
     "quickstart": ["--tracking.log_every", "1"],
-    "124M": LARGE,
+    "124M": GPT2_124M,
     "124M, compiled": COMPILED,
     "124M, compiled again": COMPILED,
 }
 
 
-def first_step(arguments: list[str], name: str, folder: Path) -> float:
-    """Seconds until a run in `folder` says what step 1 was like; it is ended there."""
+def time_first_step(arguments: list[str], name: str, folder: Path) -> float:
+    """Seconds until a run in `folder` prints its first step; the run is killed then."""
     command = [sys.executable, "-u", "-m", "gpt2lab", "train", *arguments, "--run.name", name]
-    environment = os.environ | {
-        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-    }
-    began = time.perf_counter()
-    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    variables = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "PYTHONPATH": str(REPOSITORY)}
+    start = time.perf_counter()
+    with subprocess.Popen(
+        command, cwd=folder, env=os.environ | variables, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
-        found = any(line.startswith("step     1 |") and "loss" in line for line in process.stdout)
-        seconds = time.perf_counter() - began
+        reached = any(line.startswith("step     1 |") and "loss" in line for line in process.stdout)
+        seconds = time.perf_counter() - start
         process.kill()
-    if not found:
+    if not reached:
         raise SystemExit(f"{' '.join(command)} took no step")
     return seconds
 
 
-def main() -> None:
-    """Print a line a row; rows without the compiler say whether the bar is met."""
-    print(f"commit {commit() or 'unknown'}; torch {torch.__version__}; {devices.describe(devices.choose('auto'))}")
+def time_starts() -> Iterator[Check]:
+    """Every kind of start; those without the compiler have a target."""
     with tempfile.TemporaryDirectory() as scratch:
-        first_step(ROWS["quickstart"], "warm-up", Path(scratch))  # data, and the files of Python and torch
-        for number, (name, arguments) in enumerate(ROWS.items()):
-            seconds = first_step(arguments, f"run{number}", Path(scratch))
-            verdict = "    " if "compiled" in name else "ok  " if seconds < LIMIT else "MISS"
-            print(f"{verdict} {name}: {seconds:.1f} s to the first step", flush=True)
+        time_first_step(STARTS["quickstart"], "warm-up", Path(scratch))  # prepares the data, fills the page cache
+        for number, (name, arguments) in enumerate(STARTS.items()):
+            seconds = time_first_step(arguments, f"run{number}", Path(scratch))
+            passed = None if "compiled" in name else seconds < TARGET
+            yield Check(name, f"{seconds:.1f} s to the first step", passed)
 
 
 if __name__ == "__main__":
-    main()
+    measure.argument_parser(__doc__).parse_args()
+    print(measure.format_environment(measure.environment(devices.choose("auto"))))
+    measure.run_parts({"start": time_starts}, ["start"])

@@ -1,1 +1,1 @@
-"""How fast is a training step here, beside other people's, and beside what the hardware can do?"""
+"""Time a training step, beside other implementations and the limit of the hardware; tools for timing."""

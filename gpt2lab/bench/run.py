@@ -1,203 +1,117 @@
-"""Composes a comparison: contenders in processes of their own take turns, and what they took becomes a table.
+"""Compares training steps: contenders in processes of their own take turns.
 
-settings ─▶ Shape ─▶ Workers ─▶ rounds of a few steps each, in turn ─▶ medians ─▶ table, JSON, chart
+settings ──▶ Shape ──▶ ContenderProcess of each ──▶ rounds of a few steps, in turns ──▶ medians ──▶ table, JSON, chart
 """
 
 import contextlib
-import itertools
 import json
+import logging
 import os
 import statistics
-import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gpt2lab import files
-from gpt2lab.bench import contenders, ladder
-from gpt2lab.bench.contenders import Shape
-from gpt2lab.bench.worker import Taken, Worker, flops_of_products, ours, products
+from gpt2lab.bench import ladder, measure, results, rivals
+from gpt2lab.bench.gpt2lab_step import gpt2lab_step, profile_step
+from gpt2lab.bench.limits import MatmulSizes, run_matmuls
+from gpt2lab.bench.process import ContenderProcess, StepTimes
+from gpt2lab.bench.rivals import Shape
 from gpt2lab.config import Config
-from gpt2lab.errors import GPT2LabError, RunStoppedError
-from gpt2lab.model import flops
+from gpt2lab.errors import GPT2LabError
 from gpt2lab.options import BenchOptions
 from gpt2lab.system import device as devices
 from gpt2lab.system import precision
-from gpt2lab.training.run_directory import commit
 
 WARM_UP = 3  # steps that are not counted: allocation, compilation, caches
+Contenders = dict[str, tuple[Callable[..., None], tuple[Any, ...]]]  # by name: function, arguments after `on_step`
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: Config, options: BenchOptions) -> None:
-    """Measure and print.
+    """Measure, and print the result.
 
     Args:
         config: the run whose step is timed; `train.micro_batch_size` must be a number.
+        options: contenders, and what to write.
 
     Raises:
-        GPT2LabError: an unknown rival, or our own step does not run.
+        GPT2LabError: unknown rival, or gpt2lab's own step does not run.
     """
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    if unknown := [name for name in options.rivals if name not in contenders.RIVALS]:
-        raise GPT2LabError(f"no rival {unknown[0]}; there are {', '.join(contenders.RIVALS)}, or none")
-    device = devices.choose(config.system.device)
-    kind = precision.choose(config.system.precision, device)
+    if unknown := [name for name in options.rivals if name not in rivals.RIVALS]:
+        raise GPT2LabError(f"no rival {unknown[0]}; there are {', '.join(rivals.RIVALS)}, or none")
     if config.train.micro_batch_size == "auto":
         raise GPT2LabError("train.micro_batch_size is auto; every contender needs the same number, such as 4")
+    device = devices.choose(config.system.device)
+    policy = precision.choose(config.system.precision, device)
     plan = config.batch_plan(1, 0)
     shape = Shape(config.model, plan.micro_batch_size, plan.grad_accum_steps, device.type)
     if options.profile:
-        _profile(config, shape, Path(options.profile), say)
+        profile_step(config, device, Path(options.profile), warm_up=WARM_UP)
         return
-    # Ending workers in the midst of a step leaves semaphores to the tracker, which would mention them on the screen.
-    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning")
-    with contextlib.ExitStack() as stack:
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="gpt2lab-bench-", ignore_cleanup_errors=True))
-        workers: dict[str, Worker] = {}
+    dtype = str(policy.dtype).removeprefix("torch.")
+    sizes = MatmulSizes(shape.B * shape.model.block_size, shape.model.n_embd, shape.model.vocab_size)
+    contenders: Contenders = {"gpt2lab": (gpt2lab_step, (config,))}
+    contenders |= _ladder_stages(shape) if options.ladder else _rivals(options, shape)
+    contenders["limit"] = (run_matmuls, (sizes, dtype, device.type))
+    times = _time_contenders(contenders, options, device)
 
-        def enter(name: str, make: Callable[..., None], *arguments: Any) -> None:
-            try:
-                worker = Worker(name, make, *arguments, device=device.type, scratch=scratch)
-                stack.callback(worker.close)
-                worker.take(WARM_UP)
-                workers[name] = worker
-            except GPT2LabError as error:
-                if name == "gpt2lab":
-                    raise
-                say(f"left out: {error}")
-
-        enter("gpt2lab", ours, config.model_dump(), 40 * shape.tokens + 10_000)
-        if options.ladder:
-            steps, left_out = ladder.rungs(device.type)
-            for name, why in left_out.items():
-                say(f"left out: {name}: {why}")
-            for rung in steps:
-                enter(rung.name, ladder.climb, shape, rung)
-        else:
-            checkouts = dict(options.checkouts)
-            for name in (*options.rivals, *(name for name in checkouts if name not in options.rivals)):
-                enter(name, contenders.RIVALS[name], shape, checkouts.get(name))
-        dtype = str(kind.dtype).removeprefix("torch.")
-        sizes = (shape.B * shape.model.block_size, shape.model.n_embd, shape.model.vocab_size)
-        enter("limit", products, *sizes, dtype, device.type)
-        taken = _in_turn(workers, options, say)
-    limit = flops_of_products(*sizes) / statistics.median(taken.pop("limit").seconds)
-    rows = [_row(name, one, shape, limit, device) for name, one in taken.items()]
+    limit = sizes.flops / statistics.median(times.pop("limit").seconds)
+    rows = [results.build_row(name, steps, shape, limit, device) for name, steps in times.items()]
     if options.ladder:
-        rows.append(rows.pop(0))  # ours is the last rung
-    environment = {"commit": commit(), "torch": torch.__version__, **devices.describe(device)}
+        rows.append(rows.pop(0))  # gpt2lab is the last stage
+    environment = measure.environment(device)
     environment |= {"B": shape.B, "T": shape.model.block_size, "accumulation": shape.accumulation}
-    environment |= {"precision": kind.name, "compile": config.system.compile}
+    environment |= {"precision": policy.name, "compile": config.system.compile}
     limits = {"matrix_products": dtype, "flops_per_second": limit}
     if options.chart:
-        _chart(rows, Path(options.chart))
-        say(f"wrote {options.chart}")
+        results.draw_chart(rows, Path(options.chart))
+        logger.info("wrote %s", options.chart)
     if options.as_json:
         print(json.dumps({"rows": rows, "limits": limits, "environment": environment}))
     else:
-        _table(rows, limits, environment)
+        results.print_table(rows, limits, environment)
 
 
-def _in_turn(workers: dict[str, Worker], options: BenchOptions, say: Callable[[str], None]) -> dict[str, Taken]:
-    """Everybody has a turn in every round, so that a busy machine is busy for all."""
-    taken: dict[str, list[Taken]] = {name: [] for name in workers}
-    for number in range(options.rounds):
-        for name, worker in list(workers.items()):
-            taken[name].append(worker.take(options.steps))
-        say(f"round {number + 1} of {options.rounds}")
+def _ladder_stages(shape: Shape) -> Contenders:
+    stages, skipped = ladder.build_stages(shape.device)
+    for name, reason in skipped.items():
+        logger.info("left out: %s: %s", name, reason)
+    return {stage.name: (ladder.run_stage, (shape, stage)) for stage in stages}
+
+
+def _rivals(options: BenchOptions, shape: Shape) -> Contenders:
+    checkouts = dict(options.checkouts)
     return {
-        name: Taken([second for one in parts for second in one.seconds], parts[-1].peak_memory_gib)
-        for name, parts in taken.items()
+        name: (rivals.RIVALS[name], (shape, checkouts.get(name, "")) if name in rivals.NEED_CHECKOUT else (shape,))
+        for name in dict.fromkeys((*options.rivals, *checkouts))
     }
 
 
-def _row(name: str, taken: Taken, shape: Shape, limit: float, device: torch.device) -> dict[str, Any]:
-    median = statistics.median(taken.seconds)
-    rate = shape.tokens / median
-    work = flops.flops_per_token(shape.model) * rate
-    peak = devices.peak_flops(device)
+def _time_contenders(contenders: Contenders, options: BenchOptions, device: torch.device) -> dict[str, StepTimes]:
+    """The steps of each contender that can run here."""
+    # A process that is killed in a step leaves semaphores behind, and Python's resource tracker warns of them.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning")
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="gpt2lab-bench-", ignore_cleanup_errors=True))
+        turns: dict[str, Callable[[], StepTimes]] = {}
+        for name, (train, arguments) in contenders.items():
+            try:
+                process = ContenderProcess(name, train, arguments, device, scratch)
+                stack.callback(process.close)
+                process.time_steps(WARM_UP)
+            except GPT2LabError as error:
+                if name in ("gpt2lab", "limit"):
+                    raise
+                logger.warning("left out: %s", error)
+            else:
+                turns[name] = lambda process=process: process.time_steps(options.steps)  # type: ignore[misc]
+        times = measure.take_turns(turns, options.rounds)
     return {
-        "name": name,
-        "ms_per_step": median * 1e3,
-        "ms_fastest": min(taken.seconds) * 1e3,
-        "ms_slowest": max(taken.seconds) * 1e3,
-        "tokens_per_second": rate,
-        "mfu": work / peak if peak else None,
-        "share_of_limit": work / limit,
-        "peak_memory_gib": taken.peak_memory_gib,
+        name: StepTimes([second for turn in parts for second in turn.seconds], parts[-1].peak_memory_gib)
+        for name, parts in times.items()
     }
-
-
-def _table(rows: Sequence[dict[str, Any]], limits: dict[str, Any], environment: dict[str, Any]) -> None:
-    first = next(row for row in rows if row["name"] == "gpt2lab")
-    print(
-        f"{'':22}{'ms/step':>9} {'(range)':>15} {'tokens/s':>10} {'MFU':>6} {'of limit':>9} {'memory':>9} "
-        f"{'gpt2lab is':>11}"
-    )
-    for row in rows:
-        spread = f"({row['ms_fastest']:.0f}-{row['ms_slowest']:.0f})"
-        mfu = f"{row['mfu']:.1%}" if row["mfu"] is not None else "-"
-        ratio = f"{row['ms_per_step'] / first['ms_per_step']:.2f}x"
-        print(
-            f"{row['name']:22}{row['ms_per_step']:9.1f} {spread:>15} {row['tokens_per_second']:10,.0f} {mfu:>6} "
-            f"{row['share_of_limit']:9.1%} {row['peak_memory_gib']:5.1f} GiB {ratio:>11}"
-        )
-    print(
-        f"limit: {limits['flops_per_second'] / 1e12:.3f} TFLOP/s, {limits['matrix_products']} products of these shapes"
-    )
-    print("; ".join(f"{key} {value}" for key, value in environment.items()))
-
-
-def _chart(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Bars of milliseconds a step, the first at the top."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 0.55 * len(rows) + 1.0), layout="constrained")
-    axes = figure.subplots()
-    names, values = [row["name"] for row in rows], [row["ms_per_step"] for row in rows]
-    colours = ["#0b4fa3" if name == "gpt2lab" else "#9db4d3" for name in names]
-    bars = axes.barh(names, values, color=colours)
-    axes.bar_label(bars, [f"{value:,.0f} ms" for value in values], padding=4)
-    axes.invert_yaxis()
-    axes.set_xlim(0, max(values) * 1.15)
-    axes.set_xlabel("milliseconds a step (less is better)")
-    axes.spines[["top", "right"]].set_visible(False)
-    with files.atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-
-
-class _Enough(Exception):
-    """The profile has what it wants."""
-
-
-def _profile(config: Config, shape: Shape, path: Path, say: Callable[[str], None]) -> None:
-    """A Chrome trace of two steps after the warm-up, and a table of the operations that took longest."""
-    from torch.profiler import ProfilerActivity, profile
-
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if shape.device == "cuda" else [])
-    profiler = profile(activities=activities)
-    calls = itertools.count()
-
-    def between() -> None:
-        taken = next(calls)
-        if taken == WARM_UP:
-            profiler.start()
-        if taken == WARM_UP + 2:
-            devices.synchronize(torch.device(shape.device))
-            profiler.stop()
-            raise _Enough
-
-    try:
-        ours(between, config.model_dump(), 40 * shape.tokens + 10_000)
-    except _Enough:
-        pass
-    except RunStoppedError:  # what was saved is gone with the scratch folder
-        raise KeyboardInterrupt from None
-    with files.atomic_write(path) as temporary:
-        profiler.export_chrome_trace(str(temporary))
-    order = "self_cuda_time_total" if shape.device == "cuda" else "self_cpu_time_total"
-    print(profiler.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=60))
-    say(f"wrote {path}; open it in chrome://tracing or ui.perfetto.dev")

@@ -1,1 +1,1 @@
-"""What training, evaluation, the app and the benchmarks all need of the machine."""
+"""Device, precision, ranks and signals: the machine, as training, evaluation, the app and benchmarks use it."""

@@ -1,4 +1,4 @@
-"""The device a process computes on, and what can be asked of it."""
+"""The device that a process computes on: selection, memory, peak FLOP/s and description."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ import torch
 
 from gpt2lab.errors import GPT2LabError
 
-# Dense bf16 peak of one card in FLOP/s, from NVIDIA's data sheets.
+# Dense bf16 peak of one GPU in FLOP/s, from NVIDIA's data sheets.
 PEAK_FLOPS = {
     "A100": 312e12,
     "A10G": 70e12,
@@ -31,10 +31,14 @@ PEAK_FLOPS = {
 
 
 def choose(name: str, local_rank: int = 0) -> torch.device:
-    """Resolve `system.device` (auto, cpu, cuda or mps) to a device; `local_rank` picks the card.
+    """Resolve `system.device` to a device.
+
+    Args:
+        name: auto, cpu, cuda or mps.
+        local_rank: index of the GPU.
 
     Raises:
-        GPT2LabError: this machine, or this build of torch, has no such device, or fewer cards than processes.
+        GPT2LabError: this machine, or this build of torch, has no such device, or fewer GPUs than ranks.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -43,7 +47,7 @@ def choose(name: str, local_rank: int = 0) -> torch.device:
             raise GPT2LabError("system.device cuda: torch finds no CUDA device here; use auto or cpu")
         if local_rank >= torch.cuda.device_count():
             raise GPT2LabError(
-                f"process {local_rank} has no card: this machine has {torch.cuda.device_count()}; "
+                f"local rank {local_rank} has no GPU: this machine has {torch.cuda.device_count()}; "
                 "start torchrun with --nproc_per_node no larger than that"
             )
         device = torch.device("cuda", local_rank)
@@ -55,7 +59,7 @@ def choose(name: str, local_rank: int = 0) -> torch.device:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until everything queued on the device is done, so that a clock read afterwards means something."""
+    """Wait until all work queued on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -63,7 +67,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back what torch keeps for later allocations, so that blocks of another size fit."""
+    """Free the blocks that torch's allocator caches, so that blocks of other sizes fit."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
@@ -71,7 +75,7 @@ def release_memory(device: torch.device) -> None:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most memory used so far, in GiB: allocated on the card, or resident in this process on a CPU."""
+    """Peak memory so far in GiB: allocated on a GPU, or resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB elsewhere
@@ -79,20 +83,20 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep large blocks that were freed, for the next step to use again (glibc; else nothing).
+    """Make glibc reuse large blocks that were freed; other C libraries are not changed.
 
-    By default glibc maps every block above 32 MiB afresh and unmaps it when freed, so that each micro-step's logits
-    are paid for in page faults.
+    By default glibc maps every block above 32 MiB anew and unmaps it when it is freed, which costs page faults for the
+    logits of each micro-step.
     """
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     _mallopt({mmap_max: 0, trim_threshold: 2**31 - 1})
 
 
 def share_one_heap() -> None:
-    """Let all threads take memory from one heap (glibc; else nothing), before any are started.
+    """Make glibc allocate for all threads from one heap; to be called before threads are started.
 
-    By default glibc gives threads heaps of their own, eight a core, and what one leaves in pieces the others cannot
-    use: a server of many threads then grows for hours (docs/results/app.md).
+    By default glibc has up to eight heaps a core, and free memory of one is not used by the others: a server with many
+    threads then grows for hours (docs/results/app.md).
     """
     arena_max = -8  # M_ARENA_MAX of malloc.h
     _mallopt({arena_max: 1})
@@ -108,10 +112,10 @@ def _mallopt(settings: Mapping[int, int]) -> None:
 
 
 def micro_batch_tokens(device: torch.device) -> int:
-    """How many tokens a micro batch may have when nobody says: a guess by kind of device and memory.
+    """Default number of tokens in a micro batch, by device type and memory.
 
-    On a CPU the time a token takes falls no further beyond this (docs/performance.md), and the logits of so many take
-    200 MB in bf16. On a card 16 sequences of 1,024 of GPT-2 124M are known to train in 40 GB; the guess goes by that.
+    On a CPU more tokens are not faster (docs/performance.md), and the logits of so many take 200 MB in bf16. GPT-2 124M
+    is known to train with 16 sequences of 1,024 in 40 GB of GPU memory; other sizes are in proportion to it.
     """
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory / 40e9 * 16384)
@@ -119,42 +123,38 @@ def micro_batch_tokens(device: torch.device) -> int:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Dense bf16 peak of the card in FLOP/s, or None where no data sheet is listed (CPUs, unknown cards)."""
+    """Dense bf16 peak of a GPU in FLOP/s; None for CPUs and unknown GPUs."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    # Whole words, and none of the variants that share a name but not a peak.
+    # Whole words, without the variants of the same name that have another peak.
     known = [key for key in PEAK_FLOPS if re.search(rf"\b{key}\b(?! (Ti|SUPER|Laptop|Mobile))", name)]
     return PEAK_FLOPS[max(known, key=len)] if known else None
 
 
+def _cpu_info() -> dict[str, str]:
+    """The entries of /proc/cpuinfo for the first core (Linux; empty elsewhere)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
 def cpu_flags() -> frozenset[str]:
-    """Instruction sets that the CPU names for itself (Linux; empty elsewhere)."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return frozenset()
-    for line in text.splitlines():
-        if line.startswith(("flags", "Features")):
-            return frozenset(line.partition(":")[2].split())
-    return frozenset()
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    """Names of the instruction sets of the CPU (Linux; empty elsewhere)."""
+    info = _cpu_info()
+    return frozenset(info.get("flags", info.get("Features", "")).split())
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """The hardware as it goes into environment.json."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    hardware: dict[str, Any] = {"device": device.type, "cpu": _cpu_name(), "cores": cores}
-    hardware["threads"] = torch.get_num_threads()
+    """The hardware, as in environment.json."""
+    hardware: dict[str, Any] = {
+        "device": device.type,
+        "cpu": _cpu_info().get("model name") or platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
     if device.type == "cuda":
         hardware |= {
             "gpu": torch.cuda.get_device_name(device),

@@ -1,17 +1,12 @@
-"""One process or many: a DistContext is made once, handed around, and hides which it is.
+"""Collectives of the ranks that train together; with a single process every method does without communication.
 
-    torchrun sets RANK, WORLD_SIZE, LOCAL_RANK ─▶ start() ─▶ DistContext ─▶ loader slice, gradient and loss means
-                                                    └─▶ Heartbeat: a process that is lost is named, and all leave
-
-Without torchrun every method does the obvious thing for a world of one.
+torchrun sets RANK, WORLD_SIZE, LOCAL_RANK ─▶ start() ─▶ DistContext ─▶ slice of the batch, means over ranks
+                                                └─▶ Heartbeat: names a lost rank and ends the others
 """
 
 import contextlib
-import hashlib
 import os
-import socket
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,7 +15,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # exported, but not by name
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -29,40 +23,53 @@ from torch.nn.parallel import DistributedDataParallel
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.system import device as devices
 from gpt2lab.system.heartbeat import Heartbeat
+from gpt2lab.system.rendezvous import rendezvous
 
 T = TypeVar("T")
 
-START_TIMEOUT, TIMEOUT = 300.0, 600.0  # seconds, unless the caller has settings of its own
-SILENCE = 60.0  # seconds without a sign of life that count as lost, if the timeout is not shorter
+START_TIMEOUT, TIMEOUT = 300.0, 600.0  # seconds; defaults for callers without settings
+SILENCE = 60.0  # seconds without a sign of life after which a rank is lost, unless the timeout is shorter
 
 
 @dataclass(frozen=True)
 class DistContext:
-    """This process's place among the ones that train together, and its device."""
+    """The rank of this process, its device, and the collectives.
+
+    Args:
+        rank: of this process, from 0.
+        world_size: number of ranks.
+        device: where this rank computes.
+        host_group: for numbers in host memory; None: the default group.
+        heartbeat: detects lost ranks; None with a single process.
+    """
 
     rank: int
     world_size: int
     device: torch.device
-    host_group: dist.ProcessGroup | None = None  # for small numbers that never were on a card; None: the default one
+    host_group: dist.ProcessGroup | None = None
     heartbeat: Heartbeat | None = None
 
     @property
     def is_main(self) -> bool:
-        """Rank 0 writes and speaks for all."""
+        """Whether this is rank 0, which writes files and messages."""
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model as it trains: averaging gradients across ranks, or itself in a world of one."""
+        """Wrap a model so that its gradients are averaged over ranks; a single process returns it as it is."""
         if self.world_size == 1:
             return model
-        cards = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=cards, gradient_as_bucket_view=True)
+        device_ids = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
 
     def shard(self, model: nn.Module, blocks: Iterable[nn.Module]) -> None:
-        """Deal the parameters out to the ranks (FSDP2), in place: a rank holds 1 / world_size of each.
+        """Shard the parameters over the ranks in place (FSDP2): each rank holds 1 / world_size of every parameter.
 
-        Parameters come together for the time that their block, or for the rest the model, computes. Gradients are
-        averaged over ranks as they are made. Parameters become DTensors on the device and keep their names.
+        The parameters of a block, or for the rest those of the model, are gathered while it computes. Gradients are
+        averaged over ranks in each backward pass. Parameters become DTensors on the device and keep their names.
+
+        Args:
+            model: to be sharded.
+            blocks: its submodules that are gathered as a unit.
         """
         mesh = init_device_mesh(self.device.type, (self.world_size,))
         for block in blocks:
@@ -70,28 +77,32 @@ class DistContext:
         fully_shard(model, mesh=mesh)
 
     def gradient_sync(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
-        """Around forward and backward of a micro-step: only the `last` one sends gradients across ranks.
+        """Context of forward and backward of a micro-step: DDP averages gradients over ranks in the last one only.
 
-        Sharded parameters send them every time: whole gradients, kept until the last, might not fit a card.
+        Sharded models average in every micro-step: full gradients, kept until the last, might not fit in GPU memory.
+
+        Args:
+            model: as returned by `wrap`, perhaps compiled.
+            last: whether this is the last micro-step of the step.
         """
-        plain = getattr(model, "_orig_mod", model)  # torch.compile keeps what it wraps under this name
-        if isinstance(plain, DistributedDataParallel) and not last:
-            return plain.no_sync()
+        module = getattr(model, "_orig_mod", model)  # torch.compile keeps the original module under this name
+        if isinstance(module, DistributedDataParallel) and not last:
+            return module.no_sync()
         return contextlib.nullcontext()
 
     def sum(self, value: Tensor) -> Tensor:
-        """Sum of a tensor over ranks; the same on every rank, on this rank's device if there are several."""
+        """Sum of a tensor over ranks, on every rank; moved to this rank's device if there are several."""
         if self.world_size > 1:
             value = value.to(self.device)
             dist.all_reduce(value)
         return value
 
     def mean(self, value: Tensor) -> Tensor:
-        """Mean of a tensor over ranks; the same on every rank."""
+        """Mean of a tensor over ranks, on every rank."""
         return self.sum(value) / self.world_size
 
     def all_reduce_max(self, value: int) -> int:
-        """The largest of the ranks' numbers, on every rank; does not wait for a card's queue."""
+        """The largest of the ranks' numbers, on every rank; does not wait for work queued on a GPU."""
         if self.world_size == 1:
             return value
         tensor = torch.tensor(value)
@@ -99,157 +110,84 @@ class DistContext:
         return int(tensor)
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """Run `work` on rank 0 and give its result, or its error as a GPT2LabError, to every rank."""
+        """Run `work` on rank 0 and return its result on every rank.
+
+        Raises:
+            GPT2LabError: `work` raised one, or an OSError; on every rank.
+        """
         if self.world_size == 1:
             return work()
-        outcome: list[Any] = [None, None]
+        result_and_error: list[Any] = [None, None]
         if self.is_main:
             try:
-                outcome[0] = work()
+                result_and_error[0] = work()
             except (GPT2LabError, OSError) as error:
-                outcome[1] = str(error)
-        dist.broadcast_object_list(outcome, device=self.device if self.device.type == "cuda" else None)
-        if outcome[1] is not None:
-            raise GPT2LabError(outcome[1])
-        return outcome[0]  # type: ignore[no-any-return]
+                result_and_error[1] = str(error)
+        dist.broadcast_object_list(result_and_error, device=self.device if self.device.type == "cuda" else None)
+        result, message = result_and_error
+        if message is not None:
+            raise GPT2LabError(message)
+        return result  # type: ignore[no-any-return]
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor itself, or all of a sharded one: then every rank must ask at the same time."""
+    """Gather a sharded tensor, a collective that every rank must call; other tensors are returned as they are."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """`tensor`, which is whole on every rank, placed as `parameter` is: this rank's shard if that is sharded."""
+    """This rank's shard of a tensor that every rank has in full, placed as a parameter is; the tensor if that is not.
+
+    Args:
+        parameter: sharded or not.
+        tensor: of the same shape.
+    """
     if not isinstance(parameter, DTensor):
         return tensor
-    here = tensor.to(parameter.device)
-    return distribute_tensor(here, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    tensor = tensor.to(parameter.device)
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 @contextlib.contextmanager
 def start(device_name: str, *, start_timeout: float = START_TIMEOUT, timeout: float = TIMEOUT) -> Iterator[DistContext]:
-    """Join the world that torchrun's environment variables describe, or be alone; leave it on the way out.
+    """Join the ranks that torchrun's environment variables describe, and leave them at the end of the `with` block.
 
-    NCCL between CUDA devices, gloo otherwise.
+    NCCL between CUDA devices, gloo otherwise. Without the variables it is a single process.
 
     Args:
-        start_timeout: seconds within which all processes must be there.
-        timeout: seconds after which a collective gives up. A process that shows no sign of life for as long, or for
-            `SILENCE` if that is shorter, is named, and this one exits with the status of LostRankError.
+        device_name: `system.device`: auto, cpu, cuda or mps.
+        start_timeout: seconds within which all ranks must have started.
+        timeout: seconds after which a collective fails. A rank that shows no sign of life for as long, or for `SILENCE`
+            if that is shorter, is lost: it is named, and this process exits with the status of LostRankError.
 
     Raises:
-        GPT2LabError: the environment is incomplete, or processes are missing (which).
+        GPT2LabError: the environment is incomplete, or ranks are missing; names them.
     """
-    rank, world_size, local_rank = (_number(name, one) for name, one in _PLACES)
+    rank, world_size, local_rank = _read_number("RANK", 0), _read_number("WORLD_SIZE", 1), _read_number("LOCAL_RANK", 0)
     if rank >= world_size:
         raise GPT2LabError(f"RANK is {rank}, but WORLD_SIZE is {world_size}: ranks count from 0; start with torchrun")
     device = devices.choose(device_name, local_rank)
     if world_size == 1:
         yield DistContext(rank=0, world_size=1, device=device)
         return
-    corner = _meet(rank, world_size, start_timeout)
-    patience = timedelta(seconds=timeout)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    join = PrefixStore(f"{corner}/group", _connect(start_timeout))
-    dist.init_process_group(backend, store=join, rank=rank, world_size=world_size, timeout=patience)
-    host_group = dist.new_group(backend="gloo", timeout=patience) if backend == "nccl" else None
-    own_connection, keeper = PrefixStore(corner, _connect(start_timeout)), None if _agent_hosts() else 0
-    pulse = Heartbeat(own_connection, rank, world_size, min(timeout, SILENCE), keeper)
+    generation = rendezvous(rank, world_size, start_timeout)
+    backend, wait = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=timeout)
+    store = generation.connect("group", start_timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=wait)
+    host_group = dist.new_group(backend="gloo", timeout=wait) if backend == "nccl" else None
+    heartbeat = Heartbeat(generation, rank, min(timeout, SILENCE))
     try:
-        with pulse.running():
-            yield DistContext(rank, world_size, device, host_group, pulse)
+        with heartbeat.running():
+            yield DistContext(rank, world_size, device, host_group, heartbeat)
     finally:
-        # Gloo's threads take the GIL to let go of their last tensors; the group's destructor waits for them and holds
-        # it (pytorch issue 56297). So they are given the time before.
+        # The group's destructor holds the GIL while it waits for gloo's threads, which need the GIL to free their last
+        # tensors (pytorch issue 56297). The pause lets them do so before.
         time.sleep(0.1)
         dist.destroy_process_group()
 
 
-_PLACES = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-
-
-def _number(name: str, default: int) -> int:
+def _read_number(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not text.isdecimal():
         raise GPT2LabError(f"{name} is {text!r}; it must be a number, as torchrun sets it")
     return int(text)
-
-
-def _agent_hosts() -> bool:
-    """Whether torchrun's agent keeps the store, and not rank 0."""
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-
-
-def _connect(timeout: float, *, host_it: bool = False) -> Store:
-    """A connection to the store at MASTER_ADDR:MASTER_PORT."""
-    address, port = os.environ.get("MASTER_ADDR"), _number("MASTER_PORT", 0)
-    if not address or not 0 < port < 2**16:
-        raise GPT2LabError("WORLD_SIZE is set, but not MASTER_ADDR and a MASTER_PORT below 65536; start with torchrun")
-    try:
-        if not host_it:
-            _wait_for(address, port, timeout)
-        store = TCPStore(address, port, is_master=host_it, timeout=timedelta(seconds=timeout), wait_for_workers=False)
-    except (RuntimeError, OSError, UnicodeError) as error:  # UnicodeError: no name of a machine can be like that
-        raise GPT2LabError(
-            f"cannot reach the first process at {address}:{port} within {timeout:g} s (system.start_timeout): "
-            f"{str(error).partition(chr(10))[0]}"
-        ) from error
-    return PrefixStore("gpt2lab", store)
-
-
-def _wait_for(address: str, port: int, timeout: float) -> None:
-    """Return when somebody listens there. The store would wait as well, but prints a page about every failure.
-
-    Raises:
-        OSError: nobody does within `timeout` seconds.
-    """
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            socket.create_connection((address, port), timeout=timeout).close()
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-
-
-def _meet(rank: int, world_size: int, timeout: float) -> str:
-    """Wait until all processes are there; returns a corner of the store that only these very processes know.
-
-    torchrun starts processes again after a failure, with the same store, and its counts of restarts differ between
-    nodes. So every process announces a name of its own, drawn anew; rank 0 publishes the list, again whenever a name
-    changes; and once each process of a list has found itself in it, that list is the world.
-
-    Raises:
-        GPT2LabError: processes are missing (which).
-    """
-    global _hosted
-    store = _connect(timeout, host_it=rank == 0 and not _agent_hosts())
-    _hosted = store  # a store that rank 0 hosts lives as long as this object
-    mine, ranks = uuid.uuid4().hex, range(world_size)
-    store.set(f"joined/{rank}", mine)
-    deadline = time.monotonic() + timeout
-    while True:
-        missing = [other for other in ranks if not store.check([f"joined/{other}"])]
-        if rank == 0 and not missing:
-            store.set("world", " ".join(name.decode() for name in store.multi_get([f"joined/{o}" for o in ranks])))
-        world = store.get("world").decode().split() if store.check(["world"]) else []
-        if len(world) == world_size and world[rank] == mine:
-            corner = hashlib.sha256(" ".join(world).encode()).hexdigest()[:16]
-            store.set(f"{corner}/here/{rank}", "")
-            missing = [other for other in ranks if not store.check([f"{corner}/here/{other}"])]
-            if not missing:
-                return corner
-        if time.monotonic() > deadline:
-            missing = missing or [0]  # all have announced themselves, but rank 0 did not publish this one
-            names = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
-            raise GPT2LabError(
-                f"rank {names} of {world_size} did not start within {timeout:g} s (system.start_timeout); "
-                "look at their machines, then start all of them again"
-            )
-        time.sleep(0.05)
-
-
-_hosted: Store | None = None

@@ -1,4 +1,4 @@
-"""In which type the matrix products run. The weights, their gradients and the optimizer are always fp32."""
+"""The dtype of matrix products. Weights, gradients and the optimizer are always fp32."""
 
 import contextlib
 from dataclasses import dataclass
@@ -15,35 +15,43 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Precision:
-    """A resolved policy: use `autocast()` around a forward pass, and `scaler()` around backward passes."""
+    """A precision that this device has: `autocast()` is for forward passes, `scaler()` for backward passes.
+
+    Args:
+        name: fp32, tf32, bf16 or fp16.
+        device_type: such as `cpu`.
+    """
 
     name: Name
     device_type: str
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that matrix products take their operands in; tf32 is a way of multiplying float32."""
+        """The dtype of the operands of matrix products; with tf32 they are float32."""
         return _AUTOCAST.get(self.name, torch.float32)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """bf16 or fp16 matrix products (reductions such as the loss stay fp32), or nothing for fp32 and tf32."""
+        """Context of bf16 or fp16 matrix products (reductions such as the loss stay fp32); empty for fp32 and tf32."""
         if self.name in _AUTOCAST:
             return torch.autocast(self.device_type, dtype=_AUTOCAST[self.name])
         return contextlib.nullcontext()
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Scales the loss up so that small fp16 gradients do not vanish; does nothing for the other types."""
+        """A scaler of the loss, so that small fp16 gradients do not underflow; disabled for other precisions."""
         return torch.amp.GradScaler(self.device_type, enabled=self.name == "fp16")
 
 
 def choose(name: Literal["auto"] | Name, device: torch.device) -> Precision:
-    """Resolve `system.precision`: auto is bf16 where the hardware multiplies it natively, else fp32.
+    """Resolve `system.precision`.
 
-    Without native instructions bf16 is emulated and slower than fp32, so auto does not take it there. On CUDA this
-    also sets whether fp32 products may run as tf32: always but under fp32.
+    On CUDA this also sets whether fp32 products may use tf32, which they do unless the precision is fp32.
+
+    Args:
+        name: a precision; auto is bf16 where the hardware has instructions for it, else fp32, which is faster there.
+        device: where the products run.
 
     Raises:
-        GPT2LabError: the hardware has no such type.
+        GPT2LabError: the hardware does not have this precision.
     """
     ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if name == "auto":

@@ -1,10 +1,11 @@
-"""Requests to stop: the first signal is noted, for the trainer to see after its step; a second one ends all at once.
+"""Requests to stop a run: the first signal is kept for the trainer, which stops after its step; a second one exits.
 
-    SIGTERM  SIGINT  SIGUSR1  SIGUSR2 ─▶ a byte through a pipe ─▶ listening thread ─▶ `received`
+    SIGTERM  SIGINT  SIGUSR1  SIGUSR2 ─▶ a byte through a socket ─▶ a thread that reads it ─▶ `received`
 
-A thread listens, since the main one may be deep in a collective that no Python handler interrupts.
+A thread reads, since the main thread may be in a collective that no Python signal handler interrupts.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -12,60 +13,60 @@ import threading
 import time
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-# Schedulers signal every process of a job, and torchrun's agent hands the signal on to its workers: one request.
-_ECHO_SECONDS = 5.0
+# Schedulers signal every process of a job, and torchrun's agent forwards the signal to its workers: one request.
+_REPEAT_SECONDS = 5.0
+
+logger = logging.getLogger(__name__)
 
 
 class StopSignals:
-    """While entered, the four signals do not end the process but are noted in `received` (0: none yet).
+    """In its `with` block the four signals do not end the process; `received` is the first of them (0: none yet).
 
-    Entered outside the main thread it notes nothing: only the main thread may change what signals do.
+    In a thread other than the main one it does nothing, since only the main thread may change signal handlers.
     """
 
-    def __init__(self, speak: bool = True):
+    def __init__(self) -> None:
         self.received = 0
-        self._speak = speak
         self._agent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def __enter__(self) -> "StopSignals":
-        self._entered = threading.current_thread() is threading.main_thread()
-        if self._entered:
-            self._inbox, self._outbox = socket.socketpair()
-            self._inbox.settimeout(None if self._agent is None else 1.0)
-            self._outbox.setblocking(False)
-            self._wakeup = signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
-            self._previous = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
-            self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._active = threading.current_thread() is threading.main_thread()
+        if self._active:
+            self._reader, self._writer = socket.socketpair()
+            self._reader.settimeout(None if self._agent is None else 1.0)
+            self._writer.setblocking(False)
+            self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+            self._previous_handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+            self._thread = threading.Thread(target=self._read, name="signals", daemon=True)
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._entered:
-            signal.set_wakeup_fd(self._wakeup)
-            for number, handler in self._previous.items():
+        if self._active:
+            signal.set_wakeup_fd(self._previous_fd)
+            for number, handler in self._previous_handlers.items():
                 signal.signal(number, handler)
-            self._outbox.close()
+            self._writer.close()
             self._thread.join()
-            self._inbox.close()
+            self._reader.close()
 
-    def _listen(self) -> None:
-        first_at = 0.0
-        while number := self._next():
-            if number[0] not in SIGNALS:
-                continue  # another signal that somebody handles in Python
+    def _read(self) -> None:
+        received_at = 0.0
+        while number := self._next_signal():
+            if number not in SIGNALS:
+                continue  # another signal that has a Python handler
             if not self.received:
-                self.received, first_at = number[0], time.monotonic()
-                if self._speak:
-                    name = signal.Signals(self.received).name
-                    print(f"{name}: stopping after this step; once more to leave at once, unsaved", flush=True)
-            elif self._agent is None or time.monotonic() - first_at > _ECHO_SECONDS:
-                os._exit(128 + number[0])
+                self.received, received_at = number, time.monotonic()
+                name = signal.Signals(number).name
+                logger.info("%s: stopping after this step; a second signal exits at once, without saving", name)
+            elif self._agent is None or time.monotonic() - received_at > _REPEAT_SECONDS:
+                os._exit(128 + number)
 
-    def _next(self) -> bytes:
-        """The next signal's number; SIGTERM if torchrun's agent is gone, since nobody else would end us then."""
+    def _next_signal(self) -> int:
+        """The number of the next signal; SIGTERM if torchrun's agent is gone, since nothing else would stop us."""
         while True:
             try:
-                return self._inbox.recv(1)
+                return int.from_bytes(self._reader.recv(1))
             except TimeoutError:
                 if os.getppid() != self._agent and not self.received:
-                    return bytes([signal.SIGTERM])
+                    return signal.SIGTERM

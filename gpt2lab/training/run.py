@@ -67,7 +67,7 @@ def run(config: Config, extra_sinks: Sequence[Sink] = ()) -> None:
         report, identity = LiveReport(directory), fingerprint(config, data.digest)
         sinks = stack.enter_context(build.open_sinks(config.tracking, config.train, directory, start, extra_sinks))
         checkpointer = stack.enter_context(AsyncCheckpointer(config.checkpoint, directory, state, identity, report))
-        signals = stack.enter_context(StopSignals(speak=dist.is_main))
+        signals = stack.enter_context(StopSignals())
         trainer = Trainer(
             config.train, config.optimizer, state, model, data, evaluators, checkpointer, signals, directory, sinks
         )

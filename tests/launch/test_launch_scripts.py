@@ -1,4 +1,4 @@
-"""launch/: several machines as processes of this one, Slurm by stand-ins. All of them end with the same weights."""
+"""launch/: several machines as processes on this one, Slurm with fake commands; all end with the same weights."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ SCRIPTS = REPOSITORY / "launch"
 STEPS_OF_TWO = 300
 CHANGES = {"train__max_steps": STEPS_OF_TWO, "checkpoint__every": 20, "train__sample_every": 0, "train__eval_every": 0}
 
-# What srun does here: a task a node, the tasks' numbers, signals handed on, and the highest exit status.
+# A fake srun: one task per node with its number; forwards signals, returns the highest exit status.
 SRUN = f"""#!{sys.executable}
 import os, signal, subprocess, sys
 command = sys.argv[1:]
@@ -48,8 +48,8 @@ def free_port() -> str:
 
 
 @pytest.fixture
-def one_process_a_machine(monkeypatch) -> None:
-    """The environment that the scripts read, for machines that are all this one and have no card."""
+def one_process_per_machine(monkeypatch) -> None:
+    """The environment that the scripts read, for machines that are all this one and have no GPU."""
     monkeypatch.setenv("PYTHON", sys.executable)
     monkeypatch.setenv("NPROC_PER_NODE", "1")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
@@ -57,9 +57,9 @@ def one_process_a_machine(monkeypatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(token_folder, tmp_path_factory) -> Path:
-    """The run of one agent with two ranks, that nobody disturbed."""
-    folder = tmp_path_factory.mktemp("alone")
+def undisturbed(token_folder, tmp_path_factory) -> Path:
+    """An uninterrupted run of one agent with two ranks."""
+    folder = tmp_path_factory.mktemp("undisturbed")
     recipe = write(token_folder, folder)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
     done = subprocess.run([*torchrun, "--config", recipe], cwd=REPOSITORY, capture_output=True, text=True, check=False)
@@ -73,7 +73,7 @@ def write(token_folder: Path, folder: Path) -> str:
 
 
 def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
-    """Until that step is in the record, and there is a checkpoint."""
+    """Wait until a step is in metrics.jsonl and there is a checkpoint."""
     while not (any(run.glob("checkpoints/step_*")) and records(run)[-1]["step"] >= step):
         assert process.poll() is None
         time.sleep(0.005)
@@ -96,8 +96,8 @@ def workers(recipe: str) -> Iterator[tuple[int, str]]:
             yield from ((int(folder.name), one[5:]) for one in environment if one.startswith("RANK="))
 
 
-def test_two_machines_are_one_with_two_processes_also_when_one_is_killed(
-    token_folder, tmp_path, alone, one_process_a_machine
+def test_two_machines_train_like_one_with_two_processes_also_when_one_is_killed(
+    token_folder, tmp_path, undisturbed, one_process_per_machine
 ):
     recipe = write(token_folder, tmp_path)
     agents = [
@@ -114,16 +114,16 @@ def test_two_machines_are_one_with_two_processes_also_when_one_is_killed(
     wait_for_step(tmp_path / "tiny", 20, agents[0])
     (victim,) = [pid for pid, rank in workers(recipe) if rank == "1"]
     os.kill(victim, signal.SIGKILL)
-    said = [agent.communicate()[0] for agent in agents]
-    assert [agent.returncode for agent in agents] == [0, 0], said
-    assert "resuming after step" in said[0]
-    assert same(tmp_path / "tiny", alone)
+    outputs = [agent.communicate()[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], outputs
+    assert "resuming after step" in outputs[0]
+    assert same(tmp_path / "tiny", undisturbed)
 
 
-def test_a_slurm_job_that_is_stopped_saves_and_goes_on(
-    token_folder, tmp_path, alone, one_process_a_machine, monkeypatch
+def test_a_slurm_job_that_is_stopped_saves_and_is_queued_again(
+    token_folder, tmp_path, undisturbed, one_process_per_machine, monkeypatch
 ):
-    """Its time is up; then it is preempted; then it ends."""
+    """Its time limit is near; then it is preempted; then it finishes."""
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -143,22 +143,22 @@ def test_a_slurm_job_that_is_stopped_saves_and_goes_on(
         else:
             (tmp_path / "preempted").write_text("2026-01-01T12:00:00")
             os.kill(int((tmp_path / "srun.pid").read_text()), signal.SIGTERM)
-        said, _ = job.communicate()
-        assert job.returncode == 1, said  # whatever the trainers exit with
-        assert f"stopped by {stopped_by}" in said
+        output, _ = job.communicate()
+        assert job.returncode == 1, output  # whatever the trainers exit with
+        assert f"stopped by {stopped_by}" in output
         reached.append(max(int(path.name[5:]) for path in (run / "checkpoints").glob("step_*")))
-        assert max(learned(run)) == reached[-1] - 1  # the record of the last step is made up for by the next start
-        assert f"resuming after step {reached[-2]}" in said or reached[-2] == 0
+        assert max(learned(run)) == reached[-1] - 1  # the next start writes the record of the last step
+        assert f"resuming after step {reached[-2]}" in output or reached[-2] == 0
         assert asked.read_text() == "requeue 4711\n" * (len(reached) - 1)
     assert 20 < reached[1] < reached[2] < STEPS_OF_TWO
 
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert asked.read_text() == "requeue 4711\n" * 2  # not again
-    assert same(run, alone)
+    assert asked.read_text() == "requeue 4711\n" * 2  # not a third time
+    assert same(run, undisturbed)
 
 
-def test_what_is_missing_is_named(tmp_path, monkeypatch):
+def test_a_missing_variable_is_named(tmp_path, monkeypatch):
     for name in ("NODE_RANK", "SLURM_NODEID", "SKYPILOT_NODE_RANK", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
     for given, message in (({}, "set NODE_RANK to"), ({"NODE_RANK": "0"}, "set MASTER_ADDR to")):
@@ -177,26 +177,26 @@ def copy_runs(source: Path, target: Path) -> None:
     subprocess.run([SCRIPTS / "copy_runs.sh", source, target], check=True)
 
 
-@pytest.mark.parametrize("harm", ["none", "half a checkpoint"])
-def test_a_run_goes_on_from_its_copy(token_folder, tmp_path, monkeypatch, harm):
-    """As launch/skypilot.yaml does it: copied now and then, the machine lost, copied back to another."""
-    first, bucket, second, undisturbed = (tmp_path / name for name in ("first", "bucket", "second", "undisturbed"))
+@pytest.mark.parametrize("harm", ["none", "incomplete checkpoint"])
+def test_a_run_continues_from_its_copy(token_folder, tmp_path, monkeypatch, harm):
+    """As in launch/skypilot.yaml: copied regularly, the machine lost, copied back to another one."""
+    first, bucket, second, reference = (tmp_path / name for name in ("first", "bucket", "second", "reference"))
     for kill_at in (3, 6):
         with interrupted_at(kill_at, monkeypatch):
             training_run.run(settings(token_folder, first))
         copy_runs(first, bucket)
-    if harm == "half a checkpoint":
+    if harm == "incomplete checkpoint":
         copied = bucket / "tiny" / "checkpoints" / "step_00000004"
         (copied / "SHA256SUMS").unlink()
         (copied / "model.safetensors").write_bytes(b"")
     copy_runs(bucket, second)
     training_run.run(settings(token_folder, second))
-    training_run.run(settings(token_folder, undisturbed))
-    assert tensors(second / "tiny") == tensors(undisturbed / "tiny")
-    assert learned(second / "tiny") == learned(undisturbed / "tiny")
-    copy_runs(second, bucket)  # mends what was half
-    assert tensors(bucket / "tiny", 4) == tensors(undisturbed / "tiny", 4)
-    assert tensors(bucket / "tiny", STEPS) == tensors(undisturbed / "tiny")
+    training_run.run(settings(token_folder, reference))
+    assert tensors(second / "tiny") == tensors(reference / "tiny")
+    assert learned(second / "tiny") == learned(reference / "tiny")
+    copy_runs(second, bucket)  # repairs the incomplete copy
+    assert tensors(bucket / "tiny", 4) == tensors(reference / "tiny", 4)
+    assert tensors(bucket / "tiny", STEPS) == tensors(reference / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -204,13 +204,13 @@ def task() -> dict:
     return YAML(typ="safe").load((SCRIPTS / "skypilot.yaml").read_text())
 
 
-def test_the_skypilot_task_keeps_what_a_lost_machine_must_not_take_along(task):
-    """Whether its fields are SkyPilot's was looked up by hand (docs/distributed.md); here, that they go together."""
+def test_the_skypilot_task_copies_runs_to_a_bucket_and_back(task):
+    """Its fields were checked against SkyPilot's schema by hand (docs/distributed.md); here, that they fit together."""
     assert task["resources"]["use_spot"]
     assert task["file_mounts"]["/bucket"]["mode"] == "MOUNT_CACHED"
     lines = task["run"].splitlines()
-    back, forth = lines.index("launch/copy_runs.sh /bucket/runs runs"), lines.index("copying=$!")
-    assert back < forth < next(n for n, line in enumerate(lines) if "torchrun_multinode.sh" in line)
+    copy_back, copy_loop = lines.index("launch/copy_runs.sh /bucket/runs runs"), lines.index("copying=$!")
+    assert copy_back < copy_loop < next(n for n, line in enumerate(lines) if "torchrun_multinode.sh" in line)
     assert "--data.dir /shards" in task["run"]
     assert "/shards" in task["file_mounts"]
     config = task["envs"]["ARGUMENTS"].split()[-1]
@@ -218,7 +218,7 @@ def test_the_skypilot_task_keeps_what_a_lost_machine_must_not_take_along(task):
 
 
 @pytest.mark.parametrize("name", ["torchrun_multinode.sh", "copy_runs.sh", "slurm.sbatch", "setup", "run"])
-def test_shellcheck_has_nothing_to_say(tmp_path, task, name):
+def test_shellcheck_reports_nothing(tmp_path, task, name):
     script = SCRIPTS / name
     if name in task:
         script = tmp_path / name

@@ -1,4 +1,4 @@
-"""What libraries read when they are loaded is set before torch is, where it helps, and never over the user's head."""
+"""Environment variables of native libraries are set before torch is imported, unless the user has set them."""
 
 import os
 import subprocess
@@ -22,9 +22,9 @@ PROBE = (
         ({"OMP_WAIT_POLICY": "active", "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, 1.2, "None None False"),
     ],
 )
-def test_variables_are_set_unless_the_user_has(given, load, expected):
-    ours = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-    environment = {key: value for key, value in os.environ.items() if key not in ours} | given
+def test_variables_are_set_unless_the_user_has_set_them(given, load, expected):
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    environment = {key: value for key, value in os.environ.items() if key not in names} | given
     probe = [sys.executable, "-c", PROBE.format(load=load)]
     done = subprocess.run(probe, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == expected

@@ -1,27 +1,33 @@
-"""Device, precision and the world of one."""
+"""Device, precision and collectives."""
+
+import os
+import socket
+import sys
+import time
+from multiprocessing.process import BaseProcess
 
 import pytest
 import torch
 
-from gpt2lab.errors import GPT2LabError
+from gpt2lab.errors import GPT2LabError, LostRankError
 from gpt2lab.system import device, distributed, precision
 
 CPU = torch.device("cpu")
 
 
-def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch):
+def test_a_device_that_does_not_exist_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(GPT2LabError, match="system.device cuda"):
         device.choose("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(GPT2LabError, match="process 2 has no card"):
+    with pytest.raises(GPT2LabError, match="local rank 2"):
         device.choose("cuda", local_rank=2)
     assert device.choose("cpu") == CPU
 
 
 @pytest.mark.parametrize(("flags", "expected"), [({"avx512_bf16"}, "bf16"), ({"amx_bf16"}, "bf16"), ({"avx2"}, "fp32")])
-def test_auto_takes_bf16_where_the_cpu_has_it_in_hardware(monkeypatch, flags, expected):
+def test_auto_is_bf16_where_the_cpu_has_instructions_for_it(monkeypatch, flags, expected):
     monkeypatch.setattr(device, "cpu_flags", lambda: frozenset(flags))
     assert precision.choose("auto", CPU).name == expected
     assert precision.choose("fp32", CPU).name == "fp32"
@@ -47,13 +53,13 @@ def test_memory_and_description_are_plausible():
     ("name", "peak"),
     [("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA L40", None), ("Other", None)],
 )
-def test_the_peak_is_that_of_the_longest_name(monkeypatch, name, peak):
+def test_peak_flops_are_those_of_the_longest_matching_name(monkeypatch, name, peak):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert device.peak_flops(torch.device("cuda")) == peak
     assert device.peak_flops(CPU) is None
 
 
-def test_a_world_of_one_does_the_obvious_thing(monkeypatch):
+def test_a_single_process_needs_no_communication(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with distributed.start("cpu") as dist:
         model = torch.nn.Linear(2, 2)
@@ -61,42 +67,65 @@ def test_a_world_of_one_does_the_obvious_thing(monkeypatch):
         assert dist.wrap(model) is model
         assert dist.mean(torch.tensor(3.0)) == 3.0
         assert dist.on_main(lambda: 5) == 5
-        with pytest.raises(GPT2LabError, match="mend me"):
-            dist.on_main(refuse)
+        with pytest.raises(GPT2LabError, match="correct me"):
+            dist.on_main(raise_user_error)
 
 
-def refuse() -> None:
-    raise GPT2LabError("mend me")
+def raise_user_error() -> None:
+    raise GPT2LabError("correct me")
 
 
-def _one_of_two(rank: int, port: int, results) -> None:
-    import os
-
+def join(rank: int, port: int) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with distributed.start("cpu") as dist:
-        mean = float(dist.mean(torch.tensor(float(rank))))
-        told = dist.on_main(lambda: f"from rank {rank}")
-        try:
-            dist.on_main(refuse)
-            refused = False
-        except GPT2LabError as error:
-            refused = str(error) == "mend me"
-    results.put((rank, mean, told, refused))
 
 
-def test_two_ranks_share_means_results_and_refusals():
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def start_two_ranks(target, *arguments) -> list[BaseProcess]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    processes = [context.Process(target=_one_of_two, args=(rank, port, results)) for rank in range(2)]
+    processes = [context.Process(target=target, args=(rank, port, *arguments)) for rank in range(2)]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(60)
+    return processes
+
+
+def communicate(rank: int, port: int, results) -> None:
+    join(rank, port)
+    with distributed.start("cpu") as dist:
+        mean = float(dist.mean(torch.tensor(float(rank))))
+        result = dist.on_main(lambda: f"from rank {rank}")
+        try:
+            dist.on_main(raise_user_error)
+            failed = False
+        except GPT2LabError as error:
+            failed = str(error) == "correct me"
+    results.put((rank, mean, result, failed))
+
+
+def test_two_ranks_get_the_same_means_results_and_errors():
+    results = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    for process in start_two_ranks(communicate, results):
+        process.join(600)
         assert process.exitcode == 0
     assert sorted(results.get() for _ in range(2)) == [(rank, 0.5, "from rank 0", True) for rank in range(2)]
+
+
+def wait_for_rank_1(rank: int, port: int) -> None:
+    join(rank, port)
+    try:
+        with distributed.start("cpu", timeout=2) as dist:
+            if rank == 1:
+                time.sleep(600)
+            dist.sum(torch.zeros(1))
+    except LostRankError as error:
+        sys.exit(error.status)
+
+
+def test_a_rank_that_hangs_ends_the_others_with_their_own_status():
+    waiting, hanging = start_two_ranks(wait_for_rank_1)
+    waiting.join(300)
+    hanging.kill()
+    hanging.join()
+    assert waiting.exitcode == LostRankError.status

@@ -1,0 +1,80 @@
+"""The result of a comparison as rows, a table on the screen and a bar chart."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2lab import files
+from gpt2lab.bench.measure import format_environment
+from gpt2lab.bench.process import StepTimes
+from gpt2lab.bench.rivals import Shape
+from gpt2lab.model import flops
+from gpt2lab.system import device as devices
+
+
+def build_row(name: str, times: StepTimes, shape: Shape, limit: float, device: torch.device) -> dict[str, Any]:
+    """The figures of a contender, by the median of its steps.
+
+    Args:
+        name: of the contender.
+        times: of its steps.
+        shape: of a step.
+        limit: FLOP/s that the hardware reaches with matrix products alone.
+        device: where the steps ran.
+    """
+    median = statistics.median(times.seconds)
+    tokens_per_second = shape.tokens / median
+    achieved = flops.flops_per_token(shape.model) * tokens_per_second
+    peak = devices.peak_flops(device)
+    return {
+        "name": name,
+        "ms_per_step": median * 1e3,
+        "ms_fastest": min(times.seconds) * 1e3,
+        "ms_slowest": max(times.seconds) * 1e3,
+        "tokens_per_second": tokens_per_second,
+        "mfu": achieved / peak if peak else None,
+        "share_of_limit": achieved / limit,
+        "peak_memory_gib": times.peak_memory_gib,
+    }
+
+
+def print_table(rows: Sequence[dict[str, Any]], limits: dict[str, Any], environment: Mapping[str, object]) -> None:
+    """Print the rows, the ratio of each to gpt2lab, the limit and the machine."""
+    reference = next(row for row in rows if row["name"] == "gpt2lab")
+    print(
+        f"{'':22}{'ms/step':>9} {'(range)':>15} {'tokens/s':>10} {'MFU':>6} {'of limit':>9} {'memory':>9} "
+        f"{'gpt2lab is':>11}"
+    )
+    for row in rows:
+        spread = f"({row['ms_fastest']:.0f}-{row['ms_slowest']:.0f})"
+        mfu = f"{row['mfu']:.1%}" if row["mfu"] is not None else "-"
+        ratio = f"{row['ms_per_step'] / reference['ms_per_step']:.2f}x"
+        print(
+            f"{row['name']:22}{row['ms_per_step']:9.1f} {spread:>15} {row['tokens_per_second']:10,.0f} {mfu:>6} "
+            f"{row['share_of_limit']:9.1%} {row['peak_memory_gib']:5.1f} GiB {ratio:>11}"
+        )
+    print(
+        f"limit: {limits['flops_per_second'] / 1e12:.3f} TFLOP/s, {limits['matrix_products']} products of these shapes"
+    )
+    print(format_environment(environment))
+
+
+def draw_chart(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw the milliseconds a step of each row as bars, in a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.55 * len(rows) + 1.0), layout="constrained")
+    axes = figure.subplots()
+    names, values = [row["name"] for row in rows], [row["ms_per_step"] for row in rows]
+    colours = ["#0b4fa3" if name == "gpt2lab" else "#9db4d3" for name in names]
+    bars = axes.barh(names, values, color=colours)
+    axes.bar_label(bars, [f"{value:,.0f} ms" for value in values], padding=4)
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(values) * 1.15)
+    axes.set_xlabel("milliseconds a step (less is better)")
+    axes.spines[["top", "right"]].set_visible(False)
+    with files.atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
