@@ -25,7 +25,12 @@ def run_two_agents(folder: Path, data: Path) -> Outcome:
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         variables = {"NNODES": "2", "NPROC_PER_NODE": "1", "PYTHON": sys.executable, **address}
         first, second = (
-            Command(run, run_folder / f"output-{node}", start=(str(SCRIPT),), NODE_RANK=str(node), **variables)
+            Command(
+                run,
+                run_folder / f"output-{node}",
+                start=(str(SCRIPT),),
+                variables={"NODE_RANK": str(node), **variables},
+            )
             for node in (0, 1)
         )
         with first, second:

@@ -170,11 +170,15 @@ def write_manifest(**changes: object) -> Change:
     """Write a manifest that fits the shards, except for the changes."""
 
     def write(folder: Path) -> None:
+        lengths = {file.name: len(np.load(file)) for file in sorted(folder.glob("*.npy"))}
         shards = [
-            {"file": file.name, "split": file.name.split("_")[0], "tokens": len(np.load(file)), "sha256": "0" * 64}
-            for file in sorted(folder.glob("*.npy"))
+            {"file": name, "split": name.split("_")[0], "tokens": tokens, "sha256": "0" * 64}
+            for name, tokens in lengths.items()
         ]
-        sums = {split: sum(s["tokens"] for s in shards if s["split"] == split) for split in ("train", "val")}
+        sums = {
+            split: sum(tokens for name, tokens in lengths.items() if name.startswith(split))
+            for split in ("train", "val")
+        }
         splits = {split: {"tokens": tokens, "documents": 1} for split, tokens in sums.items()}
         content = {"version": 1, "tokenizer": "gpt2", "source": "here", "splits": splits, "shards": shards} | changes
         (folder / "manifest.json").write_text(json.dumps(content))
@@ -362,12 +366,12 @@ def _list_cases() -> list[Case]:
     cases = []
     for name, (text, expected) in RECIPES.items():
         content = text if isinstance(text, bytes) else text.encode()
-        arguments = (*TRAIN, "--config", "more.yaml")
-        cases.append(Case(f"recipe: {name}", arguments, expected, _write_recipe(content)))
+        with_recipe = (*TRAIN, "--config", "more.yaml")
+        cases.append(Case(f"recipe: {name}", with_recipe, expected, _write_recipe(content)))
     cases += [Case(f"arguments: {name}", *entry) for name, entry in ARGUMENTS.items()]
     for name, (change, expected) in SHARDS.items():
-        arguments = (*TRAIN, "--data.source", "fineweb-edu", "--train.eval_every", "1")
-        cases.append(Case(f"shards: {name}", arguments, expected, _change_data(change)))
+        with_source = (*TRAIN, "--data.source", "fineweb-edu", "--train.eval_every", "1")
+        cases.append(Case(f"shards: {name}", with_source, expected, _change_data(change)))
     for name, (change, expected) in CHECKPOINTS.items():
         cases.append(Case(f"checkpoint: {name}", TRAIN, expected, _change_checkpoints(change)))
     for name, (variables, expected) in VARIABLES.items():

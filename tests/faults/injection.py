@@ -237,7 +237,7 @@ def corrupt_steps(value: str, where: str, steps: Container[int], micro_steps: in
         nonlocal passes
         passes += 1
         logits, loss = forward(self, *arguments, **options)
-        return logits, loss * factor if where == "loss" and is_corrupted() else loss
+        return logits, loss * factor if loss is not None and where == "loss" and is_corrupted() else loss
 
     def hooking_init(self, *arguments, **options):
         init(self, *arguments, **options)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -27,13 +28,29 @@ WAIT_LIMIT = 120.0  # seconds; a process that takes longer counts as hung
 Fault = Callable[[], None]  # called in the process before the command; it must be picklable
 
 
-class TrainingProcesses:
+class TrainingProcesses(ABC):
     """The processes that train one run together. Leaving the context kills those that are alive.
 
     `output` is the file that holds what they print, both streams.
     """
 
     output: Path
+
+    @abstractmethod
+    def pids(self) -> list[int]:
+        """Process ids of the ranks, in order."""
+
+    @abstractmethod
+    def wait(self, limit: float = WAIT_LIMIT) -> int:
+        """Wait for all processes. Returns the exit status; minus the number of the signal that killed."""
+
+    @abstractmethod
+    def has_ended(self) -> bool:
+        """Whether any process has ended."""
+
+    @abstractmethod
+    def kill_all(self) -> None:
+        """Send SIGKILL to all processes."""
 
     def text(self) -> str:
         """Everything that was printed so far."""
@@ -107,7 +124,7 @@ def _run_command(arguments: list[str], variables: Mapping[str, str], output: Pat
     from gpt2lab import cli
     from gpt2lab.tracking import report
 
-    report.write = lambda folder: folder  # type: ignore[assignment]  # saves 0.2 s a checkpoint
+    report.write = lambda folder: folder  # type: ignore[assignment, misc]  # saves 0.2 s a checkpoint
     if fault is not None:
         fault()
     status = cli.main(arguments)
@@ -136,7 +153,7 @@ class Command(TrainingProcesses):
         ranks: int = 1,
         torchrun: tuple[str, ...] = (),
         start: tuple[str, ...] = (),
-        **variables: str,
+        variables: Mapping[str, str] | None = None,
     ):
         self.output = output
         self._mark = f"GPT2LAB_FAULTS={uuid.uuid4()}"  # identifies every descendant, orphans included
@@ -146,11 +163,11 @@ class Command(TrainingProcesses):
             agent = ("torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *torchrun)
             start = (*python, *agent, str(REPOSITORY / "train.py"))
         name, _, value = self._mark.partition("=")
-        variables = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", name: value, **variables}
+        defaults = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", name: value}
         with open(output, "wb") as file:
             self.process = subprocess.Popen(
                 [*start, "--config", str(run.recipe)],
-                env=os.environ | variables,
+                env=os.environ | defaults | dict(variables or {}),
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

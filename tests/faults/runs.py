@@ -140,7 +140,7 @@ def newest_step(run: Run) -> int:
 
 def newest_intact_step(run: Run) -> int:
     """The step of the newest checkpoint whose digests match, 0 without any."""
-    return resolve.find_checkpoint(run.path).step if newest_step(run) else 0
+    return (newest_step(run) and resolve.find_checkpoint(run.path).step) or 0
 
 
 def find_leftovers(run: Run) -> list[str]:

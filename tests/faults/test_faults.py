@@ -20,5 +20,6 @@ def test_experiment(name, tmp_path):
     short = EXPERIMENTS[name].short
     assert short is not None
     outcome = short(tmp_path / "runs", make_data(tmp_path / "data"))
+    assert outcome is not None
     assert not outcome.problems, "\n".join(outcome.problems)
     assert outcome.passed > 0
