@@ -71,9 +71,9 @@ def kill_at_random_steps(folder: Path, data: Path, count: int, ranks: int = 1, r
         name = f"killed-{next(attempts)}"
         run = runs.make(folder / name, data, system__timeout=4, **changes)
         targets = sorted(rng.sample(range(1, steps - INTERVAL), min(count - outcome.trials, KILLS_PER_RUN)))
-        kills = _train_through_kills(run, targets, ranks, real, rng)
+        killed = _train_through_kills(run, targets, ranks, real, rng)
         differences = runs.find_differences(run, reference, steps)
-        for last, newest, resumed in kills:
+        for last, newest, resumed in killed:
             due = (last - 1) // INTERVAL * INTERVAL  # the writing of this checkpoint had begun
             repeated["complete" if newest >= due else "being written"].append(last - resumed)
             problems = [] if resumed == newest >= due - INTERVAL else [f"resumed from step {resumed}"]
@@ -82,7 +82,8 @@ def kill_at_random_steps(folder: Path, data: Path, count: int, ranks: int = 1, r
     if during_write := len(repeated["being written"]) - 1:
         most = max(repeated["being written"])
         outcome.figures += ", except after kills during a write"
-        outcome.missed_bar = f"{during_write} kills during a write: {most} steps repeated"
+        kills = "kill" if during_write == 1 else "kills"
+        outcome.missed_bar = f"{during_write} {kills} during a write: {most} steps repeated"
     return outcome
 
 

@@ -12,11 +12,10 @@ from tests.faults.outcome import Outcome
 from tests.faults.processes import WAIT_LIMIT, Command, Forked
 
 TIMEOUT = 4.0  # seconds: system.timeout
-GRACE = 10.0  # seconds after the timeout within which all processes must have ended
 SIGNALS = {"stop": signal.SIGSTOP, "kill": signal.SIGKILL}
 
 
-def lose_ranks(folder: Path, data: Path, torchrun: bool, cases: tuple[tuple[str, int], ...]) -> Outcome:
+def lose_ranks(folder: Path, data: Path, torchrun: bool, cases: tuple[tuple[str, int], ...], grace: float) -> Outcome:
     """Stop or kill one of two ranks during a run; then continue the run to its end.
 
     Args:
@@ -24,6 +23,7 @@ def lose_ranks(folder: Path, data: Path, torchrun: bool, cases: tuple[tuple[str,
         data: folder of shards.
         torchrun: run the ranks under torchrun.
         cases: (`stop` or `kill`, rank). Rank -1 is torchrun itself.
+        grace: seconds after the timeout within which all processes must have ended.
     """
     reference = train_uninterrupted(folder / "reference", data, ranks=2)
     outcome, longest = Outcome(), 0.0
@@ -42,7 +42,7 @@ def lose_ranks(folder: Path, data: Path, torchrun: bool, cases: tuple[tuple[str,
                 time.sleep(0.05)
             seconds, text = time.monotonic() - start_time, processes.text()
         longest = max(longest, seconds)
-        problems = [] if seconds <= TIMEOUT + GRACE else [f"ended only after {seconds:.0f} s"]
+        problems = [] if seconds <= TIMEOUT + grace else [f"ended only after {seconds:.0f} s"]
         if status == 0:
             problems.append("exit status 0")
         if rank >= 0 and not re.search(rf"^gpt2lab: .*\brank {rank} \(pid {lost}\b", text, re.MULTILINE):

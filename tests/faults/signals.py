@@ -16,7 +16,6 @@ from tests.faults.runs import EVERY, Run
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 SIGNALS_PER_RUN = 10
 FORWARDED = f"--signals-to-handle={','.join(number.name for number in SIGNALS)}"  # torchrun's default lacks USR1, USR2
-SECOND_SIGNAL_LIMIT = 2  # seconds
 
 
 def interrupt(
@@ -79,8 +78,11 @@ def _stop(run: Run, target: int, number: signal.Signals, ranks: int, real: bool,
     return problems
 
 
-def send_second_signal(folder: Path, data: Path) -> Outcome:
-    """Send two signals during a step that hangs: the first is noted, the second ends the process without saving."""
+def send_second_signal(folder: Path, data: Path, limit: float) -> Outcome:
+    """Send two signals during a step that hangs: the first is noted, the second ends the process without saving.
+
+    It must end within `limit` seconds.
+    """
     outcome = Outcome()
     for number in SIGNALS:
         run_folder = folder / number.name
@@ -96,7 +98,7 @@ def send_second_signal(folder: Path, data: Path) -> Outcome:
         problems = [] if noted else ["the first signal ended it"]
         if status != 128 + number:
             problems.append(f"exit status {status}")
-        if seconds > SECOND_SIGNAL_LIMIT:
+        if seconds > limit:
             problems.append(f"it took {seconds:.1f} s")
         if runs.newest_step(run) != EVERY:
             problems.append(f"the newest checkpoint is {runs.newest_step(run)}")
