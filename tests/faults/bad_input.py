@@ -55,7 +55,8 @@ def find_problems(case: Case, good_state: Path, folder: Path, real_command: bool
     run = run_as_command if real_command else run_in_process
     status, error = run(case.arguments, folder, variables)
     problems = [] if status == 2 else [f"exit status {status}"]
-    if not error.startswith("gpt2lab: ") or error.count("\n") != 1 or len(error) > 1000 or case.expected not in error:
+    is_one_line = error.startswith("gpt2lab: ") and error.count("\n") == 1 and len(error) <= 1000
+    if not is_one_line or case.expected.lower() not in error.lower():
         problems.append(f"standard error {error[:500]!r}, not a line with {case.expected!r}")
     if changed := {name for name, _ in list_files(folder) ^ before}:
         problems.append(f"changed {sorted(changed)}")

@@ -25,7 +25,7 @@ class Case:
     Args:
         name: `SECTION: what is wrong`.
         arguments: the command line without `gpt2lab`. A `PORT` in it or in `variables` becomes a free port.
-        expected: text that the message must contain: a key, an option, a variable or a file name.
+        expected: text that the message must contain, in any case: a key, an option, a variable or a file name.
         change: applied to the folder of the case before the command runs.
         variables: environment variables to set.
     """
