@@ -30,7 +30,8 @@ lint: .venv/.installed-dev
 	$(BIN)/mypy
 
 # Builds the wheel, installs it in an empty environment outside the checkout, and trains ten steps with it.
-DIST_STEPS := --train.max_steps 10 --train.eval_every 10 --train.eval_tokens 1024 --train.sample_every 0
+DIST_STEPS := --train.max_steps 10 --train.eval_every 10 --train.eval_tokens 1024 --train.sample_every 0 \
+	--optimizer.warmup_steps 2
 dist: .venv/.installed
 	rm -rf dist
 	$(PIP) wheel --quiet --no-deps --wheel-dir dist .

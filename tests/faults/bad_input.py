@@ -32,6 +32,7 @@ def make_good_state(folder: Path) -> Path:
     runs.make(folder, Path("data"), run__out_dir="runs")
     status, error = run_in_process(("train", "--config", "recipe.yaml", "--train.max_steps", str(2 * EVERY)), folder)
     assert status == 0, error
+    (folder / "runs" / "empty" / "checkpoints").mkdir(parents=True)
     return folder
 
 

@@ -1,8 +1,8 @@
 """The table of bad input: what is wrong, the command that meets it, and the key or file that the message must name.
 
-Every case starts from a folder of its own that holds a good state: `data/` (shards), `recipe.yaml`, and `runs/tiny`, a
-run with two checkpoints that `recipe.yaml` continues. A case may change that folder, the command line or the
-environment. `tests/faults/bad_input.py` runs the cases.
+Every case starts from a folder of its own that holds a good state: `data/` (shards), `recipe.yaml`, `runs/tiny` (a run
+with two checkpoints that `recipe.yaml` continues) and `runs/empty` (a run without checkpoints). A case may change that
+folder, the command line or the environment. `tests/faults/bad_input.py` runs the cases.
 """
 
 import json
@@ -125,10 +125,18 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], str]] = {
     "no data of this source": (("train", "--data.source", "fineweb-edu", "--data.dir", "none here"), "'none here'"),
     "sample: no such model": (("sample", "--model-checkpoint", "nowhere/at/all"), "nowhere/at/all"),
     "sample: no samples": (("sample", "--model-checkpoint", "x", "--num-samples", "0"), "--num-samples"),
+    "sample: no new tokens": (("sample", "--model-checkpoint", "x", "--max-new-tokens", "0"), "--max-new-tokens"),
+    "sample: negative top-k": (("sample", "--model-checkpoint", "x", "--top-k", "-3"), "--top-k"),
     "evaluate: no model": (("evaluate",), "--model-checkpoint"),
     "evaluate: unknown task": (("evaluate", "--model-checkpoint", "x", "--tasks", "chess"), "chess"),
+    "evaluate: task with a typing error": (("evaluate", "--model-checkpoint", "x", "--tasks", "piqua"), "piqa"),
+    "evaluate: no such model": (("evaluate", "--model-checkpoint", "nowhere/at/all"), "nowhere/at/all"),
+    "evaluate: negative limit": (("evaluate", "--model-checkpoint", "x", "--limit", "-3"), "--limit"),
+    "bench: unknown rival": (("bench", "--rivals", "megatron"), "megatron"),
+    "bench: no rounds": (("bench", "--rounds", "0"), "--rounds"),
     "app: no model": (("app",), "--trained"),
-    "app: no such model": (("app", "--trained", "nowhere"), "nowhere"),
+    "app: no such model": (("app", "--trained", "nowhere/at/all"), "nowhere/at/all"),
+    "app: no checkpoint yet": (("app", "--trained", "runs/empty"), "runs/empty"),
     "app: not a port": (("app", "--trained", "x", "--port", "70000"), "70000"),
     "export: unknown precision": (
         ("export", "--model-checkpoint", "x", "--out", "out", "--dtype", "int8"),
@@ -139,6 +147,10 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], str]] = {
     "report: no such run": (("report", "nowhere"), "nowhere"),
     "report: price is not a number": (("report", "runs/tiny", "--price-per-hour", "nan"), "nan"),
     "report: negative price": (("report", "runs/tiny", "--price-per-hour", "-1"), "-1"),
+    "report: out is below a file": (
+        ("report", "runs/tiny", "--out", "runs/tiny/config.yaml/page.html"),
+        "runs/tiny/config.yaml/page.html",
+    ),
     "report: out is a folder": (("report", "runs/tiny", "--out", "data"), "--out data"),
     "verify: no such folder": (("data", "verify", "nowhere"), "nowhere"),
     "data: unknown action": (("data", "look", "nowhere"), "look"),
