@@ -6,8 +6,6 @@ import pytest
 
 from tests.app.conftest import Counter
 
-pytestmark = pytest.mark.slow  # starts a browser
-
 WAIT = 15_000  # milliseconds
 ODD = "<img src=x onerror=document.title='x'> {{value}} ${1+1} `"
 

@@ -115,7 +115,6 @@ def test_who_does_the_work_makes_no_difference(source, whole, tmp_path, options)
     assert sorted(file.name for file in tmp_path.iterdir() if file.name[0] == ".") == [".lock"]
 
 
-@pytest.mark.slow
 def test_ray_makes_no_difference(source, whole, tmp_path):
     ray = pytest.importorskip("ray")
     executors._connect(ray, 2)  # once for both, which then leave it running
@@ -144,7 +143,6 @@ class Refusing(Gathered):
 
 
 @pytest.mark.parametrize(("seed", "times"), [(None, 10), (7, 4)])
-@pytest.mark.slow
 def test_killed_at_random(mirror, source, whole, tmp_path, seed, times):
     expected = whole
     if seed is not None:
@@ -174,7 +172,6 @@ def test_killed_at_random(mirror, source, whole, tmp_path, seed, times):
 
 @pytest.mark.parametrize("n", [1, 2, -1])
 @pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.slow
 def test_killed_at_the_ends(mirror, source, whole, tmp_path, n, moment):
     """Around the first journal, the first shard, and the manifest."""
     number = (

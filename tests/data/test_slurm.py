@@ -35,7 +35,6 @@ def cluster(tmp_path, monkeypatch):
     return scripts
 
 
-@pytest.mark.slow
 def test_what_is_submitted_makes_the_same_shards(cluster, tmp_path):
     source = fineweb_edu.source(mirror=corpora.mirror(tmp_path / "mirror"))
     options = Options(shard_tokens=3000, val_tokens=2500)

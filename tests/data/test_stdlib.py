@@ -30,7 +30,6 @@ def library(tmp_path):
     return write
 
 
-@pytest.mark.slow
 def test_the_running_python_gives_enough_and_always_the_same(corpus):
     assert list(stdlib.documents()) == corpus
     encode = Tokenizer().encode
@@ -48,7 +47,6 @@ def test_ids_and_texts_are_unique_and_clean(corpus):
     assert not [name for name in names if "site-packages" in name or ".test." in name or "lib2to3" in name]
 
 
-@pytest.mark.slow
 def test_nothing_is_imported():
     program = (
         "import sys; from gpt2lab.data.sources import stdlib; before = set(sys.modules); "

@@ -121,7 +121,6 @@ def test_both_doors(place, door):
     assert json.loads(done.stdout)["tasks"]["hellaswag"]["harness"]["total"] == 4
 
 
-@pytest.mark.slow
 def test_ranks_give_identical_answers(place, capsys):
     alone = evaluate(place, capsys, "--tasks", "hellaswag,everyday", "--batch-tokens", "512")
     for ranks in (2, 3):

@@ -52,7 +52,6 @@ def include(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_their_hellaswag_is_ours_item_by_item(include, model, tokenizer, alone, fp32):
     from lm_eval import evaluator
 
@@ -109,7 +108,6 @@ def test_rolling_and_generated_text(model, tokenizer, alone, fp32):
     assert cut == full[: full.index(stop)]
 
 
-@pytest.mark.slow
 def test_unknown_tasks_and_missing_data_are_said_in_a_line(include, model, tokenizer, alone, fp32, tmp_path):
     with pytest.raises(GPT2LabError, match="has no task 'helaswag_here'; did you mean hellaswag_here"):
         harness.check(["helaswag_here"], str(include))
@@ -125,7 +123,6 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
         harness.check(["copa"], "another folder")
 
 
-@pytest.mark.slow
 def test_the_root_door_and_the_package_of_its_name_both_work(include, tmp_path):
     """Started from the checkout, `import evaluate` meets evaluate.py first, and lm-eval imports the package."""
     code = (

@@ -84,10 +84,7 @@ def test_cached_logits_are_those_of_the_whole_text(prompts, seed):
 
 
 # Layers and heads of the four published models; the width of a head is shrunken.
-@pytest.mark.parametrize(
-    ("n_layer", "n_head"),
-    [(12, 12), *(pytest.param(*shape, marks=pytest.mark.slow) for shape in ((24, 16), (36, 20), (48, 25)))],
-)
+@pytest.mark.parametrize(("n_layer", "n_head"), [(12, 12), (24, 16), (36, 20), (48, 25)])
 def test_greedy_equals_transformers_at_all_four_architectures(n_layer, n_head, tmp_path):
     transformers = pytest.importorskip("transformers")
     config = GPT2Config(n_layer=n_layer, n_head=n_head, n_embd=4 * n_head, block_size=80, vocab_size=200)

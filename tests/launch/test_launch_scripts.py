@@ -96,7 +96,6 @@ def workers(recipe: str) -> Iterator[tuple[int, str]]:
             yield from ((int(folder.name), one[5:]) for one in environment if one.startswith("RANK="))
 
 
-@pytest.mark.slow
 def test_two_machines_are_one_with_two_processes_also_when_one_is_killed(
     token_folder, tmp_path, alone, one_process_a_machine
 ):
@@ -121,7 +120,6 @@ def test_two_machines_are_one_with_two_processes_also_when_one_is_killed(
     assert same(tmp_path / "tiny", alone)
 
 
-@pytest.mark.slow
 def test_a_slurm_job_that_is_stopped_saves_and_goes_on(
     token_folder, tmp_path, alone, one_process_a_machine, monkeypatch
 ):

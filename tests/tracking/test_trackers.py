@@ -157,7 +157,6 @@ def test_steps_that_were_not_finite_are_shown_too(tmp_path):
     assert [one[:2] for one in scalars] == [("train/loss", step) for step in (1, 2, 3)]
 
 
-@pytest.mark.slow
 def test_killed_and_resumed_all_have_every_step_once(token_folder, tmp_path):
     changes = {"train__max_steps": 120, "checkpoint__every": 16, "train__sample_every": 10, "train__eval_every": 20}
     changes |= {"tracking__tensorboard": True, "tracking__wandb": "offline", "tracking__trackio": True}

@@ -161,7 +161,6 @@ def command(config: Config, path: Path) -> list[str]:
     return [sys.executable, "-m", "gpt2lab", "train", "--config", str(path)]
 
 
-@pytest.mark.slow
 def test_killed_process_resumed_by_the_same_command(token_folder, tmp_path):
     steps = 60
     changes = {"train__max_steps": steps, "checkpoint__every": 5, "train__sample_every": 0}

@@ -292,7 +292,6 @@ def test_sharded_ranks_train_like_one_and_leave_an_ordinary_checkpoint(token_fol
         assert ours[step]["train/loss"] == pytest.approx(theirs[step]["train/loss"], abs=1e-4)
 
 
-@pytest.mark.slow
 def test_memory_that_one_rank_lacks_halves_the_batch_on_both(token_folder, tmp_path, straight):
     code = """
 import torch
@@ -315,7 +314,6 @@ GPT2.forward = hungry
 
 
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
-@pytest.mark.slow
 def test_a_lost_rank_is_named_and_nobody_stays_behind(token_folder, tmp_path, how):
     code = f"""
 import signal
