@@ -13,7 +13,7 @@ from tests.faults.runs import EVERY, MICRO_BATCH, SEQUENCES, STEPS, Run
 CORRUPT_STEPS = (12, 22, 32, 42, 52)
 CORRUPTIONS = tuple((value, where) for where in ("loss", "gradient") for value in ("nan", "inf", "spike"))
 # The injected spikes are this large even with a short window, and each has left the window before the next.
-GUARD = {"guard__window": 8, "guard__deviations": 20, "guard__stop_after": 3}
+GUARD = {"guard__window": 8, "guard__spike_sigma": 20, "guard__stop_after": 3}
 
 
 def skip_steps(
