@@ -45,9 +45,10 @@ TRAIN = ("train", "--config", "recipe.yaml", "--system.start_timeout", "1")
 BILLION_LAUGHS = "[&x0 [ha], " + ", ".join(f"&x{n} [{', '.join([f'*x{n - 1}'] * 10)}]" for n in range(1, 11)) + "]"
 
 RECIPES: dict[str, tuple[str | bytes, str]] = {
-    "unknown section": ("trian: {max_steps: 3}", "trian"),
-    "unknown key": ("train: {max_stps: 3}", "train.max_stps"),
-    "key of another section": ("train: {max_lr: 1}", "optimizer.max_lr"),
+    "unknown section": ("trian: {max_steps: 3}", "did you mean train"),
+    "unknown key": ("train: {max_stps: 3}", "did you mean train.max_steps"),
+    "old and new name of a key": ("guard: {deviations: 3, spike_sigma: 3}", "guard.spike_sigma"),
+    "key of another section": ("train: {max_lr: 1}", "did you mean optimizer.max_lr"),
     "text for a number": ("train: {max_steps: many}", "train.max_steps"),
     "fraction of a step": ("train: {max_steps: 1.5}", "train.max_steps"),
     "no steps": ("train: {max_steps: 0}", "train.max_steps"),
@@ -106,9 +107,9 @@ RECIPES: dict[str, tuple[str | bytes, str]] = {
 ARGUMENTS: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown verb": (("trian",), "trian"),
     "no verb": ((), "VERB"),
-    "unknown option": (("train", "--train.max_stps", "3"), "train.max_stps"),
-    "unknown option, equals sign": (("train", "--optimiser.max_lr=3"), "optimizer.max_lr"),
-    "abbreviation": (("train", "--train.max_s", "3"), "train.max_s"),
+    "unknown option": (("train", "--train.max_stps", "3"), "did you mean train.max_steps"),
+    "unknown option, equals sign": (("train", "--optimiser.max_lr=3"), "did you mean optimizer.max_lr"),
+    "abbreviation": (("train", "--train.max_s", "3"), "did you mean train.max_steps"),
     "value missing": (("train", "--train.max_steps"), "--train.max_steps"),
     "value empty": (("train", "--train.max_steps="), "--train.max_steps"),
     "text for a number": (("train", "--train.max_steps", "many"), "--train.max_steps"),
