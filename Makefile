@@ -1,20 +1,26 @@
-# The two commands of the README, and the habits. Everything happens in .venv; all of it is safe to repeat.
+# Everything is installed into .venv. Every target can be run again at any time.
 
-# The first Python that is new enough; say PYTHON=... for another.
+# The first Python that is new enough. To use another: make PYTHON=/path/to/python
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: train test faults lint clean
+.PHONY: train test test-all faults lint dist clean
 
 train: .venv/.installed
-	$(BIN)/gpt2lab train
+	@$(BIN)/gpt2lab train
 
+# The tests that are not marked slow (pyproject.toml), on all cores.
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
 
-# What a run survives, measured in full: docs/results/faults.md.
+# All tests. CI runs these (.ci/run).
+test-all: .venv/.installed-dev
+	$(PYTEST)
+
+# The fault experiments in full; writes docs/results/faults.md.
 faults: .venv/.installed-dev
 	$(BIN)/python -m tests.faults
 
@@ -23,17 +29,31 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Builds the wheel, installs it in an empty environment outside the checkout, and trains ten steps with it.
+DIST_STEPS := --train.max_steps 10 --train.eval_every 10 --train.eval_tokens 1024 --train.sample_every 0 \
+	--optimizer.warmup_steps 2
+dist: .venv/.installed
+	rm -rf dist
+	$(PIP) wheel --quiet --no-deps --wheel-dir dist .
+	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	echo "installing dist/*.whl in an empty environment"; \
+	$(PYTHON) -m venv "$$folder/venv"; \
+	"$$folder/venv/bin/python" -m pip --disable-pip-version-check install -c constraints.txt dist/*.whl \
+		>"$$folder/pip.log" 2>&1 || { cat "$$folder/pip.log"; exit 1; }; \
+	cd "$$folder"; venv/bin/gpt2lab train $(DIST_STEPS)
+
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# Stamps: installed once, and again when what is to be installed changes.
+# Each stamp file is renewed when what is to be installed changes. The output of pip is shown only if pip fails.
 .venv/.installed: requirements.txt constraints.txt pyproject.toml
-	@test -n "$(PYTHON)" || { echo "gpt2lab needs Python 3.11 or newer: install one, or say make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "gpt2lab needs Python 3.11 or newer; to name one: make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "installing into .venv (the first time takes a minute or more)"
-	$(PYTHON) -m venv .venv
-	$(PIP) -r requirements.txt
+	@$(PYTHON) -m venv .venv
+	@$(PIP) install -r requirements.txt >.venv/install.log 2>&1 || { cat .venv/install.log; exit 1; }
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed
-	$(PIP) -c constraints.txt -e '.[dev]'
+	@echo "installing the test tools into .venv"
+	@$(PIP) install -c constraints.txt -e '.[dev]' >.venv/install-dev.log 2>&1 || { cat .venv/install-dev.log; exit 1; }
 	@touch $@

@@ -95,7 +95,7 @@ class EvaluationBenchmark:
         policy = precision.choose("fp32", self.device)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "official.jsonl"  # the harness's task reads the official schema
-            rows = [item._asdict() | {"ind": n} for n, item in enumerate(items)]
+            rows = [item.model_dump() | {"ind": n} for n, item in enumerate(items)]
             file.write_text("".join(json.dumps(row) + "\n" for row in rows))
             samples = self._harness_samples(file, Path(folder) / "task", policy)
             task = hellaswag.Evaluation(self.tokenizer, hellaswag.read(file))

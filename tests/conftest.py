@@ -1,8 +1,8 @@
-"""Shared by all tests: where the optional real data is, small data made on the spot, and which skips are allowed."""
+"""Fixtures of all tests: the folder of real data, small generated data; and the check of skipped tests."""
 
 import os
 
-# Tiny models: more threads only wait for each other, and on a busy machine for long. Before torch is imported.
+# The models are tiny: more threads would only wait for each other. It must be set before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import json
@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# With GPT2LAB_STRICT_SKIPS=1 (CI) a test may be skipped for these reasons alone.
+# With GPT2LAB_STRICT_SKIPS=1 (CI) a test may be skipped for these reasons only.
 ALLOWED_SKIPS = ("no GPU", "no browser", "no shared data")
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
-_refused: list[str] = []
+_refused_skips: list[str] = []
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data beside the checkout; tests that want it are skipped without it."""
+    """The folder of real data beside the checkout. A test that uses it is skipped where there is none."""
     if not SHARED_DATA.is_dir():
         pytest.skip("no shared data beside the checkout")
     return SHARED_DATA
@@ -39,7 +39,7 @@ def token_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def hellaswag_mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A mirror whose HellaSwag has as many items as the real one, all alike."""
+    """A mirror whose HellaSwag has as many items as the real one, all equal."""
     folder = tmp_path_factory.mktemp("mirror")
     item = {"activity_label": "a", "ctx": "a b", "endings": ["c", "d e", "f", "g"], "label": 1, "split": "val"}
     (folder / "hellaswag").mkdir()
@@ -48,10 +48,10 @@ def hellaswag_mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
-    outcome = yield
-    report = outcome.get_result()
+# These hooks run in the process that collects the reports: with pytest-xdist, the one that starts the workers.
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if not hasattr(report, "wasxfail"):
         pytest_collectreport(report)
 
@@ -60,14 +60,14 @@ def pytest_collectreport(report: pytest.CollectReport | pytest.TestReport) -> No
     if report.skipped and os.environ.get("GPT2LAB_STRICT_SKIPS"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         if not any(allowed in reason for allowed in ALLOWED_SKIPS):
-            _refused.append(f"{report.nodeid}: {reason}")
+            _refused_skips.append(f"{report.nodeid}: {reason}")
 
 
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    if _refused:
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _refused_skips:
         session.exitstatus = 1
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for line in _refused:
+    for line in _refused_skips:
         terminalreporter.write_line(f"SKIP NOT ALLOWED: {line}", red=True)

@@ -1,13 +1,19 @@
-"""The house: who may import whom. Downward only, no circles, nothing heavy at the door."""
+"""The structure of the package: which module may import which, what an import loads, and how long the code may be."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "gpt2lab"
+MAX_FILE_LINES = 350  # with docstrings
+MAX_FUNCTION_LINES = 60  # with docstrings
+MAX_TOTAL_LINES = 9_500  # without docstrings
 
-# Module or room -> what it may import of gpt2lab, beside config, errors and the package itself (docs/architecture.md).
+# Module or package -> the modules and packages that it may import (docs/architecture.md). The most specific entry
+# counts. Every module may also import those in EVERYWHERE.
+EVERYWHERE = {"config", "errors", "formatting"}
 ALLOWED = {
     "cli": {"cli_parser", "logs", "options", "system.startup"},  # and the functions in VERBS, when a verb runs
     "cli_parser": {"config_errors", "config_files", "options"},
@@ -97,60 +103,114 @@ ALLOWED = {
 }
 
 
-def modules() -> dict[str, Path]:
+def list_modules() -> dict[str, Path]:
+    """The modules of the package by name, without the `gpt2lab.`."""
     return {
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
         for path in sorted(PACKAGE.rglob("*.py"))
     }
 
 
-def imports(path: Path) -> set[str]:
-    """The gpt2lab modules a file imports, anywhere in it, without the `gpt2lab.`."""
-    known = set(modules())
-    found = set()
+def find_imports(path: Path) -> set[str]:
+    """The modules of the package that a file imports, anywhere in it."""
+    modules = set(list_modules())
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}: relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    inside = {name.removeprefix("gpt2lab.") for name in found if name.startswith("gpt2lab.")}
-    return {name if name in known else name.rpartition(".")[0] for name in inside} - {""}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    names = {name.removeprefix("gpt2lab.") for name in names if name.startswith("gpt2lab.")}
+    return {name if name in modules else name.rpartition(".")[0] for name in names} - {""}
 
 
-def rule_for(module: str) -> set[str]:
+def find_rule(module: str) -> set[str]:
     while module not in ALLOWED:
-        assert "." in module, f"{module} has no rule: say in ALLOWED and docs/architecture.md what it may import"
+        assert "." in module, (
+            f"{module} has no entry in ALLOWED: add what it may import, here and in docs/architecture.md"
+        )
         module = module.rpartition(".")[0]
     return ALLOWED[module]
 
 
 def test_imports_go_downward():
-    for module, path in modules().items():
-        allowed = rule_for(module) | {"config", "errors", "formatting"}
-        for name in imports(path):
-            assert any(name == one or name.startswith(one + ".") for one in allowed), f"{module} may not import {name}"
+    for module, path in list_modules().items():
+        allowed = find_rule(module) | EVERYWHERE
+        for name in find_imports(path):
+            assert any(name == entry or name.startswith(entry + ".") for entry in allowed), (
+                f"{module} may not import {name}"
+            )
 
 
-def test_no_circles():
-    graph = {module: imports(path) for module, path in modules().items() if module != "__init__"}
-    while leaves := {module for module, needed in graph.items() if not needed & graph.keys()}:
-        graph = {module: needed for module, needed in graph.items() if module not in leaves}
-    assert not graph, f"circle among {sorted(graph)}"
+def test_every_rule_is_about_a_module():
+    modules = set(list_modules())
+    packages = {module.rpartition(".")[0] for module in modules}
+    named = set(ALLOWED) | EVERYWHERE.union(*ALLOWED.values())
+    assert not named - modules - packages
 
 
-def loaded_after(statement: str) -> set[str]:
+def test_no_circular_imports():
+    graph = {module: find_imports(path) for module, path in list_modules().items() if module != "__init__"}
+    while leaves := {module for module, imported in graph.items() if not imported & graph.keys()}:
+        graph = {module: imported for module, imported in graph.items() if module not in leaves}
+    assert not graph, f"circular imports among {sorted(graph)}"
+
+
+def list_loaded_modules(statement: str) -> set[str]:
+    """The modules that are loaded in a new process after a statement."""
     code = f"import sys; {statement}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.splitlines()[-1].split())
 
 
-def test_nothing_heavy_at_import():
-    heavy = {"torch", "numpy", "matplotlib", "rich", "tiktoken", "transformers", "pyarrow", "gradio", "lm_eval"}
-    assert not heavy & loaded_after("import gpt2lab.cli, gpt2lab.config")
+def test_optional_and_large_packages_are_imported_late():
+    large = {"torch", "numpy", "matplotlib", "rich", "tiktoken", "transformers", "pyarrow", "gradio", "lm_eval"}
+    assert not large & list_loaded_modules("import gpt2lab.cli, gpt2lab.config")
     optional = {"torch", "tiktoken", "pyarrow", "gigatoken", "awkward", "huggingface_hub", "ray", "datatrove"}
     data = "executors, index, loader, prepare, slurm, verify"
-    assert not optional & loaded_after(f"from gpt2lab.data import {data}; from gpt2lab.data.sources import fineweb_edu")
-    later = {"matplotlib", "rich", "transformers", "lm_eval", "huggingface_hub"}
-    assert not later & loaded_after("import gpt2lab.training.run, gpt2lab.evaluation.run")
-    assert not {"gradio", "pandas", "matplotlib"} & loaded_after("import gpt2lab.app.run")
+    statement = f"from gpt2lab.data import {data}; from gpt2lab.data.sources import fineweb_edu"
+    assert not optional & list_loaded_modules(statement)
+    rare = {"matplotlib", "rich", "transformers", "lm_eval", "huggingface_hub"}
+    assert not rare & list_loaded_modules("import gpt2lab.training.run, gpt2lab.evaluation.run")
+    assert not {"gradio", "pandas", "matplotlib"} & list_loaded_modules("import gpt2lab.app.run")
+
+
+def find_docstrings(tree: ast.Module) -> Iterator[ast.Expr]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                yield first
+
+
+def count_lines(node: ast.stmt) -> int:
+    assert node.end_lineno is not None
+    return node.end_lineno - node.lineno + 1
+
+
+def test_files_are_short():
+    lengths = {name: len(path.read_text().splitlines()) for name, path in list_modules().items()}
+    assert not {name: length for name, length in lengths.items() if length > MAX_FILE_LINES}
+
+
+def test_functions_are_short():
+    lengths = {
+        f"{module}.{node.name}, line {node.lineno}": count_lines(node)
+        for module, path in list_modules().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert not {name: length for name, length in lengths.items() if length > MAX_FUNCTION_LINES}
+
+
+def test_the_package_is_small():
+    total = 0
+    for path in list_modules().values():
+        text = path.read_text()
+        total += len(text.splitlines()) - sum(count_lines(node) for node in find_docstrings(ast.parse(text)))
+    assert total <= MAX_TOTAL_LINES

@@ -1,4 +1,4 @@
-"""Every recipe that ships: it loads, its arithmetic is what its comments say, and it trains."""
+"""Every recipe in config/: it loads, the numbers in its comments are right, and it trains."""
 
 import re
 
@@ -9,7 +9,7 @@ from gpt2lab.config import Config
 from gpt2lab.model import flops
 from gpt2lab.training import run as training_run
 
-# recipe: parameters, sequences a step, tokens of the run, GPUs its origin used, micro-steps on those
+# recipe: parameters, sequences a step, tokens of the run, GPUs of the original run, micro-steps a step on those
 ARITHMETIC = {
     "quickstart": (7_234_432, 24, 921_600, 1, None),
     "shakespeare": (124_475_904, 16, 3_276_800, 1, 4),
@@ -24,8 +24,8 @@ ARITHMETIC = {
 }
 
 
-def test_every_recipe_that_is_listed_ships():
-    assert set(ARITHMETIC) <= set(config.recipes())  # a recipe of your own may stand beside them
+def test_every_recipe_is_found():
+    assert set(ARITHMETIC) <= set(config.recipes())  # config/ may contain other recipes
 
 
 @pytest.mark.parametrize("name", ARITHMETIC)
@@ -36,18 +36,16 @@ def test_parameters_tokens_and_micro_steps(name):
     total = settings.train.max_steps * settings.train.total_batch_size
     assert settings.run.name == name
     assert plan.sequences * settings.model.block_size == settings.train.total_batch_size
-    if parameters is not None:
-        assert (flops.parameters(settings.model), plan.sequences, total) == (parameters, sequences, tokens)
+    assert (flops.parameters(settings.model), plan.sequences, total) == (parameters, sequences, tokens)
     if micro_steps is not None:
         assert plan.grad_accum_steps == micro_steps
-    # The comments state the same numbers.
-    text = config.find_recipe(name).read_text()
-    assert f"{flops.parameters(settings.model):,} parameters" in text
-    assert f"{settings.train.total_batch_size:,} tokens a step" in text
+    comments = config.find_recipe(name).read_text()
+    assert f"{flops.parameters(settings.model):,} parameters" in comments
+    assert f"{settings.train.total_batch_size:,} tokens a step" in comments
 
 
 @pytest.mark.parametrize("name", [name for name in ARITHMETIC if name not in ("quickstart", "shakespeare_cpu")])
-def test_the_papers_settings(name):
+def test_optimizer_settings_of_the_papers(name):
     settings = config.load([config.find_recipe(name)])
     assert settings.optimizer.min_lr == pytest.approx(settings.optimizer.max_lr / 10)
     assert (settings.optimizer.beta1, settings.optimizer.eps, settings.optimizer.weight_decay) == (0.9, 1e-8, 0.1)
@@ -56,7 +54,7 @@ def test_the_papers_settings(name):
 
 
 @pytest.mark.parametrize("name", ARITHMETIC)
-def test_it_trains_a_step_of_a_shrunken_model(name, token_folder, hellaswag_mirror, tmp_path, monkeypatch):
+def test_a_shrunk_model_trains_one_step(name, token_folder, hellaswag_mirror, tmp_path, monkeypatch):
     monkeypatch.setenv("GPT2LAB_MIRROR", str(hellaswag_mirror))
     monkeypatch.setenv("GPT2LAB_CACHE", str(tmp_path / "cache"))
     settings = config.load([config.find_recipe(name)]).model_dump()
@@ -70,12 +68,12 @@ def test_it_trains_a_step_of_a_shrunken_model(name, token_folder, hellaswag_mirr
     assert (tmp_path / name / "checkpoints" / "step_00000001" / "model.safetensors").exists()
 
 
-def test_a_recipe_goes_by_its_bare_name():
+def test_a_recipe_is_found_by_name():
     assert config.find_recipe("minigpt") == config.recipes()["minigpt"]
 
 
 def test_the_settings_reference_and_the_schema_are_current(capsys):
-    """To renew them: gpt2lab settings > docs/settings.md; gpt2lab settings --schema > config/schema.json"""
+    """To renew: `gpt2lab settings > docs/settings.md` and `gpt2lab settings --schema > config/schema.json`."""
     folder = config.find_recipe("quickstart").parent
     assert cli.main(["settings"]) == 0
     assert capsys.readouterr().out == (folder.parent / "docs" / "settings.md").read_text()
@@ -83,6 +81,6 @@ def test_the_settings_reference_and_the_schema_are_current(capsys):
     assert capsys.readouterr().out == (folder / "schema.json").read_text()
 
 
-def test_recipes_name_the_schema_for_editors():
+def test_recipes_name_their_schema():
     for path in (config.find_recipe(name) for name in ARITHMETIC):
         assert re.match(r"# yaml-language-server: \$schema=schema.json\n", path.read_text())

@@ -1,6 +1,7 @@
 """A tiny finished run, and its page in a server."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -89,6 +90,9 @@ def served(run):
         patch.setattr(app_run.inference, "optimize_for_inference", record_model)
         page = app_run.prepare(AppOptions(str(run), device="cpu", precision="fp32"))
     counter = StepCounter(models[0])
-    yield app_run.serve(page, 17860), counter
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    yield app_run.serve(page, port), counter
     counter.allow(None)
     page.close(verbose=False)

@@ -9,6 +9,8 @@ import pytest
 from gpt2lab.app import page
 from tests.app.conftest import StepCounter, wait_until
 
+pytestmark = pytest.mark.slow  # starts a browser
+
 TIMEOUT = 60_000  # milliseconds
 MARKUP = "<img src=x onerror=document.title='x'> {{value}} ${1+1} `"
 

@@ -43,6 +43,7 @@ def test_equal_to_tiktoken(texts):
         assert lengths.tolist() == [1 + len(REFERENCE.encode(text)) for text in texts]
 
 
+@pytest.mark.slow
 def test_every_unicode_character():
     """Each of the 1.1 million code points after a letter, between spaces, before a digit and before a contraction."""
     everything = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
@@ -54,7 +55,17 @@ def test_every_unicode_character():
 
 @pytest.mark.parametrize(
     ("sign", "megabytes"),
-    [(" ", 10), ("word ", 10), ("a", 3), ("7", 1), ("\n", 1), ("!", 1), ("中", 1), (" \t", 1), ("'s", 1)],
+    [
+        (" ", 10),
+        pytest.param("word ", 10, marks=pytest.mark.slow),
+        pytest.param("a", 3, marks=pytest.mark.slow),
+        ("7", 1),
+        ("\n", 1),
+        ("!", 1),
+        ("中", 1),
+        (" \t", 1),
+        ("'s", 1),
+    ],
 )
 def test_very_long_lines(sign, megabytes):
     text = sign * (megabytes * 1_000_000 // len(sign.encode())) + "x"

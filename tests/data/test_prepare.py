@@ -109,6 +109,7 @@ def test_shards_do_not_depend_on_workers_or_tokenizer(source, expected_files, tm
     assert sorted(file.name for file in tmp_path.iterdir() if file.name[0] == ".") == [".lock"]
 
 
+@pytest.mark.slow
 def test_shards_do_not_depend_on_the_executor(source, expected_files, tmp_path, request):
     ray = pytest.importorskip("ray")
     executors._init_ray(2)  # started once for both calls
@@ -131,6 +132,7 @@ class Refusing(InMemoryFile):
 
 
 @pytest.mark.parametrize(("seed", "times"), [(None, 10), (7, 4)])
+@pytest.mark.slow
 def test_killed_at_random(mirror, source, expected_files, tmp_path, seed, times):
     expected = expected_files
     if seed is not None:
@@ -160,6 +162,7 @@ def test_killed_at_random(mirror, source, expected_files, tmp_path, seed, times)
 
 @pytest.mark.parametrize("n", [1, 2, -1])
 @pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.slow
 def test_killed_at_the_ends(mirror, source, expected_files, tmp_path, n, moment):
     """Around the first journal, the first shard, and the manifest."""
     # The first journal, each shard with a journal, the manifest.

@@ -35,6 +35,7 @@ def cluster(tmp_path, monkeypatch):
     return scripts
 
 
+@pytest.mark.slow
 def test_submitted_jobs_write_the_same_shards(cluster, mirror, tmp_path):
     source = fineweb_edu.source(mirror=mirror)
     options = Options(shard_tokens=3000, val_tokens=2500)

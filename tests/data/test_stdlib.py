@@ -42,6 +42,7 @@ def test_ids_and_texts_are_unique_and_clean(corpus):
     assert not [name for name in names if "site-packages" in name or ".test." in name or "lib2to3" in name]
 
 
+@pytest.mark.slow
 def test_another_process_reads_the_same_documents_and_imports_no_module(corpus):
     program = (
         "import hashlib, sys; from gpt2lab.data.sources import stdlib; before = set(sys.modules); "

@@ -79,6 +79,7 @@ def test_characters_of_every_plane_equal_hugging_face(reference):
             assert BASE.encode(text) == reference(text), hex(code)
 
 
+@pytest.mark.slow
 def test_a_million_spaces_before_a_word(reference):
     """Without special care tiktoken runs out of stack here. U+001C is white space in Python, but not for GPT-2."""
     text = "a\x1c" + " " * 1_000_100 + "b" + "\n" * 600_000 + "\x1c" + " " * 600_000

@@ -121,6 +121,7 @@ def test_both_entry_points(workspace, entry_point):
     assert json.loads(done.stdout)["tasks"]["hellaswag"]["harness"]["total"] == 4
 
 
+@pytest.mark.slow
 def test_the_number_of_ranks_does_not_change_the_result(workspace, capsys):
     alone = evaluate(workspace, capsys, "--tasks", "hellaswag,everyday", "--batch-tokens", "512")
     for ranks in (2, 3):

@@ -54,6 +54,7 @@ def include(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_both_implementations_of_hellaswag_agree_on_every_item(include, model, tokenizer, alone, fp32):
     from lm_eval import evaluator
 
@@ -122,6 +123,7 @@ def test_generation_uses_the_model_prepared_for_inference(model, tokenizer, alon
     assert harness.Adapter(model, tokenizer, dist=alone, precision=fp32).generate_until(requests) == expected
 
 
+@pytest.mark.slow
 def test_unknown_tasks_and_missing_data_are_errors(include, model, tokenizer, alone, fp32):
     with pytest.raises(GPT2LabError, match=r"helaswag_here.*hellaswag_here"):
         harness.check(["helaswag_here"], str(include))
@@ -139,6 +141,7 @@ def test_a_missing_package_names_the_extra(alone, monkeypatch):
         evaluation_run.evaluate(evaluation_run.Options("any", tasks=("lm_eval:copa",)), alone)
 
 
+@pytest.mark.slow
 def test_evaluate_py_does_not_hide_the_package_evaluate(include, tmp_path):
     """In the checkout, `import evaluate` finds evaluate.py first, but lm-eval needs the package of this name."""
     code = (

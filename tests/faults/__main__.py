@@ -1,7 +1,7 @@
-"""The full form of the experiments, and their figures in docs/results/faults.md.
+"""Runs the full form of the experiments and writes their figures to docs/results/faults.md.
 
 python -m tests.faults                    all of them: ten minutes on two cores
-python -m tests.faults kills signals      these, and no page
+python -m tests.faults kills signals      only these; the page is not written
 """
 
 import os
@@ -22,21 +22,22 @@ from tests.faults.runs import make_data
 
 RESULTS = REPOSITORY / "docs" / "results" / "faults.md"
 PREFACE = """\
-# Faults: what a run survives
+# Faults that a run survives
 
     make faults
 
 {machine}; one thread a process; commit `{commit}`.
 
-A tiny model, harmed on purpose ([tests/faults](../../tests/faults)), then started again with the same command. "Equal"
-means: sha256 of weights, optimizer, random state and guard are those of the run nobody touched, and so are the losses
-in metrics.jsonl, every step once. Kills and signals are placed by the steps seen in metrics.jsonl. Most victims are
-forked from a process that has torch imported; rows that say torchrun or `gpt2lab train` are of real commands. A short
-form of most rows is part of `make test`. What a checkpoint costs the loop: [checkpoint.md](checkpoint.md).
+The experiments interrupt and damage a tiny training run ([tests/faults](../../tests/faults)), then start it again with
+the same command. "Equal" means: the sha256 of weights, optimizer, random state and guard are those of an uninterrupted
+run, and so are the losses in metrics.jsonl, with every step once. Kills and signals are placed by the steps seen in
+metrics.jsonl. Most processes are forked from one that has torch imported; rows that name torchrun or `gpt2lab train`
+use real commands. The tests contain a short form of most rows. The cost of a checkpoint for the training loop:
+[checkpoint.md](checkpoint.md).
 
-A checkpoint is written while training goes on, so a kill in the midst of that goes back to the one before: it repeats
-an interval and what was trained beside the write. A quarter of the kills are aimed there. A step takes a few
-milliseconds here, so a write takes as long as several of them.
+A checkpoint is written while training continues. After a kill during the write, training resumes from the checkpoint
+before it, and repeats one interval and the steps trained during the write. A quarter of the kills are placed there. A
+step takes a few milliseconds here, so a write takes as long as several steps.
 
 | experiment | bar | figure | verdict | s |
 |---|---|---|---|---:|
@@ -47,39 +48,39 @@ def main(names: list[str]) -> int:
     if unknown := set(names) - EXPERIMENTS.keys():
         print(f"no such experiment: {', '.join(sorted(unknown))} (there are {', '.join(EXPERIMENTS)})")
         return 2
-    commit, rows, good = _commit(), [], True
+    commit, rows, all_met = _find_commit(), [], True
     for name in names or EXPERIMENTS:
         with tempfile.TemporaryDirectory(prefix="gpt2lab-faults-") as folder:
-            began = time.monotonic()
-            outcome = _tried(EXPERIMENTS[name].full, Path(folder))
-            seconds = time.monotonic() - began
+            start = time.monotonic()
+            outcome = _run(EXPERIMENTS[name].full, Path(folder))
+            seconds = time.monotonic() - start
         if outcome is None:
-            figure, verdict = "takes root, to mount", "not measured"
+            figure, verdict = "needs root, to mount", "not measured"
         else:
-            figure = f"{outcome.good} of {outcome.tried}{'; ' * bool(outcome.figures)}{outcome.figures}"
-            verdict = "met" if outcome.good and not outcome.wrong else "**missed**"
-            if outcome.short_of:
-                verdict += f", **missed** by {outcome.short_of}"
-            good &= verdict.startswith("met")
+            figure = f"{outcome.passed} of {outcome.trials}{'; ' * bool(outcome.figures)}{outcome.figures}"
+            verdict = "met" if outcome.passed and not outcome.problems else "**missed**"
+            if outcome.missed_bar:
+                verdict += f", **missed** by {outcome.missed_bar}"
+            all_met &= verdict.startswith("met")
         print(f"{name}: {figure}; {verdict} ({seconds:.0f} s)", flush=True)
-        for complaint in outcome.wrong if outcome else ():
-            print(f"    {complaint}", flush=True)
+        for problem in outcome.problems if outcome else ():
+            print(f"    {problem}", flush=True)
         rows.append(f"| {name} | {EXPERIMENTS[name].bar} | {figure} | {verdict} | {seconds:.0f} |\n")
     if not names:
-        RESULTS.write_text(PREFACE.format(machine=_machine(), commit=commit) + "".join(rows))
-    return int(not good)
+        RESULTS.write_text(PREFACE.format(machine=_describe_machine(), commit=commit) + "".join(rows))
+    return int(not all_met)
 
 
-def _tried(form: Form, folder: Path) -> Outcome | None:
-    """What came of an experiment; one that breaks down has come to no good."""
+def _run(form: Form, folder: Path) -> Outcome | None:
+    """Run an experiment. An exception is a trial that failed."""
     try:
         return form(folder / "runs", make_data(folder / "data"))
     except Exception as error:
         traceback.print_exc()
-        return Outcome(wrong=[f"it broke down: {error}"])
+        return Outcome(problems=[f"exception: {error}"])
 
 
-def _machine() -> str:
+def _describe_machine() -> str:
     import platform
 
     import torch
@@ -92,8 +93,8 @@ def _machine() -> str:
     )
 
 
-def _commit() -> str:
-    """The commit, with a mark if the code differs from it."""
+def _find_commit() -> str:
+    """The commit, marked if the code differs from it."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout

@@ -1,46 +1,48 @@
-"""Two torchrun agents, as on two machines, through launch/torchrun_multinode.sh: the same as one with two ranks."""
+"""Two torchrun agents, as on two machines, through launch/torchrun_multinode.sh: equal to one with two ranks."""
 
 import os
 import signal
 import sys
-from functools import partial
 from pathlib import Path
 
 from tests.faults import runs
 from tests.faults.outcome import Outcome
 from tests.faults.processes import REPOSITORY, Command, free_port
-from tests.faults.runs import EVERY, Run
 
-LENGTH = 300  # steps: enough to be killed on the way
+STEPS = 300  # enough to be killed on the way
 SCRIPT = REPOSITORY / "launch" / "torchrun_multinode.sh"
 
 
-def two_agents(folder: Path, data: Path) -> Outcome:
-    """Once untouched, once with the second agent's rank killed on the way; both against one agent with two ranks."""
-    reference = runs.make(folder / "one agent", data, train__max_steps=LENGTH)
-    with Command(reference, folder / "one agent" / "output", ranks=2) as one:
-        assert one.wait() == 0, one.text()
+def run_two_agents(folder: Path, data: Path) -> Outcome:
+    """Train uninterrupted, and with the rank of the second agent killed once; compare with one agent with two ranks."""
+    reference = runs.make(folder / "one agent", data, train__max_steps=STEPS)
+    with Command(reference, folder / "one agent" / "output", ranks=2) as agent:
+        assert agent.wait() == 0, agent.text()
     outcome = Outcome()
-    for killed in (False, True):
-        place = folder / f"two agents, killed {killed}"
-        run = runs.make(place, data, train__max_steps=LENGTH, system__timeout=4)
+    for kill in (False, True):
+        run_folder = folder / ("killed" if kill else "uninterrupted")
+        run = runs.make(run_folder, data, train__max_steps=STEPS, system__timeout=4)
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        own = {"NNODES": "2", "NPROC_PER_NODE": "1", "PYTHON": sys.executable, **address}
+        variables = {"NNODES": "2", "NPROC_PER_NODE": "1", "PYTHON": sys.executable, **address}
         first, second = (
-            Command(run, place / f"output-{node}", start=(str(SCRIPT),), NODE_RANK=str(node), **own) for node in (0, 1)
+            Command(
+                run,
+                run_folder / f"output-{node}",
+                start=(str(SCRIPT),),
+                variables={"NODE_RANK": str(node), **variables},
+            )
+            for node in (0, 1)
         )
         with first, second:
-            if killed:
-                assert second.wait_until(partial(_has_saved, run)), second.text()
+            if kill:
+                assert second.wait_until(runs.has_saved(run)), second.text()
                 os.kill(second.pids()[0], signal.SIGKILL)
             statuses = [agent.wait() for agent in (first, second)]
-            wrong = [] if statuses == [0, 0] else [f"exit statuses {statuses}"]
-            if ("resuming after step" in first.text()) != killed:
-                wrong.append("it did not go on" if killed else "it was started again")
-        outcome.trial("a rank killed" if killed else "untouched", wrong + runs.differences(run, reference, LENGTH))
-    outcome.figures = "untouched, and with a rank killed and started again"
+            problems = [] if statuses == [0, 0] else [f"exit statuses {statuses}"]
+            if ("resuming" in first.text()) != kill:
+                problems.append("not resumed" if kill else "restarted")
+        outcome.add(
+            "a rank killed" if kill else "uninterrupted", problems + runs.find_differences(run, reference, STEPS)
+        )
+    outcome.figures = "uninterrupted, and with a rank killed and restarted"
     return outcome
-
-
-def _has_saved(run: Run) -> bool:
-    return runs.newest_step(run) >= EVERY

@@ -1,4 +1,4 @@
-"""Damage to a checkpoint on disk: found on loading, and the checkpoint before it is used."""
+"""Damage to a checkpoint on disk: it is detected on loading, and the checkpoint before it is used."""
 
 import random
 import shutil
@@ -8,48 +8,52 @@ from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import resolve
 from gpt2lab.training import checkpoint
 from tests.faults import runs
-from tests.faults.kills import straight
+from tests.faults.kills import first_step, train_uninterrupted
 from tests.faults.outcome import Outcome
 from tests.faults.processes import Command
 from tests.faults.runs import EVERY, STEPS, Run
 
 
-def bit_flips(folder: Path, data: Path, count: int, commands: int) -> Outcome:
-    """Flip one random bit of the newest checkpoint at a time. Half of the flips are dealt out evenly over its files,
-    SHA256SUMS and state.json among them; half fall wherever there are bytes. `commands` of them meet the real command.
+def flip_random_bits(folder: Path, data: Path, count: int, commands: int) -> Outcome:
+    """Flip one random bit of the newest checkpoint at a time, and try to use the checkpoint.
+
+    Half of the flips are distributed evenly over its files, SHA256SUMS and state.json among them; the other half over
+    its bytes. With the first `commands` of them the real command continues the run.
     """
-    reference = straight(folder / "straight", data)
-    chance = random.Random(0)
-    newest = reference.checkpoints / f"step_{STEPS:08d}"
-    files = sorted(newest.iterdir())
+    reference = train_uninterrupted(folder / "reference", data)
+    rng = random.Random(0)
+    files = sorted(reference.checkpoint(STEPS).iterdir())
     sizes = [file.stat().st_size for file in files]
     outcome = Outcome()
     for number in range(count):
-        file = files[number // 2 % len(files)] if number % 2 else chance.choices(files, sizes)[0]
-        bit = chance.randrange(8 * file.stat().st_size)
+        file = files[number // 2 % len(files)] if number % 2 else rng.choices(files, sizes)[0]
+        bit = rng.randrange(8 * file.stat().st_size)
         if number < commands:
-            wrong = _resumed_by_command(_copy(reference, folder / f"flip-{number}", data), file.name, bit, reference)
+            run = runs.make(folder / f"flip-{number}", data)
+            shutil.copytree(reference.path, run.path)
+            flip_bit(run.checkpoint(STEPS) / file.name, bit)
+            problems = _continue_by_command(run, reference)
         else:
-            flip(file, bit)
-            wrong = _passed_over(reference, file)
-            flip(file, bit)
-        outcome.trial(f"bit {bit} of {file.name}", wrong)
+            flip_bit(file, bit)
+            problems = _use_checkpoint(reference)
+            flip_bit(file, bit)
+        outcome.add(f"bit {bit} of {file.name}", problems)
     return outcome
 
 
-def every_bit_of_digests(folder: Path, data: Path) -> Outcome:
-    """Flip every single bit of SHA256SUMS, the one file that nothing else vouches for."""
-    reference = straight(folder / "straight", data)
-    file = reference.checkpoints / f"step_{STEPS:08d}" / "SHA256SUMS"
+def flip_every_bit_of_digests(folder: Path, data: Path) -> Outcome:
+    """Flip every single bit of SHA256SUMS, which no other file holds a digest of."""
+    reference = train_uninterrupted(folder / "reference", data)
+    file = reference.checkpoint(STEPS) / "SHA256SUMS"
     outcome = Outcome()
     for bit in range(8 * file.stat().st_size):
-        flip(file, bit)
-        outcome.trial(f"bit {bit}", _passed_over(reference, file))
-        flip(file, bit)
+        flip_bit(file, bit)
+        outcome.add(f"bit {bit}", _use_checkpoint(reference))
+        flip_bit(file, bit)
     return outcome
 
 
-def flip(file: Path, bit: int) -> None:
+def flip_bit(file: Path, bit: int) -> None:
     """Flip one bit of a file in place."""
     with open(file, "r+b") as stream:
         stream.seek(bit // 8)
@@ -58,36 +62,31 @@ def flip(file: Path, bit: int) -> None:
         stream.write(bytes([byte ^ (1 << bit % 8)]))
 
 
-def _passed_over(run: Run, damaged: Path) -> list[str]:
-    """What is wrong with the choice of a checkpoint, in training and in every other use of a run's weights."""
-    heard: list[str] = []
-    wrong = []
+def _use_checkpoint(run: Run) -> list[str]:
+    """Use the run whose newest checkpoint is damaged; what is wrong with the choice of the checkpoint."""
+    problems = []
+    damaged = run.checkpoint(STEPS)
     try:
-        found = checkpoint.newest_valid(run.checkpoints, heard.append)
+        checkpoint.read(damaged)
+        problems.append("training would continue from it")
     except GPT2LabError as error:
-        return [str(error)]
-    if found is None or found.step != STEPS - EVERY:
-        wrong.append(f"training would go on from step {found and found.step}")
-    if not any(damaged.parent.name in line for line in heard):
-        wrong.append(f"the damaged checkpoint is not named: {heard}")
-    if resolve.find_checkpoint(run.path).step != STEPS - EVERY:
-        wrong.append("evaluation would use it")
-    return wrong
+        if damaged.name not in str(error):
+            problems.append(f"the damaged checkpoint is not named: {error}")
+    try:
+        checkpoint.read(run.checkpoint(STEPS - EVERY))
+        if resolve.find_checkpoint(run.path).step != STEPS - EVERY:
+            problems.append("evaluation would use it")
+    except GPT2LabError as error:
+        problems.append(str(error))
+    return problems
 
 
-def _copy(run: Run, folder: Path, data: Path) -> Run:
-    copy = runs.make(folder, data)
-    shutil.copytree(run.path, copy.path)
-    return copy
-
-
-def _resumed_by_command(run: Run, name: str, bit: int, reference: Run) -> list[str]:
-    """The damaged checkpoint under the real command: named, passed over, and written again, equal."""
-    flip(run.checkpoints / f"step_{STEPS:08d}" / name, bit)
+def _continue_by_command(run: Run, reference: Run) -> list[str]:
+    """Continue a run with the real command: it names the damaged checkpoint, and writes it again, equal."""
     with Command(run, run.recipe.parent / "output") as command:
         status = command.wait()
         text = command.text()
-    wrong = [f"exit status {status}: {text[-200:]}"] if status else []
-    if "trying the checkpoint before it" not in text or f"resuming after step {STEPS - EVERY}" not in text:
-        wrong.append(f"it says: {text[:500]}")
-    return wrong + runs.differences(run, reference)
+    problems = [f"exit status {status}: {text[-200:]}"] if status else []
+    if run.checkpoint(STEPS).name not in text or first_step(text) != STEPS - EVERY + 1:
+        problems.append(f"output: {text[:500]}")
+    return problems + runs.find_differences(run, reference)

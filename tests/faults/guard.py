@@ -1,83 +1,82 @@
-"""Numbers that must not reach the weights: steps spoilt on one rank are skipped on all of them alike."""
+"""Losses and gradients that must not reach the weights: a step that is corrupt on one rank is skipped on all."""
 
 import json
 from functools import partial
 from pathlib import Path
 
-from gpt2lab.data.loader import Loader
-from gpt2lab.data.shards import open_split
-from tests.faults import harm, runs
-from tests.faults.kills import straight
+from tests.faults import injection, runs
+from tests.faults.kills import train_uninterrupted
 from tests.faults.outcome import Outcome
 from tests.faults.processes import Forked
-from tests.faults.runs import BLOCK_SIZE, EVERY, MICRO_BATCH, SEQUENCES, STEPS, Run
+from tests.faults.runs import EVERY, MICRO_BATCH, SEQUENCES, STEPS, Run
 
-SPOILT = (12, 22, 32, 42, 52)
-POISONS = tuple((kind, where) for where in ("loss", "gradient") for kind in ("nan", "inf", "spike"))
-# Out of proportion even for so few steps to go by; and each spike has left the window before the next one.
+CORRUPT_STEPS = (12, 22, 32, 42, 52)
+CORRUPTIONS = tuple((value, where) for where in ("loss", "gradient") for value in ("nan", "inf", "spike"))
+# The injected spikes are this large even with a short window, and each has left the window before the next.
 GUARD = {"guard__window": 8, "guard__spike_sigma": 20, "guard__stop_after": 3}
 
 
-def skipped_steps(folder: Path, data: Path, ranks: int = 2, poisons: tuple[tuple[str, str], ...] = POISONS) -> Outcome:
-    """NaN, inf and a spike, of the loss and of a gradient, on the last rank at five steps of a run each.
+def skip_steps(
+    folder: Path, data: Path, ranks: int = 2, corruptions: tuple[tuple[str, str], ...] = CORRUPTIONS
+) -> Outcome:
+    """Inject NaN, inf and a spike into the loss or a gradient of the last rank, at five steps of one run each.
 
-    Whatever the poison, the runs must end with the same weights.
+    All runs must end with the same weights, whatever the corruption.
     """
-    stream = open_split(data, "train")
-    order = Loader(stream, block_size=BLOCK_SIZE, sequences_per_step=SEQUENCES, vocab_size=300, seed=1337)
+    loader = runs.make_loader(data)
     outcome, expected = Outcome(), None
-    for kind, where in poisons:
-        place = folder / f"{kind}-{where}"
-        run = runs.make(place, data, **GUARD)
-        digests = place / "digests"
-        poison = partial(harm.poison, kind, where, SPOILT, SEQUENCES // ranks // MICRO_BATCH, digests)
-        with Forked(run, place / "output", ranks=ranks, harm=poison) as victim:
-            assert victim.wait() == 0, victim.text()
-        wrong = []
-        skipped = [line for line in _events(run) if line["event"] == "skipped"]
-        if tuple(line["step"] for line in skipped) != SPOILT:
-            wrong.append(f"skipped {[line['step'] for line in skipped]}")
-        if any(line["sequences"] != order.sequence_ids(line["step"] - 1).tolist() for line in skipped):
-            wrong.append("the sequences of a skipped step are not those that were logged")
-        updates = _by_rank(digests, ranks)
-        if any(of_rank != updates[0] for of_rank in updates) or len(updates[0]) != STEPS - len(SPOILT):
-            wrong.append(f"updates {[len(of_rank) for of_rank in updates]}, the same on all ranks?")
+    for value, where in corruptions:
+        run_folder = folder / f"{value}-{where}"
+        run = runs.make(run_folder, data, **GUARD)
+        digests = run_folder / "digests"
+        micro_steps = SEQUENCES // ranks // MICRO_BATCH
+        fault = partial(injection.corrupt_steps, value, where, CORRUPT_STEPS, micro_steps, digests)
+        with Forked(run, run_folder / "output", ranks=ranks, fault=fault) as processes:
+            assert processes.wait() == 0, processes.text()
+        problems = []
+        skipped = [event for event in _read_events(run) if event["event"] == "skipped"]
+        if tuple(event["step"] for event in skipped) != CORRUPT_STEPS:
+            problems.append(f"skipped {[event['step'] for event in skipped]}")
+        if any(event["sequences"] != loader.sequence_ids(event["step"] - 1).tolist() for event in skipped):
+            problems.append("the logged sequences are not those of the skipped step")
+        updates = _read_digests(digests, ranks)
+        if any(of_rank != updates[0] for of_rank in updates) or len(updates[0]) != STEPS - len(CORRUPT_STEPS):
+            problems.append(f"updates {[len(of_rank) for of_rank in updates]}, or they differ between ranks")
         expected = expected or updates[0]
         if updates[0] != expected:
-            wrong.append("other weights than with another poison")
-        outcome.trial(f"{kind} in the {where}", wrong)
-    outcome.figures = f"each at steps {', '.join(map(str, SPOILT))}, on rank {ranks - 1} of {ranks}"
+            problems.append("other weights than with another corruption")
+        outcome.add(f"{value} in the {where}", problems)
+    outcome.figures = f"each at steps {', '.join(map(str, CORRUPT_STEPS))}, on rank {ranks - 1} of {ranks}"
     return outcome
 
 
-def too_many_in_a_row(folder: Path, data: Path, ranks: int = 2) -> Outcome:
-    """Poison without end: the run stops, names the last good checkpoint, and goes on from it when the cause is gone."""
-    reference = straight(folder / "straight", data, ranks, **GUARD)
+def stop_after_skipped_steps(folder: Path, data: Path, ranks: int = 2) -> Outcome:
+    """Corrupt every step: the run stops and names the last checkpoint. It continues from it without the corruption."""
+    reference = train_uninterrupted(folder / "reference", data, ranks, **GUARD)
     run = runs.make(folder / "stopped", data, **GUARD)
-    spoilt = range(2 * EVERY + 5, STEPS)
-    poison = partial(harm.poison, "nan", "loss", spoilt, SEQUENCES // ranks // MICRO_BATCH, folder / "digests")
-    with Forked(run, folder / "output-0", ranks=ranks, harm=poison) as victim:
-        status, text = victim.wait(), victim.text()
-    wrong = [] if status == 2 else [f"exit status {status}"]
-    lines = [line for line in text.splitlines() if line.startswith("gpt2lab: ")]
-    kept = run.checkpoints / f"step_{2 * EVERY:08d}"
-    expected = ("steps in a row were skipped (guard.stop_after)", f"{kept} is kept")
-    if len(lines) != ranks or any(words not in line for line in lines for words in expected):
-        wrong.append(f"it says {lines}")
+    steps, micro_steps = range(2 * EVERY + 5, STEPS), SEQUENCES // ranks // MICRO_BATCH
+    fault = partial(injection.corrupt_steps, "nan", "loss", steps, micro_steps, folder / "digests")
+    with Forked(run, folder / "output-0", ranks=ranks, fault=fault) as processes:
+        status, text = processes.wait(), processes.text()
+    problems = [] if status == 2 else [f"exit status {status}"]
+    errors = [line for line in text.splitlines() if line.startswith("gpt2lab: ")]
+    expected = ("guard.stop_after", str(run.checkpoint(2 * EVERY)))
+    if len(errors) != ranks or any(words not in line for line in errors for words in expected):
+        problems.append(f"errors {errors}")
     if "Traceback" in text:
-        wrong.append("traceback")
-    with Forked(run, folder / "output-1", ranks=ranks) as again:
-        assert again.wait() == 0, again.text()
+        problems.append("traceback")
+    with Forked(run, folder / "output-1", ranks=ranks) as processes:
+        assert processes.wait() == 0, processes.text()
     outcome = Outcome()
-    outcome.trial("stopped", wrong + runs.differences(run, reference))
+    outcome.add("stopped", problems + runs.find_differences(run, reference))
     return outcome
 
 
-def _events(run: Run) -> list[dict]:
+def _read_events(run: Run) -> list[dict]:
     return [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
 
 
-def _by_rank(digests: Path, ranks: int) -> list[list[str]]:
-    """The digests of the weights after every update, a list for each rank."""
+def _read_digests(digests: Path, ranks: int) -> list[list[str]]:
+    """The digests of the weights after every update, one list for each rank."""
     lines = [json.loads(line) for line in digests.read_text().splitlines()]
     return [[line["sha256"] for line in lines if line["rank"] == rank] for rank in range(ranks)]

@@ -1,138 +1,160 @@
-"""SIGKILL at any moment: the run that is started again ends as the one that nobody touched."""
+"""SIGKILL at any moment: the run that is started again ends like the one that was not interrupted."""
 
 import itertools
 import os
 import random
 import re
 import signal
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from gpt2lab.training import checkpoint
-from tests.faults import harm, runs
+from tests.faults import injection, runs
 from tests.faults.outcome import Outcome
-from tests.faults.processes import Command, Forked, Victim
+from tests.faults.processes import Command, Forked, TrainingProcesses
 from tests.faults.runs import EVERY, Run
 
-KILLS_A_RUN = 10
-INTERVAL = 25  # steps from one checkpoint to the next: longer than one takes to write, as in any real run
+KILLS_PER_RUN = 10
+INTERVAL = 25  # steps between checkpoints: more than are trained while one is written, as in any real run
 
 
-def straight(folder: Path, data: Path, ranks: int = 1, **changes: object) -> Run:
-    """The run that nobody touches."""
+class Kill(NamedTuple):
+    """The last step in metrics.jsonl and the newest checkpoint after a kill, and the step that was resumed from."""
+
+    last_step: int
+    newest_checkpoint: int
+    resumed_from: int
+
+
+def train_uninterrupted(folder: Path, data: Path, ranks: int = 1, **changes: object) -> Run:
+    """Train a run that nothing interrupts: the reference."""
     run = runs.make(folder, data, **changes)
-    with Forked(run, folder / "output", ranks=ranks) as untouched:
-        assert untouched.wait() == 0, untouched.text()
+    with Forked(run, folder / "output", ranks=ranks) as processes:
+        assert processes.wait() == 0, processes.text()
     return run
 
 
-def random_kills(folder: Path, data: Path, count: int, ranks: int = 1, real: bool = False) -> Outcome:
-    """Kill `count` times, at steps drawn by lot, a quarter of them while a checkpoint is being written.
-
-    With several ranks a kill takes one of them or all. `real` victims are commands, those of several ranks under
-    torchrun: having lost one rank it goes on by itself (--max-restarts); killed altogether it is started anew.
-
-    The next process must go on from the newest checkpoint that is whole. That is the last one that was due, so at most
-    an interval of steps is repeated; or the one before it, if the kill came while the last was being written (a thread
-    does that while training goes on).
-    """
-    chance = random.Random(f"{ranks} {real}")
-    changes = {"train__max_steps": INTERVAL * (min(count, KILLS_A_RUN) + 2), "checkpoint__every": INTERVAL}
-    steps = changes["train__max_steps"]
-    reference = straight(folder / "straight", data, ranks, **changes)
-    outcome, costs = Outcome(), {True: [0], False: [0]}
-    attempts = itertools.count()
-    while outcome.tried < count:
-        name = f"killed-{next(attempts)}"
-        run = runs.make(folder / name, data, system__timeout=4, **changes)
-        targets = chance.sample(range(1, steps - INTERVAL), min(count - outcome.tried, KILLS_A_RUN))
-        deaths = _killed(run, sorted(targets), ranks, real, chance)
-        wrong = [*runs.differences(run, reference, steps), *(f"left {name}" for name in runs.leftovers(run))]
-        for last, newest, resumed in deaths:
-            begun = (last - 1) // INTERVAL * INTERVAL  # the last checkpoint that was certainly begun
-            costs[newest >= begun].append(last - resumed)
-            early = [] if resumed == newest >= begun - INTERVAL else [f"went on from step {resumed}"]
-            outcome.trial(f"{name}, killed at step {last} with checkpoint {newest}", [*wrong, *early])
-    outcome.figures = f"a checkpoint every {INTERVAL} steps; at most {max(costs[True])} steps repeated"
-    if during := len(costs[False]) - 1:
-        outcome.figures += ", but for those in the midst of a write"
-        outcome.short_of = f"{during} kills in the midst of a write: {max(costs[False])} steps repeated"
-    return outcome
-
-
-def _killed(run: Run, targets: list[int], ranks: int, real: bool, chance: random.Random) -> list[tuple[int, int, int]]:
-    """Train a run to its end through kills at `targets`. For each: the last step on record when all were dead, the
-    newest checkpoint then, and the step that the next process went on from.
-    """
-    goes_on = real and ranks > 1  # torchrun does, when it has lost a rank and not its own life
-
-    def start() -> Victim:
-        output = run.recipe.parent / f"output-{len(list(run.recipe.parent.glob('output-*')))}"
-        if real:
-            return Command(run, output, ranks=ranks, torchrun=("--max-restarts=100",))
-        return Forked(run, output, ranks=ranks)
-
-    left, began, victim, told = [], [], start(), 0
-    try:
-        for target in targets:
-            if not victim.wait_until(partial(_is_due, run, victim, told, target, chance.random() < 0.25)):
-                break  # it was faster than we
-            ranks_here = victim.pids()
-            everyone = len(ranks_here) == 1 or chance.random() < 0.5
-            if everyone:
-                victim.kill_all()
-            else:
-                os.kill(chance.choice(ranks_here), signal.SIGKILL)
-                if goes_on:
-                    victim.wait_until(partial(_are_gone, victim, ranks_here))
-                else:
-                    assert victim.wait() != 0, "a rank ended well without the other"
-            left.append((runs.last_step(run), runs.newest_step(run)))
-            began.append(_steps(victim.text()[told:])[0])
-            told = len(victim.text())
-            if everyone or not goes_on:
-                victim.kill_all()
-                victim, told = start(), 0
-        assert victim.wait() == 0, victim.text()
-        began.append(_steps(victim.text()[told:])[0])
-    finally:
-        victim.kill_all()
-    return [(last, newest, first - 1) for (last, newest), first in zip(left, began[1:], strict=True)]
-
-
-def _is_due(run: Run, victim: Victim, told: int, target: int, in_writing: bool) -> bool:
-    """Whether the victim trains, has come to `target`, and is writing a checkpoint if it should be."""
-    if not _steps(victim.text()[told:]) or runs.last_step(run) < target:
-        return False
-    return not in_writing or any(run.checkpoints.glob(".tmp-step_*"))
-
-
-def _are_gone(victim: Victim, pids: list[int]) -> bool:
-    return not set(pids) & set(victim.pids())
-
-
-def _steps(text: str) -> list[int]:
-    """The steps that a process says it took."""
+def find_steps(text: str) -> list[int]:
+    """The steps that a process printed."""
     return [int(step) for step in re.findall(r"^step +(\d+) \| loss", text, re.MULTILINE)]
 
 
-def kills_while_writing(folder: Path, data: Path, step: int) -> Outcome:
-    """Die at every point of the writing of one checkpoint. Only the newest one is kept, so that there is pruning."""
+def first_step(text: str) -> int | None:
+    """The first step that a process printed."""
+    return next(iter(find_steps(text)), None)
+
+
+def next_output(run: Run) -> Path:
+    """A new file for the output of the processes of a run."""
+    folder = run.recipe.parent
+    return folder / f"output-{len(list(folder.glob('output-*')))}"
+
+
+def kill_at_random_steps(folder: Path, data: Path, count: int, ranks: int = 1, real: bool = False) -> Outcome:
+    """Kill `count` times, at random steps, a quarter of them while a checkpoint is being written.
+
+    With several ranks a kill ends one of them or all. With `real` the processes are commands, and those of several
+    ranks run under torchrun: it restarts the ranks itself after one of them died (--max-restarts).
+
+    The next process must continue from the newest checkpoint that is complete. That is the last one that was due, so
+    at most an interval of steps is repeated; or the one before it, if the kill came while the last was being written
+    (a thread writes it while training continues).
+    """
+    rng = random.Random(f"{ranks} {real}")
+    steps = INTERVAL * (min(count, KILLS_PER_RUN) + 2)
+    changes = {"train__max_steps": steps, "checkpoint__every": INTERVAL}
+    reference = train_uninterrupted(folder / "reference", data, ranks, **changes)
+    outcome, repeated = Outcome(), {"complete": [0], "being written": [0]}
+    attempts = itertools.count()
+    while outcome.trials < count:
+        name = f"killed-{next(attempts)}"
+        run = runs.make(folder / name, data, system__timeout=4, **changes)
+        targets = sorted(rng.sample(range(1, steps - INTERVAL), min(count - outcome.trials, KILLS_PER_RUN)))
+        killed = _train_through_kills(run, targets, ranks, real, rng)
+        differences = runs.find_differences(run, reference, steps)
+        for last, newest, resumed in killed:
+            due = (last - 1) // INTERVAL * INTERVAL  # the writing of this checkpoint had begun
+            repeated["complete" if newest >= due else "being written"].append(last - resumed)
+            problems = [] if resumed == newest >= due - INTERVAL else [f"resumed from step {resumed}"]
+            outcome.add(f"{name}, killed at step {last} with checkpoint {newest}", [*differences, *problems])
+    outcome.figures = f"a checkpoint every {INTERVAL} steps; at most {max(repeated['complete'])} steps repeated"
+    if during_write := len(repeated["being written"]) - 1:
+        most = max(repeated["being written"])
+        outcome.figures += ", except after kills during a write"
+        kills = "kill" if during_write == 1 else "kills"
+        outcome.missed_bar = f"{during_write} {kills} during a write: {most} steps repeated"
+    return outcome
+
+
+def _train_through_kills(run: Run, targets: list[int], ranks: int, real: bool, rng: random.Random) -> list[Kill]:
+    """Train a run to its end, and kill it at the steps `targets`."""
+    restarts = real and ranks > 1  # torchrun restarts the ranks, unless it was killed itself
+
+    def start() -> TrainingProcesses:
+        if real:
+            return Command(run, next_output(run), ranks=ranks, torchrun=("--max-restarts=100",))
+        return Forked(run, next_output(run), ranks=ranks)
+
+    killed, first_steps, processes, seen = [], [], start(), 0  # seen: length of the output before the last restart
+    try:
+        for target in targets:
+            if not processes.wait_until(_is_due(run, processes, seen, target, rng.random() < 0.25)):
+                break  # the run ended first
+            pids = processes.pids()
+            kill_all = len(pids) == 1 or rng.random() < 0.5
+            if kill_all:
+                processes.kill_all()
+            else:
+                os.kill(rng.choice(pids), signal.SIGKILL)
+                if restarts:
+                    processes.wait_until(partial(_are_gone, processes, pids))
+                else:
+                    assert processes.wait() != 0, "a rank ended with exit status 0 after the other was killed"
+            killed.append((runs.last_step(run), runs.newest_step(run)))
+            first_steps.append(find_steps(processes.text()[seen:])[0])
+            seen = len(processes.text())
+            if kill_all or not restarts:
+                processes.kill_all()
+                processes, seen = start(), 0
+        assert processes.wait() == 0, processes.text()
+        first_steps.append(find_steps(processes.text()[seen:])[0])
+    finally:
+        processes.kill_all()
+    return [Kill(last, newest, first - 1) for (last, newest), first in zip(killed, first_steps[1:], strict=True)]
+
+
+def _is_due(run: Run, processes: TrainingProcesses, seen: int, target: int, while_writing: bool) -> Callable[[], bool]:
+    """A condition: steps are printed, `target` is reached and, if asked for, a checkpoint is being written."""
+
+    def is_due() -> bool:
+        if not find_steps(processes.text()[seen:]) or runs.last_step(run) < target:
+            return False
+        return not while_writing or any(run.checkpoints.glob(".tmp-step_*"))
+
+    return is_due
+
+
+def _are_gone(processes: TrainingProcesses, pids: list[int]) -> bool:
+    return not set(pids) & set(processes.pids())
+
+
+def kill_while_writing(folder: Path, data: Path, step: int) -> Outcome:
+    """Kill at every point of the writing of one checkpoint. Only the newest is kept, so that pruning takes place."""
     changes = {"checkpoint__keep_last": 1, "train__max_steps": step + EVERY}
-    reference = straight(folder / "straight", data, **changes)
+    reference = train_uninterrupted(folder / "reference", data, **changes)
     outcome = Outcome()
-    for point in harm.POINTS:
-        name = re.sub(r"\W+", "-", point)
-        run = runs.make(folder / name, data, **changes)
-        with Forked(run, folder / name / "output-0", harm=partial(harm.die_before_point, point, step)) as victim:
-            status = victim.wait()
-        wrong = [] if status < 0 else [f"it ended with {status} instead"]
-        there = step if point in ("after the rename, before pruning", "while pruning") else step - EVERY
-        found = checkpoint.newest_valid(run.checkpoints)
-        if (found.step if found else 0) != there:
-            wrong.append(f"the newest checkpoint is {found and found.step}, not {there}")
-        with Forked(run, folder / name / "output-1") as again:
-            assert again.wait() == 0, again.text()
-        wrong += runs.differences(run, reference, step + EVERY) + [f"left {one}" for one in runs.leftovers(run)]
-        outcome.trial(point, wrong)
+    for point in injection.POINTS:
+        run_folder = folder / re.sub(r"\W+", "-", point)
+        run = runs.make(run_folder, data, **changes)
+        fault = partial(injection.kill_self_at_point, point, step)
+        with Forked(run, run_folder / "output-0", fault=fault) as processes:
+            status = processes.wait()
+        problems = [] if status < 0 else [f"exit status {status}"]
+        expected = step if point in ("after the rename, before pruning", "while pruning") else step - EVERY
+        if (runs.newest_step(run), runs.newest_intact_step(run)) != (expected, expected):
+            problems.append(f"the newest checkpoint is {runs.newest_step(run)}, not an intact {expected}")
+        with Forked(run, run_folder / "output-1") as processes:
+            assert processes.wait() == 0, processes.text()
+        outcome.add(point, problems + runs.find_differences(run, reference, step + EVERY))
     return outcome

@@ -1,4 +1,4 @@
-"""What came of an experiment: how many trials, how many of them good, and what was wrong with the others."""
+"""The outcome of an experiment: how many trials, how many of them passed, and what was wrong with the others."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -6,23 +6,29 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Outcome:
-    """Filled by an experiment a trial at a time; `figures` is whatever else was measured, `short_of` what of the bar
-    was not reached although nothing is wrong."""
+    """Filled by an experiment, one trial at a time.
 
-    good: int = 0
-    wrong: list[str] = field(default_factory=list)
+    Args:
+        passed: how many trials had no problem.
+        problems: one line for every other trial.
+        figures: what else was measured.
+        missed_bar: the part of the bar that was not reached although no trial failed.
+    """
+
+    passed: int = 0
+    problems: list[str] = field(default_factory=list)
     figures: str = ""
-    short_of: str = ""
+    missed_bar: str = ""
 
     @property
-    def tried(self) -> int:
-        """All trials."""
-        return self.good + len(self.wrong)
+    def trials(self) -> int:
+        """The number of all trials."""
+        return self.passed + len(self.problems)
 
-    def trial(self, name: str, complaints: Iterable[str]) -> None:
-        """Count a trial: good without complaints."""
-        complaints = list(complaints)
-        if complaints:
-            self.wrong.append(f"{name}: {'; '.join(complaints)}")
+    def add(self, name: str, problems: Iterable[str]) -> None:
+        """Count a trial. It passed if there are no problems."""
+        problems = list(problems)
+        if problems:
+            self.problems.append(f"{name}: {'; '.join(problems)}")
         else:
-            self.good += 1
+            self.passed += 1

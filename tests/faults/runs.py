@@ -1,22 +1,24 @@
-"""A tiny run to do harm to: its recipe, how far it has come, and what makes two runs equal."""
+"""A tiny training run: its recipe and data, how far it has come, and the parts in which two runs must be equal."""
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from gpt2lab.config import Config
-from gpt2lab.model.resolve import list_checkpoints as checkpoints_in
+from gpt2lab.data.loader import Loader
+from gpt2lab.data.shards import open_split
+from gpt2lab.model import resolve
 
 STEPS = 60
-EVERY = 10  # steps from one checkpoint to the next
-SEQUENCES, MICRO_BATCH, BLOCK_SIZE = 12, 3, 16  # a step's sequences divide by 1, 2 and 3 ranks
+EVERY = 10  # steps between checkpoints
+SEQUENCES, MICRO_BATCH, BLOCK_SIZE = 12, 3, 16  # the sequences of a step divide by 1, 2 and 3 ranks
 
 
 class Run(NamedTuple):
-    """A run directory, and the recipe file that leads to it."""
+    """A run directory, and the recipe that writes to it."""
 
     recipe: Path
     path: Path
@@ -29,9 +31,12 @@ class Run(NamedTuple):
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step_{step:08d}"
+
 
 def make_data(folder: Path) -> Path:
-    """Shards as others write them, without a manifest: 20,000 train and 1,000 val tokens below 300."""
+    """Make third-party shards without a manifest: 20,000 train and 1,000 val tokens, all below 300."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name, length in (("train_000", 12_000), ("train_001", 8_000), ("val_000", 1_000)):
@@ -39,10 +44,16 @@ def make_data(folder: Path) -> Path:
     return folder
 
 
+def make_loader(data: Path) -> Loader:
+    """A loader of the train split with the settings of these runs."""
+    stream = open_split(data, "train")
+    return Loader(stream, block_size=BLOCK_SIZE, sequences_per_step=SEQUENCES, vocab_size=300, seed=1337)
+
+
 def make(folder: Path, data: Path, **changes: object) -> Run:
-    """Write the recipe of a run below `folder`. Changes by dotted name, `.` as `__`."""
+    """Write the recipe of a run to `folder`. Changes are settings with `__` for the dot."""
     values: dict[str, dict[str, object]] = {
-        "run": {"name": "tiny", "out_dir": str(folder / "runs")},
+        "run": {"name": "tiny", "out_dir": str(folder / "runs"), "seed": 1337},
         "model": {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": BLOCK_SIZE, "vocab_size": 300},
         "data": {"dir": str(data)},
         "train": {
@@ -59,15 +70,14 @@ def make(folder: Path, data: Path, **changes: object) -> Run:
     for name, value in changes.items():
         section, key = name.split("__")
         values.setdefault(section, {})[key] = value
-    config = Config.model_validate(values)
     folder.mkdir(parents=True, exist_ok=True)
     recipe = folder / "recipe.yaml"
-    recipe.write_text(config.to_yaml())
-    return Run(recipe, Path(config.run.out_dir) / str(config.run.name))
+    recipe.write_text(json.dumps(values, indent=2))  # JSON is YAML too
+    return Run(recipe, Path(str(values["run"]["out_dir"])) / str(values["run"]["name"]))
 
 
-def records(run: Run) -> list[dict[str, float]]:
-    """The whole lines of metrics.jsonl; a kill may have cut off the last one."""
+def read_records(run: Run) -> list[dict[str, float]]:
+    """The complete lines of metrics.jsonl. A kill may have cut off the last line."""
     if not run.metrics.exists():
         return []
     lines = run.metrics.read_bytes().split(b"\n")[:-1]
@@ -75,48 +85,64 @@ def records(run: Run) -> list[dict[str, float]]:
 
 
 def last_step(run: Run) -> int:
-    """The newest step on record, 0 without any."""
-    lines = records(run)
+    """The last step in metrics.jsonl, 0 without any."""
+    lines = read_records(run)
     return int(lines[-1]["step"]) if lines else 0
 
 
-def losses(run: Run) -> list[tuple[int, float]]:
-    """(step, train/loss) in the order of the record."""
-    return [(int(line["step"]), line["train/loss"]) for line in records(run) if "train/loss" in line]
+def has_reached(run: Run, step: int) -> Callable[[], bool]:
+    """A condition: `step` is in metrics.jsonl."""
+    return lambda: last_step(run) >= step
 
 
-def identity(run: Run, step: int = STEPS) -> dict[str, str]:
-    """What must be equal: sha256 of weights, optimizer, random state, and of the losses with every step once."""
-    taken = losses(run)
-    assert [s for s, _ in taken] == list(range(1, step + 1)), f"{run.metrics}: not every step once"
-    folder = run.checkpoints / f"step_{step:08d}"
+def has_saved(run: Run) -> Callable[[], bool]:
+    """A condition: the run has a checkpoint."""
+    return lambda: newest_step(run) >= EVERY
+
+
+def read_losses(run: Run) -> list[tuple[int, float]]:
+    """(step, train/loss) in the order of metrics.jsonl."""
+    return [(int(line["step"]), line["train/loss"]) for line in read_records(run) if "train/loss" in line]
+
+
+def compute_identity(run: Run, step: int = STEPS) -> dict[str, str]:
+    """The sha256 of all that must be equal: weights, optimizer, random state, guard, and the loss of every step."""
+    losses = read_losses(run)
+    assert [s for s, _ in losses] == list(range(1, step + 1)), f"{run.metrics}: not every step once"
+    folder = run.checkpoint(step)
     state = json.loads((folder / "state.json").read_text())
     parts = {
         "weights": (folder / "model.safetensors").read_bytes(),
         "optimizer": (folder / "optimizer.safetensors").read_bytes(),
         "rng": json.dumps(state["rng"], sort_keys=True).encode(),
         "guard": json.dumps(state["guard"]).encode(),
-        "losses": json.dumps(taken).encode(),
+        "losses": json.dumps(losses).encode(),
     }
     return {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
 
 
-def differences(run: Run, reference: Run, step: int = STEPS) -> list[str]:
-    """Which parts of two runs' identities differ."""
+def find_differences(run: Run, reference: Run, step: int = STEPS) -> list[str]:
+    """The parts in which two runs differ, and temporary files that the first one left."""
+    leftovers = [f"left {name}" for name in find_leftovers(run)]
     try:
-        ours = identity(run, step)
+        identity = compute_identity(run, step)
     except (AssertionError, OSError) as error:
-        return [str(error)]
-    theirs = identity(reference, step)
-    return [name for name in theirs if ours[name] != theirs[name]]
+        return [str(error), *leftovers]
+    expected = compute_identity(reference, step)
+    return [f"{name} differs" for name in expected if identity[name] != expected[name]] + leftovers
 
 
 def newest_step(run: Run) -> int:
-    """The newest checkpoint's step, 0 without any."""
-    present = checkpoints_in(run.checkpoints)
-    return present[-1][0] if present else 0
+    """The step of the newest checkpoint, 0 without any."""
+    checkpoints = resolve.list_checkpoints(run.checkpoints)
+    return checkpoints[-1][0] if checkpoints else 0
 
 
-def leftovers(run: Run) -> list[str]:
+def newest_intact_step(run: Run) -> int:
+    """The step of the newest checkpoint whose digests match, 0 without any."""
+    return (newest_step(run) and resolve.find_checkpoint(run.path).step) or 0
+
+
+def find_leftovers(run: Run) -> list[str]:
     """Temporary files and folders anywhere in the run directory."""
     return sorted(str(path.relative_to(run.path)) for path in run.path.rglob(".tmp-*"))

@@ -37,7 +37,9 @@ def test_the_table_of_memory_follows_the_formulas(size):
 @pytest.mark.parametrize(("checkpointing", "expected"), [(False, BLOCK), (True, CHECKPOINTED)])
 def test_bytes_that_a_block_keeps_for_its_backward_pass(monkeypatch, checkpointing, expected):
     """In bf16, counted by the tensors that autograd saves; statistics of attention and layer norm are below 1 byte."""
-    monkeypatch.setattr(ops, "is_blockwise_faster_for", lambda q: False)  # torch's attention keeps the same tensors as on a GPU
+    monkeypatch.setattr(
+        ops, "is_blockwise_faster_for", lambda q: False
+    )  # torch's attention keeps the same tensors as on a GPU
     tokens, channels = 320, 128
 
     def saved_bytes(layers: int) -> int:

@@ -96,6 +96,7 @@ def workers(recipe: str) -> Iterator[tuple[int, str]]:
             yield from ((int(folder.name), one[5:]) for one in environment if one.startswith("RANK="))
 
 
+@pytest.mark.slow
 def test_two_machines_train_like_one_with_two_processes_also_when_one_is_killed(
     token_folder, tmp_path, undisturbed, one_process_per_machine
 ):
@@ -120,6 +121,7 @@ def test_two_machines_train_like_one_with_two_processes_also_when_one_is_killed(
     assert same(tmp_path / "tiny", undisturbed)
 
 
+@pytest.mark.slow
 def test_a_slurm_job_that_is_stopped_saves_and_is_queued_again(
     token_folder, tmp_path, undisturbed, one_process_per_machine, monkeypatch
 ):

@@ -156,6 +156,7 @@ def test_values_that_are_not_finite_are_recorded(tmp_path):
     assert [point[:2] for point in scalars] == [("train/loss", step) for step in (1, 2, 3)]
 
 
+@pytest.mark.slow
 def test_after_a_kill_and_a_resume_all_trackers_have_every_step_once(token_folder, tmp_path):
     changes = {"train__max_steps": 120, "checkpoint__every": 16, "train__sample_every": 10, "train__eval_every": 20}
     changes |= {"tracking__tensorboard": True, "tracking__wandb": "offline", "tracking__trackio": True}

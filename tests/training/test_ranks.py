@@ -54,6 +54,7 @@ def test_sharded_ranks_train_like_one_process_and_write_an_ordinary_checkpoint(t
     assert_same_losses(tmp_path / "tiny", tmp_path / "alone" / "tiny", first_step=STEPS + 1)
 
 
+@pytest.mark.slow
 def test_out_of_memory_on_one_rank_halves_the_micro_batch_on_both(token_folder, tmp_path, finished_run):
     code = """
 import torch
@@ -74,6 +75,7 @@ GPT2.forward = hungry
 
 
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
+@pytest.mark.slow
 def test_a_lost_rank_is_named_and_all_processes_end(token_folder, tmp_path, how):
     code = f"""
 import signal

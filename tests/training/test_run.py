@@ -83,6 +83,7 @@ def test_a_run_resumes_exactly_from_any_step(token_folder, tmp_path, finished_ru
     assert records(tmp_path / "tiny", "samples.jsonl") == records(finished_run, "samples.jsonl")
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_resumed_by_the_same_command(token_folder, tmp_path):
     steps = 60
     changes = {"train__max_steps": steps, "checkpoint__every": 5, "train__sample_every": 0}

@@ -1,0 +1,51 @@
+"""The wheel: installed in an environment of its own, outside the checkout, it trains."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+
+
+def run(*command: str | Path, folder: Path) -> str:
+    """Run a command in a folder, without the checkout on its path; its standard output."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> Path:
+    """A virtual environment with the wheel. It finds the dependencies in the environment of the tests."""
+    folder = tmp_path_factory.mktemp("wheel")
+    run(*PIP, "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, REPOSITORY, folder=folder)
+    (wheel,) = folder.glob("gpt2lab-*.whl")
+    venv.create(folder / "venv")
+    python = folder / "venv" / "bin" / "python"
+    run(*PIP, "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel, folder=folder)
+    packages = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=folder).strip()
+    (Path(packages) / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    return folder / "venv"
+
+
+@pytest.mark.slow
+def test_the_wheel_contains_the_recipes(environment, tmp_path):
+    code = "import gpt2lab; from gpt2lab import config; print(gpt2lab.__file__, config.find_recipe('quickstart'))"
+    for file in run(environment / "bin" / "python", "-c", code, folder=tmp_path).split():
+        assert Path(file).is_relative_to(environment)
+        assert Path(file).exists()
+
+
+@pytest.mark.slow
+def test_the_wheel_trains(environment, tmp_path):
+    settings = {"max_steps": 10, "eval_every": 10, "eval_tokens": 1024, "sample_every": 0}
+    options = [*(f"--train.{name}={value}" for name, value in settings.items()), "--optimizer.warmup_steps=2"]
+    run(environment / "bin" / "gpt2lab", "train", *options, folder=tmp_path)
+    assert (tmp_path / "runs" / "quickstart" / "checkpoints" / "step_00000010" / "model.safetensors").exists()
