@@ -6,6 +6,8 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,15 @@ import pytest
 ALLOWED_SKIPS = ("no GPU", "no browser", "no shared data")
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 _refused_skips: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def _reset_logging() -> Iterator[None]:
+    """Undo `logs.configure`, which the command line calls."""
+    yield
+    logger = logging.getLogger("gpt2lab")
+    logger.handlers = []
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -85,7 +85,10 @@ def rendezvous(rank: int, world_size: int, timeout: float) -> Generation:
     """
     global _server
     agent_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = _server = _connect(timeout, host_it=rank == 0 and not agent_store)
+    hosts_store = rank == 0 and not agent_store
+    store = _connect(timeout, host_it=hosts_store)
+    if hosts_store:
+        _server = store
     process = RankProcess(os.getpid(), socket.gethostname(), _start_time(os.getpid()))
     joined = [f"joined/{other}" for other in range(world_size)]
     store.set(joined[rank], " ".join(map(str, process)))

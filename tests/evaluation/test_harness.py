@@ -15,6 +15,7 @@ from gpt2lab.errors import GPT2LabError
 from gpt2lab.evaluation import harness, hellaswag
 from gpt2lab.evaluation import run as evaluation_run
 from gpt2lab.evaluation.scoring import score
+from gpt2lab.options import EvaluateOptions
 from tests.evaluation.conftest import make_model, official_items, write_jsonl
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -138,7 +139,7 @@ def test_a_missing_package_names_the_extra(alone, monkeypatch):
     monkeypatch.delitem(sys.modules, "gpt2lab.evaluation.harness")
     monkeypatch.delattr(evaluation, "harness")
     with pytest.raises(GPT2LabError, match=r"lm_eval.*\[eval\]"):
-        evaluation_run.evaluate(evaluation_run.Options("any", tasks=("lm_eval:copa",)), alone)
+        evaluation_run.evaluate(EvaluateOptions("any", tasks=("lm_eval:copa",)), alone)
 
 
 @pytest.mark.slow

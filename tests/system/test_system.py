@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 
 import pytest
@@ -80,7 +81,7 @@ def join(rank: int, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
-def start_two_ranks(target, *arguments) -> list[BaseProcess]:
+def start_two_ranks(target, *arguments) -> Sequence[BaseProcess]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -238,7 +238,7 @@ def test_text_that_utf_8_cannot_encode_is_replaced(make_run):
         (["{tmp}/a", "--out", "{tmp}/a/config.yaml/page.html"], "{tmp}/a/config.yaml/page.html"),
         (["{tmp}/a", "--price-per-hour", "nan"], "'nan'"),
         (["{tmp}/a", "--price-per-hour", "-1"], "'-1'"),
-        ([], "RUN"),
+        ([], "runs"),
     ],
 )
 def test_errors_are_one_line_and_name_the_path_or_option(make_run, tmp_path, capsys, arguments, named):
