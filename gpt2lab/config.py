@@ -67,7 +67,7 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**62)] = 1337
     """Seed of the initial weights, the data order and the samples."""
     resume: str = "auto"
-    """auto: the newest valid checkpoint of this run, if any; never: refuse an existing run; or a checkpoint's path."""
+    """auto: the newest valid checkpoint of this run, if any; never: error if the run exists; or a checkpoint's path."""
 
 
 class GPT2Config(Section):
@@ -76,11 +76,11 @@ class GPT2Config(Section):
     size: Literal["124M", "medium", "large", "xl"] | None = "124M"
     """124M, medium, large or xl (or gpt2, gpt2-medium, …): sets n_layer, n_head and n_embd."""
     n_layer: PositiveInt = 12
-    """Number of transformer blocks; by default that of the size."""
+    """Number of transformer blocks; default: by model.size."""
     n_head: PositiveInt = 12
-    """Attention heads per block; by default that of the size."""
+    """Attention heads per block; default: by model.size."""
     n_embd: PositiveInt = 768
-    """Channels of the residual stream, divisible by n_head; by default that of the size."""
+    """Channels of the residual stream, divisible by n_head; default: by model.size."""
     block_size: PositiveInt = 1024
     """Context window in tokens."""
     vocab_size: Annotated[int, Field(ge=1, le=65536)] = GPT2_VOCAB_SIZE
@@ -116,7 +116,7 @@ class DataConfig(Section):
     source: Literal["stdlib", "tinyshakespeare", "fineweb-edu"] = "stdlib"
     """stdlib (Python's own texts) and tinyshakespeare are prepared by training; fineweb-edu by `gpt2lab prepare`."""
     dir: str | None = None
-    """Directory of the shards; null: data/NAME by source."""
+    """Directory of the token shards; null: the default directory of data.source, such as data/stdlib."""
     mirror: str | None = None
     """Directory to read downloads from instead of the network."""
 
@@ -129,27 +129,27 @@ class TrainConfig(Section):
     total_batch_size: PositiveInt = 524288
     """Tokens per optimizer step, over all devices and micro-steps."""
     micro_batch_size: PositiveInt | Literal["auto"] = "auto"
-    """Sequences per device and forward pass; auto: the largest number that divides a device's share and fits."""
+    """Sequences per device and forward pass; auto: the largest divisor of a device's sequences that fits in memory."""
     eval_every: NonNegativeInt = 250
     """Steps between measurements of the validation loss, also before the first and after the last; 0: never."""
     eval_tokens: PositiveInt = 10_485_760
-    """Validation tokens that the loss is measured on: always the first ones of the split."""
+    """Number of validation tokens for the validation loss, from the beginning of the split."""
     hellaswag_every: NonNegativeInt = 0
     """Steps between measurements of HellaSwag accuracy, also before the first and after the last; 0: never."""
     hellaswag_limit: NonNegativeInt = 0
-    """Number of HellaSwag items, always the same of its 10,042; 0: all."""
+    """Number of HellaSwag items, a fixed random subset of the 10,042; 0: all."""
     sample_every: NonNegativeInt = 250
     """Steps between text samples, also before the first and after the last; 0: never."""
     sample_prompt: Annotated[str, Field(min_length=1)] = "Hello this is AI model,"
     """Prompt of the samples."""
     sample_count: PositiveInt = 4
-    """Number of samples each time."""
+    """Number of samples per measurement."""
     sample_tokens: PositiveInt = 32
     """New tokens per sample."""
     sample_top_k: PositiveInt = 50
-    """Sample from this many most likely tokens."""
+    """Sample only from this number of most likely tokens."""
     overfit_batch: bool = False
-    """Train on the first batch only: the loss of a correct model goes to zero."""
+    """Train on the first batch only, to test the training code: the loss should approach zero."""
 
 
 class OptimizerConfig(Section):
@@ -193,16 +193,16 @@ class GuardConfig(Section):
     """Skip a step whose loss or gradient norm is more than this many standard deviations above the mean of the
     last guard.window steps; 0: off."""
     window: Annotated[int, Field(ge=4)] = 128
-    """Steps in the mean and standard deviation of spike_sigma; nothing is skipped before half of them."""
+    """Number of steps in the mean and standard deviation of spike_sigma, which applies after half of them."""
     stop_after: PositiveInt = 10
-    """Consecutive skipped steps that end the run."""
+    """Number of consecutive skipped steps after which the run stops."""
 
 
 class TrackingConfig(Section):
     """Where metrics are shown and logged."""
 
     log_every: PositiveInt = 1
-    """Steps per printed line; metrics.jsonl has every step."""
+    """Steps between printed lines; metrics.jsonl has every step."""
     price_per_hour: NonNegative = 0.0
     """Price of all machines of the run per hour, for the cost in the report; 0: not shown."""
     tensorboard: bool = False
@@ -231,7 +231,7 @@ class SystemConfig(Section):
     start_timeout: Positive = 300.0
     """Seconds within which all processes must have started."""
     timeout: Positive = 600.0
-    """Seconds that a process waits for another; the message names a process that has died or was stopped."""
+    """Seconds that a process waits for another one before it exits with an error."""
 
 
 class BatchPlan(NamedTuple):

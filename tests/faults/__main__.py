@@ -26,20 +26,20 @@ PREFACE = """\
 
     make faults
 
-{machine}; one thread a process; commit `{commit}`.
+{machine}; one thread per process; commit `{commit}`.
 
-The experiments interrupt and damage a tiny training run ([tests/faults](../../tests/faults)), then start it again with
-the same command. "Equal" means: the sha256 of weights, optimizer, random state and guard are those of an uninterrupted
-run, and so are the losses in metrics.jsonl, with every step once. Kills and signals are placed by the steps seen in
-metrics.jsonl. Most processes are forked from one that has torch imported; rows that name torchrun or `gpt2lab train`
-use real commands. The tests contain a short form of most rows. The cost of a checkpoint for the training loop:
-[checkpoint.md](checkpoint.md).
+The experiments interrupt or damage a tiny training run ([tests/faults](../../tests/faults)), then start it again with
+the same command. "Equal" means that the sha256 of weights, optimizer state, random state and guard state are those of
+an uninterrupted run, and that `metrics.jsonl` has the same losses, with every step once. The time of a kill or signal
+is determined by the steps in `metrics.jsonl`. Most processes are forked from one that has imported torch; rows that
+mention torchrun or `gpt2lab train` use real commands. The test suite contains a short form of most rows. The cost of a
+checkpoint for the training loop: [checkpoint.md](checkpoint.md).
 
-A checkpoint is written while training continues. After a kill during the write, training resumes from the checkpoint
-before it, and repeats one interval and the steps trained during the write. A quarter of the kills are placed there. A
-step takes a few milliseconds here, so a write takes as long as several steps.
+A checkpoint is written while training continues. After a kill during the write, training resumes from the previous
+checkpoint, and repeats one interval and the steps that were trained during the write. A quarter of the kills are during
+a write. A step takes a few milliseconds here, so a write takes as long as several steps.
 
-| experiment | bar | figure | verdict | s |
+| experiment | requirement | measured | result | s |
 |---|---|---|---|---:|
 """
 

@@ -38,12 +38,12 @@ STOP_OR_KILL = (("stop", 0), ("stop", 1), ("kill", 0), ("kill", 1))
 
 EXPERIMENTS = {
     "kills": Experiment(
-        "SIGKILL at 40 random steps, 1 rank: equal, at most an interval repeated",
+        "SIGKILL at 40 random steps, 1 rank: equal, at most one checkpoint interval repeated",
         partial(kills.kill_at_random_steps, count=40),
         partial(kills.kill_at_random_steps, count=5),
     ),
     "kills-command": Experiment(
-        "10 more, `gpt2lab train`",
+        "10 more, with `gpt2lab train`: the same",
         partial(kills.kill_at_random_steps, count=10, real=True),
         None,
     ),
@@ -53,38 +53,40 @@ EXPERIMENTS = {
         partial(kills.kill_at_random_steps, count=3, ranks=2),
     ),
     "kills-torchrun": Experiment(
-        "20 more, torchrun with --max-restarts",
+        "20 more, with torchrun and --max-restarts: the same",
         partial(kills.kill_at_random_steps, count=20, ranks=2, real=True),
         None,
     ),
     "writing": Experiment(
-        f"SIGKILL at each of {len(injection.POINTS)} points of a checkpoint's writing: equal",
+        f"SIGKILL at each of {len(injection.POINTS)} points of the write of a checkpoint: equal",
         partial(kills.kill_while_writing, step=2 * EVERY),
         partial(kills.kill_while_writing, step=2 * EVERY),
     ),
     "bits": Experiment(
-        "200 random bits of a checkpoint flipped, one at a time: found, the one before used",
+        "200 random bits of a checkpoint flipped, one at a time: detected, the previous checkpoint used",
         partial(damage.flip_random_bits, count=200, commands=5),
         partial(damage.flip_random_bits, count=200, commands=1),
     ),
-    "bits-of-digests": Experiment("every single bit of SHA256SUMS: the same", damage.flip_every_bit_of_digests, None),
+    "bits-of-digests": Experiment(
+        "every bit of SHA256SUMS flipped, one at a time: the same", damage.flip_every_bit_of_digests, None
+    ),
     "elastic": Experiment(
-        "2, 1, 3 ranks and another micro batch each within a run: every step's sequences, loss within 1e-4",
+        "a run with 2, then 1, then 3 ranks and other micro batches: the same sequences per step, loss within 1e-4",
         elastic.change_ranks,
         elastic.change_ranks,
     ),
     "gradients": Experiment(
-        "first gradients of 2 ranks and of 1 that accumulates, float64: within 1e-12",
+        "gradients of the first step, 2 ranks and 1 rank that accumulates, float64: equal within 1e-12",
         elastic.compare_first_gradients,
         elastic.compare_first_gradients,
     ),
     "agents": Experiment(
-        "two torchrun agents (`launch/torchrun_multinode.sh`): equal to one with 2 ranks",
+        "two torchrun agents (`launch/torchrun_multinode.sh`): equal to one agent with 2 ranks",
         agents.run_two_agents,
         None,  # tests/launch has it
     ),
     "disk": Experiment(
-        "full disk at 5 points of a run (RLIMIT_FSIZE), 1 rank: error, the checkpoint before intact, no temporary file",
+        "full disk at 5 points of a run (RLIMIT_FSIZE), 1 rank: error, previous checkpoint intact, no temporary file",
         disk.fill_disk,
         disk.fill_disk,
     ),
@@ -107,38 +109,38 @@ EXPERIMENTS = {
         partial(signals.interrupt, count=1, ranks=2, real=True, signals=(signal.SIGTERM,)),
     ),
     "second-signals": Experiment(
-        "a second signal ends a step that hangs: within 2 s",
+        "a second signal during a step that hangs: exit within 2 s",
         partial(signals.send_second_signal, limit=2),
         partial(signals.send_second_signal, limit=GENEROUS_LIMIT),
     ),
     "guard": Experiment(
-        "NaN, inf and a spike, in loss or gradient of 1 rank of 2, at 5 steps: skipped on both, logged",
+        "NaN, inf and a spike, in the loss or gradient of 1 of 2 ranks, at 5 steps: skipped on both, logged",
         guard.skip_steps,
         partial(guard.skip_steps, corruptions=(("nan", "loss"), ("inf", "gradient"), ("spike", "loss"))),
     ),
     "guard-alone": Experiment("the same, 1 rank", partial(guard.skip_steps, ranks=1), None),
     "guard-stops": Experiment(
-        "too many in a row: stops, names the last intact checkpoint, continues equal",
+        "too many skipped steps in a row: stops, names the last intact checkpoint, equal after resume",
         guard.stop_after_skipped_steps,
         guard.stop_after_skipped_steps,
     ),
     "lost": Experiment(
-        "one of 2 ranks stopped or killed: all gone within timeout + 10 s, and the lost rank is named",
+        "one of 2 ranks suspended or killed: all exit within timeout + 10 s and report the lost rank",
         partial(lost_ranks.lose_ranks, torchrun=False, cases=STOP_OR_KILL, grace=10),
         partial(lost_ranks.lose_ranks, torchrun=False, cases=(("stop", 0), ("kill", 1)), grace=GENEROUS_LIMIT),
     ),
     "lost-torchrun": Experiment(
-        "the same under torchrun; and torchrun itself killed",
+        "the same with torchrun; also torchrun itself killed",
         partial(lost_ranks.lose_ranks, torchrun=True, cases=(*STOP_OR_KILL, ("kill", -1)), grace=10),
         partial(lost_ranks.lose_ranks, torchrun=True, cases=(("stop", 1),), grace=GENEROUS_LIMIT),
     ),
     "bad-input": Experiment(
-        "60 or more bad inputs, 10 of them to real commands: one line that names file or key, exit status 2",
+        "60 or more invalid inputs, 10 of them to real commands: a one-line error with the file or key, exit status 2",
         bad_input.bad_inputs,
         None,  # test_bad_input.py has it
     ),
     "canaries": Experiment(
-        "files that would act if trusted: refused, no side effect",
+        "files that would run code if they were trusted: refused, no side effect",
         untrusted_files.refuse_untrusted_files,
         untrusted_files.refuse_untrusted_files,
     ),
