@@ -34,11 +34,9 @@ from gpt2lab.data.shards import is_ready, open_split
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import flops
 from gpt2lab.model.gpt2 import GPT2
-from gpt2lab.system import attention, distributed
-from gpt2lab.system import device as devices
+from gpt2lab.system import attention
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
-from gpt2lab.tracking import trackers
 from gpt2lab.tracking.metrics import Console, JsonLines, Sink
 from gpt2lab.tracking.trackers import Trackers
 from gpt2lab.training import memory, optimizer
@@ -50,37 +48,6 @@ from gpt2lab.training.run_directory import RunDirectory
 from gpt2lab.training.state import TrainState
 
 logger = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def start_ranks(system: SystemConfig) -> Generator[DistContext, None, None]:
-    """Join the other processes of a distributed run, and prepare the device.
-
-    Args:
-        system: the device and how long to wait for other processes.
-
-    Yields:
-        This process's rank and device.
-    """
-    timeouts = {"start_timeout": system.start_timeout, "timeout": system.timeout}
-    with distributed.start(system.device, **timeouts) as dist:
-        if dist.device.type == "cpu":
-            devices.keep_freed_memory()
-        yield dist
-
-
-def check_trackers(tracking: TrackingConfig, directory: RunDirectory) -> None:
-    """Check that the packages of the trackers are installed. A resumed run does without those that are not.
-
-    Args:
-        tracking: which trackers are used.
-        directory: of the run.
-
-    Raises:
-        GPT2LabError: a package is missing, and the run is new.
-    """
-    if not directory.dist.on_main(directory.metrics.exists):
-        directory.dist.on_main(lambda: trackers.check_installed(tracking))
 
 
 def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchPlan, dist: DistContext) -> TrainingData:
@@ -100,15 +67,10 @@ def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchP
         GPT2LabError: the data is missing or damaged, or does not fit the model.
     """
     folder = Path(data.dir or catalogue.DEFAULT_DIRS[data.source])
-
-    def prepare_shards() -> None:
-        if not is_ready(folder):
-            made = prepare.prepare(data.source, folder, mirror=data.mirror)
-            logger.info(
-                f"prepared {folder}: {made.documents:,} documents, {made.tokens:,} tokens in {made.seconds:.1f} s"
-            )
-
-    dist.on_main(prepare_shards)
+    if not dist.on_main(lambda: is_ready(folder)):
+        result = dist.on_main(lambda: prepare.prepare(data.source, folder, mirror=data.mirror))
+        counts = f"{result.documents:,} documents, {result.tokens:,} tokens"
+        logger.info(f"prepared {folder}: {counts} in {result.seconds:.1f} s")
     train, val = open_split(folder, "train"), open_split(folder, "val")
     loader = Loader(
         train,

@@ -26,9 +26,9 @@ from torch import Tensor
 from gpt2lab import disk, files
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import huggingface, resolve, weight_files
+from gpt2lab.model import huggingface, weight_files
 from gpt2lab.model.gpt2 import GPT2
-from gpt2lab.model.resolve import list_checkpoints as list_checkpoints
+from gpt2lab.model.resolve import list_checkpoints
 from gpt2lab.system import device as devices
 from gpt2lab.system import distributed
 from gpt2lab.training import optimizer as optimizers
@@ -192,21 +192,6 @@ def read(path: Path) -> Checkpoint:
     if not isinstance(fingerprint.get("settings"), dict) or "data" not in fingerprint:
         raise GPT2LabError(f"{path}: state.json lacks the settings or the data of its run; it was changed by hand")
     return Checkpoint(path, state)
-
-
-def newest_valid(folder: Path) -> Checkpoint | None:
-    """Read the newest intact checkpoint; a damaged one that is skipped is logged as a warning.
-
-    Args:
-        folder: the `checkpoints` folder of a run.
-
-    Returns:
-        The checkpoint; None if there are none.
-
-    Raises:
-        GPT2LabError: there are checkpoints, and all are damaged.
-    """
-    return resolve.newest_valid(folder, read)
 
 
 def prune(folder: Path, newest: int, keep_last: int, keep_every: int, keep_best: bool = False) -> None:

@@ -11,6 +11,7 @@ import torch
 from gpt2lab.config import CheckpointConfig, GuardConfig, RunConfig
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.model.resolve import list_checkpoints, newest_valid
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.training import checkpoint
 from gpt2lab.training import optimizer as optimizers
@@ -70,7 +71,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_read(folder, c
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
     (folder / "step_00000002" / "state.json").unlink()
-    found = checkpoint.newest_valid(folder)
+    found = newest_valid(folder, checkpoint.read)
     assert found is not None
     assert found.step == 1
     warnings = [record.getMessage() for record in caplog.records]
@@ -79,11 +80,11 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_read(folder, c
 
 
 def test_only_damaged_checkpoints_are_an_error_and_no_checkpoints_are_not(folder, tmp_path):
-    assert checkpoint.newest_valid(tmp_path / "empty") is None
+    assert newest_valid(tmp_path / "empty", checkpoint.read) is None
     for path in folder.glob("step_*"):
         (path / "config.json").write_text("{}")
     with pytest.raises(GPT2LabError, match="no checkpoint is intact"):
-        checkpoint.newest_valid(folder)
+        newest_valid(folder, checkpoint.read)
 
 
 def test_pruning_keeps_the_newest_and_multiples_of_keep_every(tmp_path):
@@ -91,7 +92,7 @@ def test_pruning_keeps_the_newest_and_multiples_of_keep_every(tmp_path):
         (tmp_path / f"step_{step:08d}").mkdir()
     (tmp_path / "step_00000050").mkdir()  # a damaged one, later than the newest
     checkpoint.prune(tmp_path, newest=10, keep_last=2, keep_every=4)
-    assert [step for step, _ in checkpoint.list_checkpoints(tmp_path)] == [4, 8, 9, 10, 50]
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [4, 8, 9, 10, 50]
 
 
 def test_too_little_space_is_refused_before_anything_is_written(tmp_path, monkeypatch):
@@ -114,9 +115,9 @@ def test_pruning_keeps_the_intact_checkpoint_with_the_lowest_validation_loss(tmp
         checkpoint.write(tmp_path, taken(step, model, adamw, val_loss=loss))
     (tmp_path / "step_00000003" / "state.json").write_text("{")
     checkpoint.prune(tmp_path, newest=6, keep_last=1, keep_every=0, keep_best=True)
-    assert [step for step, _ in checkpoint.list_checkpoints(tmp_path)] == [2, 6]
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [2, 6]
     checkpoint.prune(tmp_path, newest=6, keep_last=1, keep_every=0)
-    assert [step for step, _ in checkpoint.list_checkpoints(tmp_path)] == [6]
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [6]
 
 
 def checkpointer_for(model, optimizer, folder) -> AsyncCheckpointer:
