@@ -60,10 +60,8 @@ def choose(name: str, local_rank: int = 0) -> torch.device:
 
 def synchronize(device: torch.device) -> None:
     """Wait until all work queued on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def release_memory(device: torch.device) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from torch import Tensor
+
 from gpt2lab import files
 from gpt2lab.config import CheckpointConfig
 from gpt2lab.errors import GPT2LabError
@@ -39,7 +41,8 @@ class AsyncCheckpointer:
         report: LiveReport,
     ):
         self._directory, self._config, self._state, self._fingerprint = directory, config, state, fingerprint
-        self._report, self._dist, self._snapshots = report, directory.dist, checkpoint.SnapshotBuffers()
+        self._report, self._dist = report, directory.dist
+        self._buffers: dict[str, Tensor] = {}  # of one snapshot: the next is taken when this one is written
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
@@ -75,8 +78,8 @@ class AsyncCheckpointer:
         self.wait()
         details = {"fingerprint": self._fingerprint, "val_loss": values.get("val/loss"), **self._state.state_dict()}
         if self._dist.is_main or self._state.sharded:
-            model, optimizer = self._state.model, self._state.optimizer
-            snapshot = self._snapshots.copy(step, model, optimizer, details, keep=self._dist.is_main)
+            model, optimizer, buffers = self._state.model, self._state.optimizer, self._buffers
+            snapshot = checkpoint.copy_state(step, model, optimizer, details, buffers if self._dist.is_main else None)
             if snapshot is not None:
                 self._writing = self._thread.submit(self._write, snapshot)
 

@@ -4,14 +4,12 @@ data ─▶ TrainingData      model, optimizer, guard ─▶ TrainState      tra
 tracking ─▶ sinks         all of these ─▶ Trainer (run.py)
 """
 
-import contextlib
 import importlib.util
 import logging
 import random
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -177,33 +175,26 @@ def wrap_for_training(
     def wrap() -> nn.Module:
         return plain if state.sharded else dist.wrap(plain)
 
-    def try_size(size: int) -> None:
-        model.try_micro_step(size, plain.config.block_size)
-
-    def fit(size: int) -> None:
-        model.micro_batch_size = memory.find_micro_batch_size(try_size, size, sequences, reserve, dist)
-
-    model = TrainingModel(plain, wrap, plan.micro_batch_size, state.sharded, dist, precision)
+    size, block_size = plan.micro_batch_size, plain.config.block_size
+    model = TrainingModel(plain, wrap, size, block_size, state.sharded, dist, precision)
     if cuda and not state.sharded:  # no rank can run a sharded model alone
-        auto = train.micro_batch_size == "auto"
-        fit(memory.estimate_micro_batch_size(try_size, sequences, reserve, dist) if auto else plan.micro_batch_size)
+        if train.micro_batch_size == "auto":
+            size = memory.estimate_micro_batch_size(model, sequences, reserve)
+        model.micro_batch_size = memory.find_micro_batch_size(model, size, sequences, reserve)
     model.module = wrapped = wrap()
     can_compile = cuda and importlib.util.find_spec("triton") is not None
     if system.compile == "on" or (system.compile == "auto" and can_compile):
         model.module, model.wrap = torch.compile(wrapped), lambda: torch.compile(wrap())  # type: ignore[assignment, return-value]
         try:
-            fit(model.micro_batch_size)
+            model.micro_batch_size = memory.find_micro_batch_size(model, model.micro_batch_size, sequences, reserve)
         except memory.MicroStepError as error:
             logger.info("torch.compile does not work here, so the model is not compiled (%s)", error)
             model.module, model.wrap = wrapped, wrap
     return model
 
 
-@contextlib.contextmanager
-def fastest_attention(
-    model: GPT2Config, plan: BatchPlan, dist: DistContext, precision: Precision
-) -> Generator[dict[str, Any], None, None]:
-    """Measure torch's attention kernels on the GPU, and prefer the fastest one inside the context on all ranks.
+def measure_attention(model: GPT2Config, plan: BatchPlan, dist: DistContext, precision: Precision) -> dict[str, float]:
+    """Measure torch's attention kernels on the GPU of rank 0.
 
     Args:
         model: number and size of heads, block size.
@@ -211,47 +202,39 @@ def fastest_attention(
         dist: device and ranks.
         precision: of the operands.
 
-    Yields:
-        `attention_seconds` by kernel, the fastest first, for environment.json; empty without a CUDA device.
+    Returns:
+        Seconds by name of the kernel, the fastest first; empty without a CUDA device.
     """
     if dist.device.type != "cuda":
-        yield {}
-        return
+        return {}
     sequences = min(plan.micro_batch_size, 16)  # enough to use the whole GPU
     shape = (sequences, model.n_head, model.block_size, model.n_embd // model.n_head)
     seconds = dist.on_main(lambda: attention.measure(shape, precision.dtype, dist.device))
     logger.info("attention: %s a layer", ", ".join(f"{name} {1e3 * s:.2f} ms" for name, s in seconds.items()))
-    with attention.preferring(list(seconds)):
-        yield {"attention_seconds": seconds}
+    return seconds
 
 
-@contextlib.contextmanager
 def open_sinks(
     tracking: TrackingConfig,
     train: TrainConfig,
     directory: RunDirectory,
     start: Checkpoint | None,
     extra_sinks: Sequence[Sink],
-) -> Generator[list[Sink], None, None]:
-    """Open the sinks that receive the values of each step, on rank 0.
+) -> list[Sink]:
+    """Open the sinks that receive the values of each step.
 
     Args:
         tracking: which trackers are used, and how often the console prints.
         train: the number of steps.
         directory: holds metrics.jsonl.
         start: the checkpoint that the run resumes from.
-        extra_sinks: more sinks, closed with the others.
+        extra_sinks: more sinks, which come last.
 
-    Yields:
-        The sinks; none on other ranks.
+    Returns:
+        The sinks; none on other ranks than rank 0.
     """
-    with contextlib.ExitStack() as stack:
-        sinks: list[Sink] = []
-        if directory.dist.is_main:
-            first_step, recorded = (start.step, start.recorded) if start else (0, None)
-            console = Console(train.max_steps, first_step, tracking.log_every, terminal=sys.stdout.isatty())
-            record = JsonLines(directory.metrics)
-            sinks = [record, console, Trackers(tracking, directory.path, recorded), *extra_sinks]
-        for sink in sinks:
-            stack.callback(sink.close)
-        yield sinks
+    if not directory.dist.is_main:
+        return []
+    first_step, recorded = (start.step, start.recorded) if start else (0, None)
+    console = Console(train.max_steps, first_step, tracking.log_every, terminal=sys.stdout.isatty())
+    return [JsonLines(directory.metrics), console, Trackers(tracking, directory.path, recorded), *extra_sinks]

@@ -1,5 +1,6 @@
-"""AdamW, gradient clipping, optimizer steps that can be skipped, and the optimizer's state as named tensors."""
+"""AdamW, its learning rate, gradient clipping, steps that can be skipped, and the state of AdamW by name."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -13,7 +14,7 @@ _STATE = ("exp_avg", "exp_avg_sq", "step")
 
 
 def build(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Build AdamW, in one fused kernel if the device has it.
+    """Build AdamW, which updates all parameters in one fused kernel.
 
     Tensors of two or more dimensions (matrices, embeddings) decay; biases and layer norms do not, as is common in
     reproductions of GPT-2.
@@ -30,11 +31,25 @@ def build(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    settings = {"lr": config.max_lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
-    try:
-        return torch.optim.AdamW(groups, fused=True, **settings)  # type: ignore[arg-type]
-    except RuntimeError:  # this device has no fused kernel
-        return torch.optim.AdamW(groups, **settings)  # type: ignore[arg-type]
+    return torch.optim.AdamW(groups, lr=config.max_lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+
+
+def learning_rate(step: int, max_steps: int, config: OptimizerConfig) -> float:
+    """Linear warm-up, then half a cosine from `max_lr` to `min_lr`, as in the GPT-3 paper (appendix B).
+
+    Args:
+        step: the optimizer step about to be taken, counted from 1.
+        max_steps: the step that has `min_lr`.
+        config: the step `warmup_steps` has `max_lr`, the first has `max_lr / warmup_steps`.
+
+    Returns:
+        The learning rate of the step.
+    """
+    if step <= config.warmup_steps:
+        return config.max_lr * step / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return config.min_lr + cosine * (config.max_lr - config.min_lr)
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:

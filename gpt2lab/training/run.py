@@ -16,8 +16,8 @@ import torch
 from gpt2lab.config import Config
 from gpt2lab.errors import GPT2LabError, RunStoppedError
 from gpt2lab.model import flops
+from gpt2lab.system import attention, distributed
 from gpt2lab.system import device as devices
-from gpt2lab.system import distributed
 from gpt2lab.system import precision as precisions
 from gpt2lab.system.signals import StopSignals
 from gpt2lab.tracking import trackers
@@ -63,22 +63,24 @@ def run(config: Config, extra_sinks: Sequence[Sink] = ()) -> None:
         start = dist.on_main(directory.find_checkpoint)
         changed = changed_settings(start, config, data.digest) if start else {}
         if start and start.step >= config.train.max_steps:
-            logger.info(
-                f"{directory.path} is finished: step {start.step} of {config.train.max_steps}. "
-                "To train longer, raise --train.max_steps; to start again, give another --run.name."
-            )
+            advice = "To train longer, raise --train.max_steps; to start again, give another --run.name."
+            logger.info(f"{directory.path} is finished: step {start.step} of {config.train.max_steps}. {advice}")
             return
 
         build.seed_generators(config.run)
         state = build.build_state(config.model, config.optimizer, config.guard, system, start, dist, precision)
-        attention = stack.enter_context(build.fastest_attention(config.model, plan, dist, precision))
+        attention_seconds = build.measure_attention(config.model, plan, dist, precision)
+        stack.enter_context(attention.preferring(attention_seconds))
         model = build.wrap_for_training(state, config.train, system, plan, dist, precision)
         log_summary(config, state, data, model)
-        facts = {"parameters": flops.parameters(config.model), "data": data.describe(), **attention}
+        facts = {"parameters": flops.parameters(config.model), "data": data.describe()}
+        facts |= {"attention_seconds": attention_seconds} if attention_seconds else {}
         directory.prepare(config, start, changed, facts)
 
         report, fingerprint = LiveReport(directory), {"data": data.digest, "settings": config.flat()}
-        sinks = stack.enter_context(build.open_sinks(config.tracking, config.train, directory, start, extra_sinks))
+        sinks = build.open_sinks(config.tracking, config.train, directory, start, extra_sinks)
+        for sink in sinks:
+            stack.callback(sink.close)
         checkpointer = stack.enter_context(AsyncCheckpointer(config.checkpoint, directory, state, fingerprint, report))
         signals = stack.enter_context(StopSignals())
         trainer = Trainer(
@@ -90,10 +92,9 @@ def run(config: Config, extra_sinks: Sequence[Sink] = ()) -> None:
         report.finish()
         if stop:
             raise RunStoppedError(stop, f"stopped by {signal.Signals(stop).name}: {directory.resume_hint()}")
-        logger.info(
-            f"done in {time.perf_counter() - began:.0f} s. Open {directory.path}/report.html in a browser; "
-            f"gpt2lab sample --model-checkpoint {directory.path} continues a prompt."
-        )
+        hint = f"gpt2lab sample --model-checkpoint {directory.path} continues a prompt"
+        seconds = time.perf_counter() - began
+        logger.info(f"done in {seconds:.0f} s. Open {directory.path}/report.html in a browser; {hint}.")
 
 
 @contextlib.contextmanager
