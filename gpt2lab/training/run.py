@@ -27,7 +27,6 @@ from gpt2lab.training.async_checkpointer import AsyncCheckpointer
 from gpt2lab.training.batches import TrainingData
 from gpt2lab.training.evaluators import build_evaluators
 from gpt2lab.training.guard import GuardError
-from gpt2lab.training.live_report import LiveReport
 from gpt2lab.training.memory import TrainingModel
 from gpt2lab.training.run_directory import RunDirectory, changed_settings
 from gpt2lab.training.state import TrainState
@@ -77,11 +76,11 @@ def run(config: Config, extra_sinks: Sequence[Sink] = ()) -> None:
         facts |= {"attention_seconds": attention_seconds} if attention_seconds else {}
         directory.prepare(config, start, changed, facts)
 
-        report, fingerprint = LiveReport(directory), {"data": data.digest, "settings": config.flat()}
         sinks = build.open_sinks(config.tracking, config.train, directory, start, extra_sinks)
         for sink in sinks:
             stack.callback(sink.close)
-        checkpointer = stack.enter_context(AsyncCheckpointer(config.checkpoint, directory, state, fingerprint, report))
+        fingerprint = {"data": data.digest, "settings": config.flat()}
+        checkpointer = stack.enter_context(AsyncCheckpointer(config.checkpoint, directory, state, fingerprint))
         signals = stack.enter_context(StopSignals())
         trainer = Trainer(
             config.train, config.optimizer, state, model, data, evaluators, checkpointer, signals, directory, sinks
@@ -89,7 +88,7 @@ def run(config: Config, extra_sinks: Sequence[Sink] = ()) -> None:
         with translate_errors(trainer):
             stop = trainer.run(start.step if start else 0)
             checkpointer.wait()
-        report.finish()
+        checkpointer.report.finish()
         if stop:
             raise RunStoppedError(stop, f"stopped by {signal.Signals(stop).name}: {directory.resume_hint()}")
         hint = f"gpt2lab sample --model-checkpoint {directory.path} continues a prompt"

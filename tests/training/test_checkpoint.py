@@ -17,7 +17,6 @@ from gpt2lab.training import checkpoint
 from gpt2lab.training import optimizer as optimizers
 from gpt2lab.training.async_checkpointer import AsyncCheckpointer
 from gpt2lab.training.guard import Guard
-from gpt2lab.training.live_report import LiveReport
 from gpt2lab.training.run_directory import RunDirectory
 from gpt2lab.training.state import TrainState
 from tests.training.test_optimizer import TINY, stepped
@@ -125,8 +124,7 @@ def checkpointer_for(model, optimizer, folder) -> AsyncCheckpointer:
     directory.checkpoints.mkdir(parents=True)
     directory.metrics.touch()
     state = TrainState(model, optimizer, Guard(GuardConfig()), torch.amp.GradScaler("cpu", enabled=False))
-    fingerprint = {"data": "d", "settings": {}}
-    return AsyncCheckpointer(CheckpointConfig(), directory, state, fingerprint, LiveReport(directory))
+    return AsyncCheckpointer(CheckpointConfig(), directory, state, {"data": "d", "settings": {}})
 
 
 def test_a_checkpoint_holds_the_weights_of_its_step_while_training_goes_on(tmp_path, monkeypatch):
