@@ -64,7 +64,7 @@ ALLOWED = {
     "training.live_report": {"tracking.report", "training.run_directory"},
     "training.checkpoint": {"disk", "files", "model", "system", "training.optimizer"},
     "training.optimizer": {"system"},
-    "training": set(),  # guard
+    "training": set(),  # schedule, guard
     "evaluation.run": {"options", "evaluation", "model", "generation", "data", "system", "files"},
     "evaluation.loss": {"data.shards", "data.tokenizer", "model.gpt2", "system"},
     "evaluation.baselines": set(),

@@ -7,7 +7,7 @@ of flash attention on a Hopper GPU; on other GPUs it is the other way round. A m
 import contextlib
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -55,13 +55,13 @@ def measure(
 
 
 @contextlib.contextmanager
-def preferring(names: Iterable[str]) -> Iterator[None]:
+def preferring(names: Sequence[str]) -> Iterator[None]:
     """Make torch use the first of these kernels that supports a case, and the remaining ones if none does.
 
     Args:
-        names: of kernels, as `measure` returns them; without any, torch chooses.
+        names: of kernels, as `measure` returns them.
     """
     order = [SDPBackend.__members__[name] for name in names]
-    rest = [kernel for kernel in (*KERNELS, SDPBackend.MATH) if kernel not in order]
-    with sdpa_kernel(order + rest, set_priority=True) if order else contextlib.nullcontext():
+    order += [kernel for kernel in (*KERNELS, SDPBackend.MATH) if kernel not in order]
+    with sdpa_kernel(order, set_priority=True):
         yield

@@ -4,12 +4,14 @@ data ─▶ TrainingData      model, optimizer, guard ─▶ TrainState      tra
 tracking ─▶ sinks         all of these ─▶ Trainer (run.py)
 """
 
+import contextlib
 import importlib.util
 import logging
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -193,8 +195,11 @@ def wrap_for_training(
     return model
 
 
-def measure_attention(model: GPT2Config, plan: BatchPlan, dist: DistContext, precision: Precision) -> dict[str, float]:
-    """Measure torch's attention kernels on the GPU of rank 0.
+@contextlib.contextmanager
+def fastest_attention(
+    model: GPT2Config, plan: BatchPlan, dist: DistContext, precision: Precision
+) -> Iterator[dict[str, Any]]:
+    """Measure torch's attention kernels on the GPU, and prefer the fastest one inside the context on all ranks.
 
     Args:
         model: number and size of heads, block size.
@@ -202,16 +207,18 @@ def measure_attention(model: GPT2Config, plan: BatchPlan, dist: DistContext, pre
         dist: device and ranks.
         precision: of the operands.
 
-    Returns:
-        Seconds by name of the kernel, the fastest first; empty without a CUDA device.
+    Yields:
+        `attention_seconds` by kernel, the fastest first, for environment.json; empty without a CUDA device.
     """
     if dist.device.type != "cuda":
-        return {}
+        yield {}
+        return
     sequences = min(plan.micro_batch_size, 16)  # enough to use the whole GPU
     shape = (sequences, model.n_head, model.block_size, model.n_embd // model.n_head)
     seconds = dist.on_main(lambda: attention.measure(shape, precision.dtype, dist.device))
     logger.info("attention: %s a layer", ", ".join(f"{name} {1e3 * s:.2f} ms" for name, s in seconds.items()))
-    return seconds
+    with attention.preferring(list(seconds)):
+        yield {"attention_seconds": seconds}
 
 
 def open_sinks(

@@ -1,6 +1,5 @@
-"""AdamW, its learning rate, gradient clipping, steps that can be skipped, and the state of AdamW by name."""
+"""AdamW, gradient clipping, optimizer steps that can be skipped, and the optimizer's state as named tensors."""
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -32,24 +31,6 @@ def build(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.max_lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
-
-
-def learning_rate(step: int, max_steps: int, config: OptimizerConfig) -> float:
-    """Linear warm-up, then half a cosine from `max_lr` to `min_lr`, as in the GPT-3 paper (appendix B).
-
-    Args:
-        step: the optimizer step about to be taken, counted from 1.
-        max_steps: the step that has `min_lr`.
-        config: the step `warmup_steps` has `max_lr`, the first has `max_lr / warmup_steps`.
-
-    Returns:
-        The learning rate of the step.
-    """
-    if step <= config.warmup_steps:
-        return config.max_lr * step / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-    return config.min_lr + cosine * (config.max_lr - config.min_lr)
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:

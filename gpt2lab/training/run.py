@@ -16,8 +16,8 @@ import torch
 from gpt2lab.config import Config
 from gpt2lab.errors import GPT2LabError, RunStoppedError
 from gpt2lab.model import flops
-from gpt2lab.system import attention, distributed
 from gpt2lab.system import device as devices
+from gpt2lab.system import distributed
 from gpt2lab.system import precision as precisions
 from gpt2lab.system.signals import StopSignals
 from gpt2lab.tracking import trackers
@@ -58,6 +58,7 @@ def run(config: Config, extra_sinks: Sequence[Sink] = ()) -> None:
             dist.on_main(lambda: trackers.check_installed(config.tracking))
         evaluators = build_evaluators(config.train, config.model, config.run, data, directory, plan, dist, precision)
 
+        # Lock the run directory, and find the checkpoint to resume from.
         stack.enter_context(directory.locked())
         start = dist.on_main(directory.find_checkpoint)
         changed = changed_settings(start, config, data.digest) if start else {}
@@ -66,16 +67,16 @@ def run(config: Config, extra_sinks: Sequence[Sink] = ()) -> None:
             logger.info(f"{directory.path} is finished: step {start.step} of {config.train.max_steps}. {advice}")
             return
 
+        # Build the model and its optimizer, or restore them, and find the micro batch that fits into memory.
         build.seed_generators(config.run)
         state = build.build_state(config.model, config.optimizer, config.guard, system, start, dist, precision)
-        attention_seconds = build.measure_attention(config.model, plan, dist, precision)
-        stack.enter_context(attention.preferring(attention_seconds))
+        attention = stack.enter_context(build.fastest_attention(config.model, plan, dist, precision))
         model = build.wrap_for_training(state, config.train, system, plan, dist, precision)
         log_summary(config, state, data, model)
-        facts = {"parameters": flops.parameters(config.model), "data": data.describe()}
-        facts |= {"attention_seconds": attention_seconds} if attention_seconds else {}
+        facts = {"parameters": flops.parameters(config.model), "data": data.describe(), **attention}
         directory.prepare(config, start, changed, facts)
 
+        # Train, save checkpoints and draw the report.
         sinks = build.open_sinks(config.tracking, config.train, directory, start, extra_sinks)
         for sink in sinks:
             stack.callback(sink.close)

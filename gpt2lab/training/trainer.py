@@ -22,8 +22,9 @@ from gpt2lab.training.async_checkpointer import AsyncCheckpointer
 from gpt2lab.training.batches import TrainingData
 from gpt2lab.training.guard import GuardError
 from gpt2lab.training.memory import OutOfMemoryRecovery, TrainingModel
-from gpt2lab.training.optimizer import clip_gradients, learning_rate, step_unless
+from gpt2lab.training.optimizer import clip_gradients, step_unless
 from gpt2lab.training.run_directory import RunDirectory
+from gpt2lab.training.schedule import learning_rate
 from gpt2lab.training.state import TrainState
 
 logger = logging.getLogger(__name__)

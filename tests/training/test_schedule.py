@@ -3,7 +3,7 @@
 import pytest
 
 from gpt2lab.config import OptimizerConfig
-from gpt2lab.training.optimizer import learning_rate
+from gpt2lab.training.schedule import learning_rate
 
 CONFIG = OptimizerConfig(max_lr=6e-4, min_lr=6e-5, warmup_steps=715)
 

@@ -1,0 +1,23 @@
+"""The learning rate as a function of the step."""
+
+import math
+
+from gpt2lab.config import OptimizerConfig
+
+
+def learning_rate(step: int, max_steps: int, config: OptimizerConfig) -> float:
+    """Linear warm-up, then half a cosine from `max_lr` to `min_lr`, as in the GPT-3 paper (appendix B).
+
+    Args:
+        step: the optimizer step about to be taken, counted from 1.
+        max_steps: the step that has `min_lr`.
+        config: the step `warmup_steps` has `max_lr`, the first has `max_lr / warmup_steps`.
+
+    Returns:
+        The learning rate of the step.
+    """
+    if step <= config.warmup_steps:
+        return config.max_lr * step / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return config.min_lr + cosine * (config.max_lr - config.min_lr)
