@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab import __version__, files
-from gpt2lab.config import RENAMED_SETTINGS, Config, RunConfig, load
+from gpt2lab.config import RENAMED_SETTINGS, Config, GPT2Config, RunConfig, load
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import resolve
 from gpt2lab.system.device import describe
@@ -30,12 +30,7 @@ logger = logging.getLogger(__name__)
 RESUME_MUTABLE = "train.max_steps"  # may change, and changes the learning rate of the steps to come
 # Must be those of the checkpoint: with another value a run would train something else.
 RESUME_FROZEN = (
-    "model.n_layer",
-    "model.n_head",
-    "model.n_embd",
-    "model.block_size",
-    "model.vocab_size",
-    "model.tie_word_embeddings",
+    *(f"model.{field}" for field in GPT2Config.model_fields if field != "size"),  # sets others of them
     "train.total_batch_size",
     "train.overfit_batch",
     "run.seed",
