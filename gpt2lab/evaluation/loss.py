@@ -43,23 +43,14 @@ def validation_loss(
         The loss in nats per token and in bits per byte, the same on every rank.
     """
     block_size = model.config.block_size
-    loss = mean_loss(
-        model,
-        data.gather,
-        sequences=sequences,
-        block_size=block_size,
-        batch_size=batch_size,
-        dist=dist,
-        precision=precision,
-    )
-    size = target_bytes(tokenizer, data.gather, sequences=sequences, block_size=block_size)
+    loss = mean_loss(model, data.gather, sequences, block_size, batch_size, dist, precision)
+    size = target_bytes(tokenizer, data.gather, sequences, block_size)
     return loss, bits_per_byte(loss, sequences * block_size, size)
 
 
 def mean_loss(
     model: nn.Module,
     gather: Callable[[np.ndarray, int], np.ndarray],
-    *,
     sequences: int,
     block_size: int,
     batch_size: int,
@@ -93,7 +84,7 @@ def mean_loss(
 
 
 def target_bytes(
-    tokenizer: Tokenizer, gather: Callable[[np.ndarray, int], np.ndarray], *, sequences: int, block_size: int
+    tokenizer: Tokenizer, gather: Callable[[np.ndarray, int], np.ndarray], sequences: int, block_size: int
 ) -> int:
     """Length of the text behind the targets of `mean_loss`. <|endoftext|> and padding ids count as 0 bytes.
 
