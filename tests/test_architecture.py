@@ -62,7 +62,7 @@ ALLOWED = {
         "training.state",
     },
     "training.live_report": {"tracking.report", "training.run_directory"},
-    "training.checkpoint": {"disk", "files", "model", "system", "training.optimizer"},
+    "training.checkpoint": {"disk", "files", "model", "system", "training.optimizer", "training.state"},
     "training.optimizer": {"system"},
     "training": set(),  # schedule, guard
     "evaluation.run": {"options", "evaluation", "model", "generation", "data", "system", "files"},

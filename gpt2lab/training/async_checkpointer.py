@@ -70,10 +70,10 @@ class AsyncCheckpointer:
             GPT2LabError: the write before this one failed.
         """
         self.wait()
-        details = {"fingerprint": self._fingerprint, "val_loss": values.get("val/loss"), **self._state.state_dict()}
+        details = {"fingerprint": self._fingerprint, "val_loss": values.get("val/loss")}
         if self._dist.is_main or self._state.sharded:
-            model, optimizer, buffers = self._state.model, self._state.optimizer, self._buffers
-            snapshot = checkpoint.copy_state(step, model, optimizer, details, buffers if self._dist.is_main else None)
+            buffers = self._buffers if self._dist.is_main else None
+            snapshot = checkpoint.copy_state(step, self._state, details, buffers)
             if snapshot is not None:
                 self._writing = self._thread.submit(self._write, snapshot)
 

@@ -33,6 +33,7 @@ from gpt2lab.model.resolve import list_checkpoints
 from gpt2lab.system import device as devices
 from gpt2lab.system import distributed
 from gpt2lab.training import optimizer as optimizers
+from gpt2lab.training.state import TrainState
 
 FORMAT = 1
 FILES = (huggingface.CONFIG, huggingface.WEIGHTS, "optimizer.safetensors", "state.json")
@@ -101,27 +102,22 @@ class Snapshot(NamedTuple):
 
 
 def copy_state(
-    step: int,
-    model: GPT2,
-    optimizer: torch.optim.Optimizer,
-    state: Mapping[str, Any],
-    buffers: dict[str, Tensor] | None,
+    step: int, state: TrainState, details: Mapping[str, Any], buffers: dict[str, Tensor] | None
 ) -> Snapshot | None:
-    """Copy weights and optimizer state to the CPU. If the model is sharded, all ranks must call this.
+    """Copy a training state to the CPU. If the model is sharded, all ranks must call this.
 
     Args:
         step: optimizer steps taken.
-        model: the plain model, which may be sharded.
-        optimizer: of the model's parameters.
-        state: more keys of `state.json`.
+        state: what is copied.
+        details: more keys of `state.json`.
         buffers: tensors that the snapshot is copied into, by name; empty at first, and reused by later calls. None on
             ranks that only contribute their part of a sharded model.
 
     Returns:
         The snapshot, or None without buffers.
     """
-    device = next(model.parameters()).device
-    parameters, moments = dict(model.named_parameters()), optimizers.state_tensors(model, optimizer)
+    model, device = state.model, next(state.model.parameters()).device
+    parameters, moments = dict(model.named_parameters()), optimizers.state_tensors(model, state.optimizer)
     for name, tensor in (parameters | moments).items():
         full = distributed.full_tensor(tensor.detach())
         if buffers is not None:
@@ -135,8 +131,8 @@ def copy_state(
     weights = {name: buffers[name] for name in parameters}
     if model.config.tie_word_embeddings:
         weights["lm_head.weight"] = weights["transformer.wte.weight"]
-    details = {"format": FORMAT, "step": step, "rng": _get_rng(device), **state}
-    return Snapshot(step, model.config, weights, {name: buffers[name] for name in moments}, details)
+    values = {"format": FORMAT, "step": step, "rng": _get_rng(device), **details, **state.state_dict()}
+    return Snapshot(step, model.config, weights, {name: buffers[name] for name in moments}, values)
 
 
 def write(folder: Path, snapshot: Snapshot) -> Path:

@@ -30,9 +30,13 @@ def folder(tmp_path):
     return tmp_path
 
 
+def state_of(model, optimizer) -> TrainState:
+    return TrainState(model, optimizer, Guard(GuardConfig()), torch.amp.GradScaler("cpu", enabled=False))
+
+
 def taken(step, model, adamw, **state) -> checkpoint.Snapshot:
     details = {"fingerprint": {"data": "d", "settings": {}}} | state
-    snapshot = checkpoint.copy_state(step, model, adamw, details, buffers={})
+    snapshot = checkpoint.copy_state(step, state_of(model, adamw), details, buffers={})
     assert snapshot is not None
     return snapshot
 
@@ -123,8 +127,7 @@ def checkpointer_for(model, optimizer, folder) -> AsyncCheckpointer:
     directory = RunDirectory(RunConfig(name="tiny", out_dir=str(folder)), dist)
     directory.checkpoints.mkdir(parents=True)
     directory.metrics.touch()
-    state = TrainState(model, optimizer, Guard(GuardConfig()), torch.amp.GradScaler("cpu", enabled=False))
-    return AsyncCheckpointer(CheckpointConfig(), directory, state, {"data": "d", "settings": {}})
+    return AsyncCheckpointer(CheckpointConfig(), directory, state_of(model, optimizer), {"data": "d", "settings": {}})
 
 
 def test_a_checkpoint_holds_the_weights_of_its_step_while_training_goes_on(tmp_path, monkeypatch):
