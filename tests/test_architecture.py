@@ -37,7 +37,7 @@ ALLOWED = {
     "app.run": {"app", "model", "generation", "data.tokenizer", "options", "system"},
     "app": {"app", "model", "generation", "data.tokenizer", "tracking.records"},
     "sample": {"model", "generation", "data.tokenizer", "options", "system"},
-    "training.run": {"training", "model.flops", "tracking.metrics", "system"},
+    "training.run": {"training", "model.flops", "tracking", "system"},
     "training.build": {"training", "data", "model", "tracking", "system"},
     "training.evaluators": {
         "training.batches",
@@ -53,7 +53,7 @@ ALLOWED = {
     "training.memory": {"system", "training.run_directory"},
     "training.state": {"model", "system", "training.guard"},
     "training.batches": {"data"},
-    "training.run_directory": {"files", "system", "tracking.metrics", "training.checkpoint"},
+    "training.run_directory": {"files", "model.resolve", "system", "tracking.metrics", "training.checkpoint"},
     "training.async_checkpointer": {
         "files",
         "training.checkpoint",
@@ -61,18 +61,12 @@ ALLOWED = {
         "training.run_directory",
         "training.state",
     },
-    "training.summary": {
-        "training.batches",
-        "training.checkpoint",
-        "training.memory",
-        "training.run_directory",
-        "training.state",
-    },
     "training.live_report": {"tracking.report", "training.run_directory"},
-    "training.checkpoint": {"disk", "files", "model", "system", "training.optimizer"},
+    "training.checkpoint": {"disk", "files", "model", "system", "training.optimizer", "training.state"},
     "training.optimizer": {"system"},
     "training": set(),  # schedule, guard
     "evaluation.run": {"options", "evaluation", "model", "generation", "data", "system", "files"},
+    "evaluation.loss": {"data.shards", "data.tokenizer", "model.gpt2", "system"},
     "evaluation.baselines": set(),
     "evaluation.jsonl": set(),
     "evaluation": {"evaluation", "model", "generation", "data.tokenizer", "system", "resources", "files"},

@@ -12,15 +12,45 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from gpt2lab.data.shards import TokenStream
 from gpt2lab.data.tokenizer import EOT, Tokenizer
+from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
+
+
+def validation_loss(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    data: TokenStream,
+    sequences: int,
+    batch_size: int,
+    dist: DistContext,
+    precision: Precision,
+) -> tuple[float, float]:
+    """Loss over the first sequences of a validation split.
+
+    Args:
+        model: in eval mode; its block size is the length of a sequence.
+        tokenizer: GPT-2's.
+        data: the validation split.
+        sequences: number of sequences, as `fixed_sequences` counts them.
+        batch_size: sequences of a forward pass; changes speed and memory only.
+        dist: the ranks that share the sequences.
+        precision: of the matrix products.
+
+    Returns:
+        The loss in nats per token and in bits per byte, the same on every rank.
+    """
+    block_size = model.config.block_size
+    loss = mean_loss(model, data.gather, sequences, block_size, batch_size, dist, precision)
+    size = target_bytes(tokenizer, data.gather, sequences, block_size)
+    return loss, bits_per_byte(loss, sequences * block_size, size)
 
 
 def mean_loss(
     model: nn.Module,
     gather: Callable[[np.ndarray, int], np.ndarray],
-    *,
     sequences: int,
     block_size: int,
     batch_size: int,
@@ -54,7 +84,7 @@ def mean_loss(
 
 
 def target_bytes(
-    tokenizer: Tokenizer, gather: Callable[[np.ndarray, int], np.ndarray], *, sequences: int, block_size: int
+    tokenizer: Tokenizer, gather: Callable[[np.ndarray, int], np.ndarray], sequences: int, block_size: int
 ) -> int:
     """Length of the text behind the targets of `mean_loss`. <|endoftext|> and padding ids count as 0 bytes.
 

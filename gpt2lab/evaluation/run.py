@@ -29,7 +29,6 @@ from gpt2lab.model import resolve
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.model.resolve import ResolvedCheckpoint
 from gpt2lab.options import EvaluateOptions
-from gpt2lab.system import device as devices
 from gpt2lab.system import distributed
 from gpt2lab.system import precision as precisions
 from gpt2lab.system.distributed import DistContext
@@ -88,8 +87,6 @@ def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
     evaluations = {name: _load(tokenizer, name, options, dist) for name in own_tasks}
     val_data = _open_validation_data(options, settings)
 
-    if dist.device.type == "cpu":
-        devices.keep_freed_memory()
     precision = precisions.choose(options.precision, dist.device)
     model = GPT2.from_pretrained(checkpoint).to(dist.device).eval()
     parameters = model.num_parameters()
@@ -192,18 +189,9 @@ def _measure_loss(
     block_size = model.config.block_size
     sequences = fixed_sequences(data, block_size, tokens)
     batch_tokens = batch_tokens or scoring.BATCH_TOKENS[dist.device.type] // 4  # here the head runs at all positions
-    value = loss.mean_loss(
-        model,
-        data.gather,
-        sequences=sequences,
-        block_size=block_size,
-        batch_size=max(1, batch_tokens // block_size),
-        dist=dist,
-        precision=precision,
-    )
-    size = loss.target_bytes(tokenizer, data.gather, sequences=sequences, block_size=block_size)
-    measured = sequences * block_size
-    return {"val_loss": value, "bits_per_byte": loss.bits_per_byte(value, measured, size), "val_tokens": measured}
+    batch_size = max(1, batch_tokens // block_size)
+    value, bits = loss.validation_loss(model, tokenizer, data, sequences, batch_size, dist, precision)
+    return {"val_loss": value, "bits_per_byte": bits, "val_tokens": sequences * block_size}
 
 
 def _write(checkpoint: ResolvedCheckpoint, run_folder: Path, result: dict[str, Any]) -> None:

@@ -1,12 +1,12 @@
 """The device that a process computes on: selection, memory, peak FLOP/s and description."""
 
+import contextlib
 import ctypes
 import os
 import platform
 import re
 import resource
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,8 @@ def choose(name: str, local_rank: int = 0) -> torch.device:
 
 def synchronize(device: torch.device) -> None:
     """Wait until all work queued on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def release_memory(device: torch.device) -> None:
@@ -89,7 +87,8 @@ def keep_freed_memory() -> None:
     logits of each micro-step.
     """
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    _mallopt({mmap_max: 0, trim_threshold: 2**31 - 1})
+    _mallopt(mmap_max, 0)
+    _mallopt(trim_threshold, 2**31 - 1)
 
 
 def share_one_heap() -> None:
@@ -99,16 +98,12 @@ def share_one_heap() -> None:
     threads then grows for hours (docs/results/app.md).
     """
     arena_max = -8  # M_ARENA_MAX of malloc.h
-    _mallopt({arena_max: 1})
+    _mallopt(arena_max, 1)
 
 
-def _mallopt(settings: Mapping[int, int]) -> None:
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    for parameter, value in settings.items():
-        mallopt(parameter, value)
+def _mallopt(parameter: int, value: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def micro_batch_tokens(device: torch.device) -> int:

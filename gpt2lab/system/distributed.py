@@ -39,14 +39,12 @@ class DistContext:
         rank: of this process, from 0.
         world_size: number of ranks.
         device: where this rank computes.
-        host_group: for numbers in host memory; None: the default group.
         heartbeat: detects lost ranks; None with a single process.
     """
 
     rank: int
     world_size: int
     device: torch.device
-    host_group: dist.ProcessGroup | None = None
     heartbeat: Heartbeat | None = None
 
     @property
@@ -106,7 +104,7 @@ class DistContext:
         if self.world_size == 1:
             return value
         tensor = torch.tensor(value)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.host_group)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)
 
     def on_main(self, work: Callable[[], T]) -> T:
@@ -123,7 +121,7 @@ class DistContext:
                 result_and_error[0] = work()
             except (GPT2LabError, OSError) as error:
                 result_and_error[1] = str(error)
-        dist.broadcast_object_list(result_and_error, device=self.device if self.device.type == "cuda" else None)
+        dist.broadcast_object_list(result_and_error, device=torch.device("cpu"))
         result, message = result_and_error
         if message is not None:
             raise GPT2LabError(message)
@@ -152,7 +150,7 @@ def shard_like(parameter: Tensor, tensor: Tensor) -> Tensor:
 def start(device_name: str, *, start_timeout: float = START_TIMEOUT, timeout: float = TIMEOUT) -> Iterator[DistContext]:
     """Join the ranks that torchrun's environment variables describe, and leave them at the end of the `with` block.
 
-    NCCL between CUDA devices, gloo otherwise. Without the variables it is a single process.
+    NCCL for tensors on CUDA devices, gloo for others. Without the variables it is a single process.
 
     Args:
         device_name: `system.device`: auto, cpu, cuda or mps.
@@ -167,18 +165,19 @@ def start(device_name: str, *, start_timeout: float = START_TIMEOUT, timeout: fl
     if rank >= world_size:
         raise GPT2LabError(f"RANK is {rank}, but WORLD_SIZE is {world_size}: ranks count from 0; start with torchrun")
     device = devices.choose(device_name, local_rank)
+    if device.type == "cpu":
+        devices.keep_freed_memory()
     if world_size == 1:
         yield DistContext(rank=0, world_size=1, device=device)
         return
     generation = rendezvous(rank, world_size, start_timeout)
-    backend, wait = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=timeout)
-    store = generation.connect("group", start_timeout)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    store, wait = generation.connect("group", start_timeout), timedelta(seconds=timeout)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=wait)
-    host_group = dist.new_group(backend="gloo", timeout=wait) if backend == "nccl" else None
     heartbeat = Heartbeat(generation, rank, min(timeout, SILENCE))
     try:
         with heartbeat.running():
-            yield DistContext(rank, world_size, device, host_group, heartbeat)
+            yield DistContext(rank, world_size, device, heartbeat)
     finally:
         # The group's destructor holds the GIL while it waits for gloo's threads, which need the GIL to free their last
         # tensors (pytorch issue 56297). The pause lets them do so before.

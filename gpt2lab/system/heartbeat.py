@@ -36,10 +36,9 @@ class Heartbeat:
         self._store = generation.connect("beat", timeout)
         self._stop = threading.Event()
         self._last_value = _FAILED
-        self._reset_clocks()
 
     @contextlib.contextmanager
-    def running(self) -> Iterator["Heartbeat"]:
+    def running(self) -> Iterator[None]:
         """Count and watch inside the `with` block.
 
         Raises:
@@ -50,7 +49,7 @@ class Heartbeat:
         for thread in threads:
             thread.start()
         try:
-            yield self
+            yield
             self._last_value = _FINISHED
         except RunStoppedError:
             self._last_value = _FINISHED

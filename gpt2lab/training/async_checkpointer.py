@@ -7,8 +7,10 @@ Training waits for the copy, and, if the write before it is not finished yet, fo
 
 import concurrent.futures
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from torch import Tensor
 
 from gpt2lab import files
 from gpt2lab.config import CheckpointConfig
@@ -27,21 +29,16 @@ class AsyncCheckpointer:
         directory: of the run.
         state: what is saved.
         fingerprint: data and settings of the run, for `state.json`.
-        report: refreshed after each checkpoint.
     """
 
     def __init__(
-        self,
-        config: CheckpointConfig,
-        directory: RunDirectory,
-        state: TrainState,
-        fingerprint: Mapping[str, Any],
-        report: LiveReport,
+        self, config: CheckpointConfig, directory: RunDirectory, state: TrainState, fingerprint: Mapping[str, Any]
     ):
         self._directory, self._config, self._state, self._fingerprint = directory, config, state, fingerprint
-        self._report, self._dist, self._snapshots = report, directory.dist, checkpoint.SnapshotBuffers()
+        self._dist, self.report = directory.dist, LiveReport(directory)
+        self._buffers: dict[str, Tensor] = {}  # of one snapshot: the next is taken when this one is written
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._writing: Future[None] | None = None
+        self._writing = self._finished = self._thread.submit(lambda: None)
 
     def __enter__(self) -> "AsyncCheckpointer":
         return self
@@ -52,7 +49,7 @@ class AsyncCheckpointer:
     @property
     def failed(self) -> bool:
         """Whether the last write of this rank has failed; the next `save` or `wait` raises its error on all ranks."""
-        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
+        return self._writing.done() and self._writing.exception() is not None
 
     def is_due(self, step: int) -> bool:
         """Return whether the settings ask for a checkpoint.
@@ -73,10 +70,10 @@ class AsyncCheckpointer:
             GPT2LabError: the write before this one failed.
         """
         self.wait()
-        details = {"fingerprint": self._fingerprint, "val_loss": values.get("val/loss"), **self._state.state_dict()}
+        details = {"fingerprint": self._fingerprint, "val_loss": values.get("val/loss")}
         if self._dist.is_main or self._state.sharded:
-            model, optimizer = self._state.model, self._state.optimizer
-            snapshot = self._snapshots.copy(step, model, optimizer, details, keep=self._dist.is_main)
+            buffers = self._buffers if self._dist.is_main else None
+            snapshot = checkpoint.copy_state(step, self._state, details, buffers)
             if snapshot is not None:
                 self._writing = self._thread.submit(self._write, snapshot)
 
@@ -87,17 +84,10 @@ class AsyncCheckpointer:
             GPT2LabError: it could not be written.
         """
         # A write may take longer than the timeout of a collective, so the ranks meet every second.
-        while self._dist.all_reduce_max(int(self._is_writing(timeout=1.0))):
+        while self._dist.all_reduce_max(len(concurrent.futures.wait([self._writing], timeout=1.0).not_done)):
             pass
-        self._dist.on_main(self._raise_error)
-
-    def _is_writing(self, timeout: float) -> bool:
-        return self._writing is not None and bool(concurrent.futures.wait([self._writing], timeout).not_done)
-
-    def _raise_error(self) -> None:
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        written, self._writing = self._writing, self._finished  # an error is raised once
+        self._dist.on_main(written.result)
 
     def _write(self, snapshot: checkpoint.Snapshot) -> None:
         keep, folder = self._config, self._directory.checkpoints
@@ -107,4 +97,4 @@ class AsyncCheckpointer:
             checkpoint.prune(folder, snapshot.step, keep.keep_last, keep.keep_every, keep.keep_best)
         except OSError as error:
             raise GPT2LabError(f"{folder}: cannot keep a checkpoint: {error}; repair the disk and run again") from error
-        self._report.refresh()
+        self.report.refresh()

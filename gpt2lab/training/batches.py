@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,13 +59,9 @@ class TrainingData:
             Inputs and targets of this rank, each int64 `(sequences, block_size)` on the device.
         """
 
-        def to_host_tensor(tokens: np.ndarray) -> Tensor:
-            tensor = torch.from_numpy(tokens)
-            return tensor.pin_memory() if device.type == "cuda" else tensor
-
-        def batch(step: int) -> tuple[Tensor, Tensor]:
-            x, y = self.loader.batch(step)
-            return to_host_tensor(x), to_host_tensor(y)
+        def batch(step: int) -> list[Tensor]:
+            tensors = [torch.from_numpy(tokens) for tokens in self.loader.batch(step)]
+            return [tensor.pin_memory() for tensor in tensors] if device.type == "cuda" else tensors
 
         for x, y in repeat(batch(0)) if overfit_batch else prefetch(batch, first_step, last_step):
             yield x.to(device, non_blocking=True), y.to(device, non_blocking=True)

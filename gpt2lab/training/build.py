@@ -9,7 +9,7 @@ import importlib.util
 import logging
 import random
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,9 @@ from gpt2lab.data.shards import is_ready, open_split
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import flops
 from gpt2lab.model.gpt2 import GPT2
-from gpt2lab.system import attention, distributed
-from gpt2lab.system import device as devices
+from gpt2lab.system import attention
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
-from gpt2lab.tracking import trackers
 from gpt2lab.tracking.metrics import Console, JsonLines, Sink
 from gpt2lab.tracking.trackers import Trackers
 from gpt2lab.training import memory, optimizer
@@ -50,37 +48,6 @@ from gpt2lab.training.run_directory import RunDirectory
 from gpt2lab.training.state import TrainState
 
 logger = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def start_ranks(system: SystemConfig) -> Generator[DistContext, None, None]:
-    """Join the other processes of a distributed run, and prepare the device.
-
-    Args:
-        system: the device and how long to wait for other processes.
-
-    Yields:
-        This process's rank and device.
-    """
-    timeouts = {"start_timeout": system.start_timeout, "timeout": system.timeout}
-    with distributed.start(system.device, **timeouts) as dist:
-        if dist.device.type == "cpu":
-            devices.keep_freed_memory()
-        yield dist
-
-
-def check_trackers(tracking: TrackingConfig, directory: RunDirectory) -> None:
-    """Check that the packages of the trackers are installed. A resumed run does without those that are not.
-
-    Args:
-        tracking: which trackers are used.
-        directory: of the run.
-
-    Raises:
-        GPT2LabError: a package is missing, and the run is new.
-    """
-    if not directory.dist.on_main(directory.metrics.exists):
-        directory.dist.on_main(lambda: trackers.check_installed(tracking))
 
 
 def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchPlan, dist: DistContext) -> TrainingData:
@@ -100,15 +67,10 @@ def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchP
         GPT2LabError: the data is missing or damaged, or does not fit the model.
     """
     folder = Path(data.dir or catalogue.DEFAULT_DIRS[data.source])
-
-    def prepare_shards() -> None:
-        if not is_ready(folder):
-            made = prepare.prepare(data.source, folder, mirror=data.mirror)
-            logger.info(
-                f"prepared {folder}: {made.documents:,} documents, {made.tokens:,} tokens in {made.seconds:.1f} s"
-            )
-
-    dist.on_main(prepare_shards)
+    if not dist.on_main(lambda: is_ready(folder)):
+        result = dist.on_main(lambda: prepare.prepare(data.source, folder, mirror=data.mirror))
+        counts = f"{result.documents:,} documents, {result.tokens:,} tokens"
+        logger.info(f"prepared {folder}: {counts} in {result.seconds:.1f} s")
     train, val = open_split(folder, "train"), open_split(folder, "val")
     loader = Loader(
         train,
@@ -215,22 +177,18 @@ def wrap_for_training(
     def wrap() -> nn.Module:
         return plain if state.sharded else dist.wrap(plain)
 
-    def try_size(size: int) -> None:
-        model.try_micro_step(size, plain.config.block_size)
-
-    def fit(size: int) -> None:
-        model.micro_batch_size = memory.find_micro_batch_size(try_size, size, sequences, reserve, dist)
-
-    model = TrainingModel(plain, wrap, plan.micro_batch_size, state.sharded, dist, precision)
+    size, block_size = plan.micro_batch_size, plain.config.block_size
+    model = TrainingModel(plain, wrap, size, block_size, state.sharded, dist, precision)
     if cuda and not state.sharded:  # no rank can run a sharded model alone
-        auto = train.micro_batch_size == "auto"
-        fit(memory.estimate_micro_batch_size(try_size, sequences, reserve, dist) if auto else plan.micro_batch_size)
+        if train.micro_batch_size == "auto":
+            size = memory.estimate_micro_batch_size(model, sequences, reserve)
+        model.micro_batch_size = memory.find_micro_batch_size(model, size, sequences, reserve)
     model.module = wrapped = wrap()
     can_compile = cuda and importlib.util.find_spec("triton") is not None
     if system.compile == "on" or (system.compile == "auto" and can_compile):
         model.module, model.wrap = torch.compile(wrapped), lambda: torch.compile(wrap())  # type: ignore[assignment, return-value]
         try:
-            fit(model.micro_batch_size)
+            model.micro_batch_size = memory.find_micro_batch_size(model, model.micro_batch_size, sequences, reserve)
         except memory.MicroStepError as error:
             logger.info("torch.compile does not work here, so the model is not compiled (%s)", error)
             model.module, model.wrap = wrapped, wrap
@@ -240,7 +198,7 @@ def wrap_for_training(
 @contextlib.contextmanager
 def fastest_attention(
     model: GPT2Config, plan: BatchPlan, dist: DistContext, precision: Precision
-) -> Generator[dict[str, Any], None, None]:
+) -> Iterator[dict[str, Any]]:
     """Measure torch's attention kernels on the GPU, and prefer the fastest one inside the context on all ranks.
 
     Args:
@@ -263,33 +221,27 @@ def fastest_attention(
         yield {"attention_seconds": seconds}
 
 
-@contextlib.contextmanager
 def open_sinks(
     tracking: TrackingConfig,
     train: TrainConfig,
     directory: RunDirectory,
     start: Checkpoint | None,
     extra_sinks: Sequence[Sink],
-) -> Generator[list[Sink], None, None]:
-    """Open the sinks that receive the values of each step, on rank 0.
+) -> list[Sink]:
+    """Open the sinks that receive the values of each step.
 
     Args:
         tracking: which trackers are used, and how often the console prints.
         train: the number of steps.
         directory: holds metrics.jsonl.
         start: the checkpoint that the run resumes from.
-        extra_sinks: more sinks, closed with the others.
+        extra_sinks: more sinks, which come last.
 
-    Yields:
-        The sinks; none on other ranks.
+    Returns:
+        The sinks; none on other ranks than rank 0.
     """
-    with contextlib.ExitStack() as stack:
-        sinks: list[Sink] = []
-        if directory.dist.is_main:
-            first_step, recorded = (start.step, start.recorded) if start else (0, None)
-            console = Console(train.max_steps, first_step, tracking.log_every, terminal=sys.stdout.isatty())
-            record = JsonLines(directory.metrics)
-            sinks = [record, console, Trackers(tracking, directory.path, recorded), *extra_sinks]
-        for sink in sinks:
-            stack.callback(sink.close)
-        yield sinks
+    if not directory.dist.is_main:
+        return []
+    first_step, recorded = (start.step, start.recorded) if start else (0, None)
+    console = Console(train.max_steps, first_step, tracking.log_every, terminal=sys.stdout.isatty())
+    return [JsonLines(directory.metrics), console, Trackers(tracking, directory.path, recorded), *extra_sinks]

@@ -13,6 +13,7 @@ import base64
 import json
 import random
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,12 +27,13 @@ from torch import Tensor
 from gpt2lab import disk, files
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import huggingface, resolve, weight_files
+from gpt2lab.model import huggingface, weight_files
 from gpt2lab.model.gpt2 import GPT2
-from gpt2lab.model.resolve import list_checkpoints as list_checkpoints
+from gpt2lab.model.resolve import list_checkpoints
 from gpt2lab.system import device as devices
 from gpt2lab.system import distributed
 from gpt2lab.training import optimizer as optimizers
+from gpt2lab.training.state import TrainState
 
 FORMAT = 1
 FILES = (huggingface.CONFIG, huggingface.WEIGHTS, "optimizer.safetensors", "state.json")
@@ -61,13 +63,11 @@ class Checkpoint:
             model: not sharded yet.
 
         Raises:
-            GPT2LabError: tensors are missing or of another shape than the model's.
+            GPT2LabError: the weights are damaged or of another shape than the model's.
         """
-        _, weights = huggingface.read(self.path)
-        expected = model.state_dict()
-        for name in (*expected, *(weights.keys() - expected.keys())):
-            if name not in weights or name not in expected or weights[name].shape != expected[name].shape:
-                raise GPT2LabError(f"{self.path}: tensor {name} is missing or does not fit this run's model")
+        config, weights = huggingface.read(self.path)
+        if huggingface.shapes(config) != huggingface.shapes(model.config):
+            raise GPT2LabError(f"{self.path}: the shapes of its weights are not those of this run's model")
         model.load_state_dict(weights)
 
     def restore_optimizer(self, model: GPT2, optimizer: torch.optim.Optimizer) -> None:
@@ -101,44 +101,38 @@ class Snapshot(NamedTuple):
     state: dict[str, Any]  # state.json
 
 
-class SnapshotBuffers:
-    """Copies snapshots into one set of buffers on the CPU; so only one snapshot can be in use at a time."""
+def copy_state(
+    step: int, state: TrainState, details: Mapping[str, Any], buffers: dict[str, Tensor] | None
+) -> Snapshot | None:
+    """Copy a training state to the CPU. If the model is sharded, all ranks must call this.
 
-    def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
+    Args:
+        step: optimizer steps taken.
+        state: what is copied.
+        details: more keys of `state.json`.
+        buffers: tensors that the snapshot is copied into, by name; empty at first, and reused by later calls. None on
+            ranks that only contribute their part of a sharded model.
 
-    def copy(
-        self, step: int, model: GPT2, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: bool = True
-    ) -> Snapshot | None:
-        """Copy weights and optimizer state. If the model is sharded, all ranks must call this.
-
-        Args:
-            step: optimizer steps taken.
-            model: the plain model, which may be sharded.
-            optimizer: of the model's parameters.
-            state: more keys of `state.json`.
-            keep: false on ranks that only contribute their part of a sharded model.
-
-        Returns:
-            The snapshot, or None without `keep`.
-        """
-        device = next(model.parameters()).device
-        parameters, moments = dict(model.named_parameters()), optimizers.state_tensors(model, optimizer)
-        for name, tensor in (parameters | moments).items():
-            full = distributed.full_tensor(tensor.detach())
-            if keep:
-                if name not in self._buffers:
-                    pinned = device.type == "cuda"  # for copies at full speed that do not block the host
-                    self._buffers[name] = torch.empty_like(full, device="cpu", pin_memory=pinned)
-                self._buffers[name].copy_(full, non_blocking=True)
-        devices.synchronize(device)
-        if not keep:
-            return None
-        weights = {name: self._buffers[name] for name in parameters}
-        if model.config.tie_word_embeddings:
-            weights["lm_head.weight"] = weights["transformer.wte.weight"]
-        state = {"format": FORMAT, "step": step, "rng": _get_rng(device), **state}
-        return Snapshot(step, model.config, weights, {name: self._buffers[name] for name in moments}, state)
+    Returns:
+        The snapshot, or None without buffers.
+    """
+    model, device = state.model, next(state.model.parameters()).device
+    parameters, moments = dict(model.named_parameters()), optimizers.state_tensors(model, state.optimizer)
+    for name, tensor in (parameters | moments).items():
+        full = distributed.full_tensor(tensor.detach())
+        if buffers is not None:
+            if name not in buffers:
+                pinned = device.type == "cuda"  # for copies at full speed that do not block the host
+                buffers[name] = torch.empty_like(full, device="cpu", pin_memory=pinned)
+            buffers[name].copy_(full, non_blocking=True)
+    devices.synchronize(device)
+    if buffers is None:
+        return None
+    weights = {name: buffers[name] for name in parameters}
+    if model.config.tie_word_embeddings:
+        weights["lm_head.weight"] = weights["transformer.wte.weight"]
+    values = {"format": FORMAT, "step": step, "rng": _get_rng(device), **details, **state.state_dict()}
+    return Snapshot(step, model.config, weights, {name: buffers[name] for name in moments}, values)
 
 
 def write(folder: Path, snapshot: Snapshot) -> Path:
@@ -186,27 +180,10 @@ def read(path: Path) -> Checkpoint:
         raise GPT2LabError(f"{path}: state.json cannot be read, so training cannot be resumed from it") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise GPT2LabError(f"{path}: state.json is not of format {FORMAT}, the one this version reads")
-    step, fingerprint = state.get("step"), state.get("fingerprint")
-    if not (isinstance(step, int) and step >= 0 and isinstance(fingerprint, dict) and "rng" in state):
-        raise GPT2LabError(f"{path}: state.json lacks step, fingerprint or rng; it was changed by hand")
-    if not isinstance(fingerprint.get("settings"), dict) or "data" not in fingerprint:
-        raise GPT2LabError(f"{path}: state.json lacks the settings or the data of its run; it was changed by hand")
-    return Checkpoint(path, state)
-
-
-def newest_valid(folder: Path) -> Checkpoint | None:
-    """Read the newest intact checkpoint; a damaged one that is skipped is logged as a warning.
-
-    Args:
-        folder: the `checkpoints` folder of a run.
-
-    Returns:
-        The checkpoint; None if there are none.
-
-    Raises:
-        GPT2LabError: there are checkpoints, and all are damaged.
-    """
-    return resolve.newest_valid(folder, read)
+    match state:
+        case {"step": int(step), "rng": _, "fingerprint": {"settings": dict(), "data": _}} if step >= 0:
+            return Checkpoint(path, state)
+    raise GPT2LabError(f"{path}: state.json lacks step, rng, or its run's settings or data; it was changed by hand")
 
 
 def prune(folder: Path, newest: int, keep_last: int, keep_every: int, keep_best: bool = False) -> None:

@@ -33,6 +33,7 @@ class TrainingModel:
     module: nn.Module
     wrap: Callable[[], nn.Module]  # builds `module` again
     micro_batch_size: int  # sequences a rank in a forward pass
+    block_size: int  # tokens a sequence
     sharded: bool  # every rank holds a part of the parameters, and all ranks compute each layer together
     dist: DistContext
     precision: Precision
@@ -51,17 +52,16 @@ class TrainingModel:
             loss: Tensor = self.module(idx, targets)[1]
         return loss
 
-    def try_micro_step(self, size: int, block_size: int) -> None:
+    def try_micro_step(self, size: int) -> None:
         """Run forward and backward pass on sequences of zeros, without the other ranks, and drop the gradients.
 
         Args:
             size: number of sequences.
-            block_size: tokens a sequence.
 
         Raises:
             torch.OutOfMemoryError: they do not fit. Any other exception: the module does not run.
         """
-        tokens = torch.zeros(size, block_size, dtype=torch.int64, device=self.dist.device)
+        tokens = torch.zeros(size, self.block_size, dtype=torch.int64, device=self.dist.device)
         try:
             with self.dist.gradient_sync(self.module, last=False):
                 self.loss(tokens, tokens).backward()  # type: ignore[no-untyped-call]
@@ -164,30 +164,28 @@ def smaller_micro_batch_size(size: int, sequences: int) -> int:
     return next(n for n in range(size // 2, 0, -1) if sequences % n == 0)
 
 
-def find_micro_batch_size(
-    try_size: Callable[[int], None], size: int, sequences: int, reserve: int, dist: DistContext
-) -> int:
+def find_micro_batch_size(model: TrainingModel, size: int, sequences: int, reserve: int) -> int:
     """Find the largest micro batch up to `size` that fits on every rank, by halving.
 
     Args:
-        try_size: runs a micro-step of so many sequences, without the other ranks.
+        model: runs the micro-steps; its own `micro_batch_size` is not changed.
         size: the size to begin with, in sequences.
         sequences: sequences a rank in an optimizer step; the result divides it.
         reserve: bytes that training needs besides a micro-step.
-        dist: the ranks, which agree on the result.
 
     Returns:
-        The micro batch size, in sequences.
+        The micro batch size, in sequences, the same on all ranks.
 
     Raises:
         GPT2LabError: not even one sequence fits.
         MicroStepError: a micro-step fails for another reason.
     """
+    dist = model.dist
     while True:
         outcome, reason, reserved = 0, "on another rank", torch.empty(0)
         try:
             reserved = torch.empty(reserve, dtype=torch.uint8, device=dist.device)
-            try_size(size)
+            model.try_micro_step(size)
         except torch.OutOfMemoryError:
             outcome = 1
         except Exception as error:  # a compiler may fail in any way
@@ -204,25 +202,25 @@ def find_micro_batch_size(
         logger.info("micro_batch_size %d does not fit into memory; trying %d", previous, size)
 
 
-def estimate_micro_batch_size(try_size: Callable[[int], None], sequences: int, reserve: int, dist: DistContext) -> int:
+def estimate_micro_batch_size(model: TrainingModel, sequences: int, reserve: int) -> int:
     """Estimate the largest micro batch that fits on a GPU from two small ones; memory grows linearly with its size.
 
     Args:
-        try_size: runs a micro-step of so many sequences, without the other ranks.
+        model: runs the micro-steps.
         sequences: sequences a rank in an optimizer step; the result divides it.
         reserve: bytes that training needs besides a micro-step.
-        dist: the ranks, which agree on the result.
 
     Returns:
-        The micro batch size, in sequences.
+        The micro batch size, in sequences, the same on all ranks.
     """
+    dist = model.dist
     sizes = [n for n in range(1, sequences + 1) if sequences % n == 0][:2]
     peaks = []
     try:
         for size in sizes:
             devices.release_memory(dist.device)
             torch.cuda.reset_peak_memory_stats(dist.device)
-            try_size(size)
+            model.try_micro_step(size)
             peaks.append(torch.cuda.max_memory_allocated(dist.device))
     except torch.OutOfMemoryError:
         pass

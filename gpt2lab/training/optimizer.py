@@ -13,7 +13,7 @@ _STATE = ("exp_avg", "exp_avg_sq", "step")
 
 
 def build(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Build AdamW, in one fused kernel if the device has it.
+    """Build AdamW, which updates all parameters in one fused kernel.
 
     Tensors of two or more dimensions (matrices, embeddings) decay; biases and layer norms do not, as is common in
     reproductions of GPT-2.
@@ -30,11 +30,7 @@ def build(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    settings = {"lr": config.max_lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
-    try:
-        return torch.optim.AdamW(groups, fused=True, **settings)  # type: ignore[arg-type]
-    except RuntimeError:  # this device has no fused kernel
-        return torch.optim.AdamW(groups, **settings)  # type: ignore[arg-type]
+    return torch.optim.AdamW(groups, lr=config.max_lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from gpt2lab import __version__, files
-from gpt2lab.config import RENAMED_SETTINGS, Config, RunConfig, load
+from gpt2lab.config import RENAMED_SETTINGS, Config, GPT2Config, RunConfig, load
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.model import resolve
 from gpt2lab.system.device import describe
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.tracking.metrics import JsonLines, truncate_jsonl
@@ -29,33 +30,13 @@ logger = logging.getLogger(__name__)
 RESUME_MUTABLE = "train.max_steps"  # may change, and changes the learning rate of the steps to come
 # Must be those of the checkpoint: with another value a run would train something else.
 RESUME_FROZEN = (
-    "model.n_layer",
-    "model.n_head",
-    "model.n_embd",
-    "model.block_size",
-    "model.vocab_size",
-    "model.tie_word_embeddings",
+    *(f"model.{field}" for field in GPT2Config.model_fields if field != "size"),  # sets others of them
     "train.total_batch_size",
     "train.overfit_batch",
     "run.seed",
 )
-# May change without a message: they do not affect what is learned.
-RESUME_IGNORED = (
-    "run.",
-    "data.",
-    "checkpoint.",
-    "tracking.",
-    "system.compile",
-    "system.shard",
-    "system.activation",
-    "system.start_timeout",
-    "system.timeout",
-    "train.eval",
-    "train.hellaswag",
-    "train.sample",
-    "train.micro",
-    "model.size",
-)
+# May change and affect what is learned, so a change is logged. The other settings do not.
+RESUME_LOGGED = (RESUME_MUTABLE, "optimizer.", "guard.", "system.device", "system.precision")
 
 
 class RunDirectory:
@@ -81,19 +62,13 @@ class RunDirectory:
         Raises:
             GPT2LabError: another process uses the directory, or it cannot be written to.
         """
-        lock = files.DirectoryLock(self.path)
-
-        def acquire() -> None:
-            lock.__enter__()
-
-        self.dist.on_main(acquire)
-        try:
+        with contextlib.ExitStack() as stack:
+            lock = files.DirectoryLock(self.path)
+            self.dist.on_main(lambda: bool(stack.enter_context(lock)))
             yield
-        finally:
-            lock.__exit__()
 
     def find_checkpoint(self) -> Checkpoint | None:
-        """Find the checkpoint that `run.resume` names.
+        """Find the checkpoint that `run.resume` names. Only rank 0 calls it.
 
         Returns:
             The checkpoint; None to train from the beginning.
@@ -102,10 +77,7 @@ class RunDirectory:
             GPT2LabError: `never` and the run exists; a path without an intact checkpoint, or with one older than
                 those of this run; all checkpoints are damaged.
         """
-        return self.dist.on_main(self._find_checkpoint)
-
-    def _find_checkpoint(self) -> Checkpoint | None:
-        resume, existing = self._resume, checkpoint.list_checkpoints(self.checkpoints)
+        resume, existing = self._resume, resolve.list_checkpoints(self.checkpoints)
         if resume == "never":
             if existing or self.metrics.exists():
                 raise GPT2LabError(
@@ -114,10 +86,10 @@ class RunDirectory:
                 )
             return None
         if resume == "auto" or (existing and self._started_from() == resume):
-            return checkpoint.newest_valid(self.checkpoints)
+            return resolve.newest_valid(self.checkpoints, checkpoint.read)
         path = Path(resume)
         if (path / "checkpoints").is_dir():
-            start = checkpoint.newest_valid(path / "checkpoints")
+            start = resolve.newest_valid(path / "checkpoints", checkpoint.read)
         else:
             start = checkpoint.read(path)
         if start is None:
@@ -138,7 +110,7 @@ class RunDirectory:
 
     def resume_hint(self) -> str:
         """Return which checkpoint an interrupted run can be resumed from, as the end of a message."""
-        if existing := checkpoint.list_checkpoints(self.checkpoints):
+        if existing := resolve.list_checkpoints(self.checkpoints):
             return f"{existing[-1][1]} is kept, and the same command resumes from it"
         return "nothing is kept yet: the first checkpoint had not been written (checkpoint.every)"
 
@@ -166,7 +138,8 @@ class RunDirectory:
         files.remove_temporaries(self.checkpoints)
         for record in (self.metrics, self.samples, self.events):
             if start is not None and start.path.parent.resolve() != self.checkpoints.resolve():
-                _copy_record(start.path.parent.parent / record.name, record)
+                original = start.path.parent.parent / record.name
+                record.write_bytes(original.read_bytes() if original.is_file() else b"")
             # A step that was saved before its evaluation has no line yet, or one of a start that was killed since.
             last_step = -1 if start is None else start.step if record is self.events else start.recorded
             truncate_jsonl(record, last_step)
@@ -189,25 +162,6 @@ class RunDirectory:
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             file.write({"step": step, "time": now, "event": event, **details})
             file.close()
-
-
-def _copy_record(source: Path, target: Path) -> None:
-    """Copy a record of another run; without one, begin an empty one."""
-    with files.atomic_write(target) as temporary:
-        temporary.write_bytes(source.read_bytes() if source.is_file() else b"")
-
-
-def fingerprint(config: Config, data_digest: str) -> dict[str, Any]:
-    """Return what a checkpoint records of its run.
-
-    Args:
-        config: all settings.
-        data_digest: of both splits.
-
-    Returns:
-        The keys `data` and `settings`, as JSON.
-    """
-    return {"data": data_digest, "settings": config.flat()}
 
 
 def changed_settings(start: Checkpoint, config: Config, data_digest: str) -> dict[str, str]:
@@ -240,7 +194,7 @@ def changed_settings(start: Checkpoint, config: Config, data_digest: str) -> dic
     changed = {
         name: f"{value}, before {saved.get(name)}"
         for name, value in current.items()
-        if value != saved.get(name) and not name.startswith(RESUME_IGNORED)
+        if value != saved.get(name) and name.startswith(RESUME_LOGGED)
     }
     if RESUME_MUTABLE in changed:
         changed[RESUME_MUTABLE] += "; the learning rate follows the new cosine from here"
@@ -249,19 +203,13 @@ def changed_settings(start: Checkpoint, config: Config, data_digest: str) -> dic
 
 def _environment(dist: DistContext) -> dict[str, Any]:
     """Versions, hardware, commit and command."""
-    versions: dict[str, str | None] = {}
-    for package in ("torch", "numpy", "safetensors", "tiktoken"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "gpt2lab": __version__,
         "commit": commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": versions,
+        "versions": {package: version(package) for package in ("torch", "numpy", "safetensors", "tiktoken")},
         "world_size": dist.world_size,
         "hardware": describe(dist.device),
         "command": " ".join(sys.argv),
@@ -270,15 +218,11 @@ def _environment(dist: DistContext) -> dict[str, Any]:
 
 def commit() -> str | None:
     """Return the commit of the checkout the package runs from, with `-dirty` if files differ; None outside one."""
-    package = Path(__file__).resolve().parent.parent
+    checkout = Path(__file__).resolve().parents[2]  # named, since the package may be installed into another checkout
+    command = ["git", f"--git-dir={checkout / '.git'}", f"--work-tree={checkout}", "describe"]
     try:
-        if Path(_git(package, "rev-parse", "--show-toplevel")) != package.parent:
-            return None  # installed into the checkout of another project
-        return _git(package, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
+        options = ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
+    return done.stdout.strip() or None

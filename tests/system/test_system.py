@@ -86,7 +86,7 @@ def start_two_ranks(target, *arguments) -> Sequence[BaseProcess]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=target, args=(rank, port, *arguments)) for rank in range(2)]
+    processes: list[BaseProcess] = [context.Process(target=target, args=(rank, port, *arguments)) for rank in range(2)]
     for process in processes:
         process.start()
     return processes

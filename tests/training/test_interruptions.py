@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def test_a_signal_saves_a_checkpoint_and_the_run_resumes_exactly(
                 time.sleep(0.01)
         return train_step(self, step, batches)
 
-    train_step = Trainer._train_step
+    train_step, previous_handler = Trainer._train_step, signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_step", asked)
         with pytest.raises(RunStoppedError, match="step_00000003 is kept") as stop:
@@ -41,7 +42,7 @@ def test_a_signal_saves_a_checkpoint_and_the_run_resumes_exactly(
     training_run.run(settings(token_folder, tmp_path))
     assert learned(tmp_path / "tiny") == learned(finished_run)
     assert tensors(tmp_path / "tiny") == tensors(finished_run)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # the previous handler is back
+    assert signal.getsignal(signal.SIGINT) is previous_handler
 
 
 def test_a_second_signal_exits_at_once():
@@ -81,13 +82,13 @@ def test_a_smaller_micro_batch_size_divides_the_sequences_of_a_rank():
         smaller_micro_batch_size(1, 9)
 
 
-def test_find_micro_batch_size_halves_until_it_fits(monkeypatch):
+def test_find_micro_batch_size_halves_until_it_fits():
     def try_it(size):
         if size > 5:
             raise torch.OutOfMemoryError
 
-    alone = DistContext(0, 1, torch.device("cpu"))
-    assert memory.find_micro_batch_size(try_it, 32, 32, 1000, alone) == 4
+    model = SimpleNamespace(try_micro_step=try_it, dist=DistContext(0, 1, torch.device("cpu")))
+    assert memory.find_micro_batch_size(model, 32, 32, 1000) == 4
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
