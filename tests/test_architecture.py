@@ -37,7 +37,7 @@ ALLOWED = {
     "app.run": {"app", "model", "generation", "data.tokenizer", "options", "system"},
     "app": {"app", "model", "generation", "data.tokenizer", "tracking.records"},
     "sample": {"model", "generation", "data.tokenizer", "options", "system"},
-    "training.run": {"training", "model.flops", "tracking", "system"},
+    "training.run": {"training", "tracking.metrics", "system"},
     "training.build": {"training", "data", "model", "tracking", "system"},
     "training.evaluators": {
         "training.batches",
@@ -58,6 +58,13 @@ ALLOWED = {
         "files",
         "training.checkpoint",
         "training.live_report",
+        "training.run_directory",
+        "training.state",
+    },
+    "training.messages": {
+        "training.batches",
+        "training.checkpoint",
+        "training.memory",
         "training.run_directory",
         "training.state",
     },

@@ -34,9 +34,10 @@ from gpt2lab.data.shards import is_ready, open_split
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import flops
 from gpt2lab.model.gpt2 import GPT2
-from gpt2lab.system import attention
+from gpt2lab.system import attention, distributed
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
+from gpt2lab.tracking import trackers
 from gpt2lab.tracking.metrics import Console, JsonLines, Sink
 from gpt2lab.tracking.trackers import Trackers
 from gpt2lab.training import memory, optimizer
@@ -50,6 +51,29 @@ from gpt2lab.training.state import TrainState
 logger = logging.getLogger(__name__)
 
 
+def start_ranks(system: SystemConfig) -> contextlib.AbstractContextManager[DistContext]:
+    """Initialize the process group and the device; see `distributed.start`.
+
+    Args:
+        system: device and timeouts.
+    """
+    return distributed.start(system.device, start_timeout=system.start_timeout, timeout=system.timeout)
+
+
+def check_trackers(tracking: TrackingConfig, directory: RunDirectory) -> None:
+    """Check that the packages of the trackers are installed. If one is missing, a resumed run continues without it.
+
+    Args:
+        tracking: which trackers are used.
+        directory: of the run.
+
+    Raises:
+        GPT2LabError: the run is new and a package is missing.
+    """
+    if not directory.dist.on_main(directory.metrics.exists):
+        directory.dist.on_main(lambda: trackers.check_installed(tracking))
+
+
 def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchPlan, dist: DistContext) -> TrainingData:
     """Open both splits, and prepare them first if there are no shards.
 
@@ -57,8 +81,8 @@ def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchP
         data: where the shards are.
         model: block size and vocabulary.
         run: the seed of the order of the sequences.
-        plan: the sequences of a step.
-        dist: the ranks, which share each step.
+        plan: batch sizes.
+        dist: the ranks; each reads a part of every step.
 
     Returns:
         The splits and the loader of this rank's batches.
@@ -87,33 +111,26 @@ def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchP
     return opened
 
 
-def seed_generators(run: RunConfig) -> None:
-    """Seed all global random number generators: the initial weights are drawn from torch's.
-
-    Args:
-        run: the seed.
-    """
-    torch.manual_seed(run.seed)
-    random.seed(run.seed)
-    np.random.seed(run.seed % 2**32)
-
-
 def build_state(
     model: GPT2Config,
     optimizer_config: OptimizerConfig,
     guard: GuardConfig,
     system: SystemConfig,
+    run: RunConfig,
     start: Checkpoint | None,
     dist: DistContext,
     precision: Precision,
 ) -> TrainState:
     """Build model, optimizer, guard and loss scale, and restore them from a checkpoint.
 
+    All global random number generators are seeded; the initial weights are drawn from torch's.
+
     Args:
         model: the architecture.
         optimizer_config: of AdamW.
         guard: which steps are skipped.
         system: activation checkpointing and sharding.
+        run: the seed.
         start: the checkpoint to restore; None: initial weights.
         dist: device and ranks.
         precision: whether the loss is scaled.
@@ -124,6 +141,9 @@ def build_state(
     Raises:
         GPT2LabError: the model does not fit into memory, or the checkpoint is damaged or of another architecture.
     """
+    torch.manual_seed(run.seed)
+    random.seed(run.seed)
+    np.random.seed(run.seed % 2**32)
     sharded = system.shard and dist.world_size > 1
     try:
         gpt2 = GPT2(model)
@@ -154,7 +174,7 @@ def wrap_for_training(
     dist: DistContext,
     precision: Precision,
 ) -> TrainingModel:
-    """Wrap the model for many ranks, compile it, and find the micro batch that fits into memory.
+    """Wrap the model with DDP, compile it, and find the largest micro batch that fits in memory.
 
     Args:
         state: holds the model.
@@ -162,7 +182,7 @@ def wrap_for_training(
         system: whether to compile.
         plan: the micro batch size to begin with.
         dist: device and ranks.
-        precision: of the micro-steps that try it out.
+        precision: of the trial micro-steps.
 
     Returns:
         The model as it trains.
@@ -213,7 +233,7 @@ def fastest_attention(
     if dist.device.type != "cuda":
         yield {}
         return
-    sequences = min(plan.micro_batch_size, 16)  # enough to use the whole GPU
+    sequences = min(plan.micro_batch_size, 16)  # enough to saturate the GPU
     shape = (sequences, model.n_head, model.block_size, model.n_embd // model.n_head)
     seconds = dist.on_main(lambda: attention.measure(shape, precision.dtype, dist.device))
     logger.info("attention: %s a layer", ", ".join(f"{name} {1e3 * s:.2f} ms" for name, s in seconds.items()))
@@ -221,14 +241,15 @@ def fastest_attention(
         yield {"attention_seconds": seconds}
 
 
+@contextlib.contextmanager
 def open_sinks(
     tracking: TrackingConfig,
     train: TrainConfig,
     directory: RunDirectory,
     start: Checkpoint | None,
     extra_sinks: Sequence[Sink],
-) -> list[Sink]:
-    """Open the sinks that receive the values of each step.
+) -> Iterator[list[Sink]]:
+    """Open the sinks that receive the values of each step, and close them at the end of the `with` block.
 
     Args:
         tracking: which trackers are used, and how often the console prints.
@@ -237,11 +258,21 @@ def open_sinks(
         start: the checkpoint that the run resumes from.
         extra_sinks: more sinks, which come last.
 
-    Returns:
+    Yields:
         The sinks; none on other ranks than rank 0.
     """
     if not directory.dist.is_main:
-        return []
+        yield []
+        return
     first_step, recorded = (start.step, start.recorded) if start else (0, None)
     console = Console(train.max_steps, first_step, tracking.log_every, terminal=sys.stdout.isatty())
-    return [JsonLines(directory.metrics), console, Trackers(tracking, directory.path, recorded), *extra_sinks]
+    sinks: list[Sink] = [
+        JsonLines(directory.metrics),
+        console,
+        Trackers(tracking, directory.path, recorded),
+        *extra_sinks,
+    ]
+    with contextlib.ExitStack() as stack:
+        for sink in sinks:
+            stack.callback(sink.close)
+        yield sinks

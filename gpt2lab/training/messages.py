@@ -1,0 +1,72 @@
+"""Log messages about a run as a whole: before the first step, and at the end."""
+
+import logging
+
+from gpt2lab.config import OptimizerConfig, TrainConfig
+from gpt2lab.formatting import format_duration
+from gpt2lab.training.batches import TrainingData
+from gpt2lab.training.checkpoint import Checkpoint
+from gpt2lab.training.memory import TrainingModel
+from gpt2lab.training.run_directory import RunDirectory
+from gpt2lab.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+def log_finished(directory: RunDirectory, train: TrainConfig, start: Checkpoint) -> None:
+    """Log that there is nothing left to train.
+
+    Args:
+        directory: of the run.
+        train: the number of steps.
+        start: the newest checkpoint.
+    """
+    logger.info(
+        f"{directory.path} is finished: step {start.step} of {train.max_steps}. To train longer, raise "
+        "--train.max_steps; to start again, give another --run.name."
+    )
+
+
+def log_done(directory: RunDirectory, seconds: float) -> None:
+    """Log where to look after the last step.
+
+    Args:
+        directory: of the run.
+        seconds: duration of this start.
+    """
+    hint = f"gpt2lab sample --model-checkpoint {directory.path} continues a prompt"
+    logger.info(f"done in {format_duration(seconds)}. Open {directory.path}/report.html in a browser; {hint}.")
+
+
+def log_summary(
+    train: TrainConfig, optimizer: OptimizerConfig, state: TrainState, data: TrainingData, model: TrainingModel
+) -> None:
+    """Log what is about to run, with all derived numbers.
+
+    Args:
+        train: steps and batch.
+        optimizer: the warm-up.
+        state: holds the plain model.
+        data: both splits.
+        model: as it trains.
+    """
+    shape, warmup_steps = state.model.config, optimizer.warmup_steps
+    if warmup_steps > train.max_steps:
+        logger.warning(
+            f"optimizer.warmup_steps {warmup_steps} is beyond train.max_steps {train.max_steps}: "
+            "the learning rate never reaches optimizer.max_lr"
+        )
+    logger.info(
+        f"model: {state.model.num_parameters():,} parameters (n_layer {shape.n_layer}, n_head {shape.n_head}, "
+        f"n_embd {shape.n_embd}, block_size {shape.block_size}, vocab_size {shape.vocab_size})"
+    )
+    ranks, sequences = model.dist.world_size, data.loader.sequences_per_step
+    micro_steps = sequences // ranks // model.micro_batch_size
+    logger.info(
+        f"step: {train.total_batch_size:,} tokens = {sequences} sequences of {shape.block_size} = {ranks} "
+        f"rank{'s' * (ranks > 1)} x {micro_steps} micro-steps x {model.micro_batch_size}; "
+        f"{model.dist.device.type}, {model.precision.name}"
+    )
+    tokens = train.max_steps * train.total_batch_size
+    epochs = tokens / len(data.train)
+    logger.info(f"run: {train.max_steps:,} steps, {tokens:,} tokens, {epochs:.2f} epochs of {len(data.train):,} tokens")
