@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from gpt2lab.data import encoder as encoder_module
 from gpt2lab.data import unicode_differences
 from gpt2lab.data.encoder import EncodeOptions, Encoder, encode
-from gpt2lab.data.sources import InMemoryChunk, Texts
+from gpt2lab.data.sources import Texts, in_memory_chunk
 from gpt2lab.data.tokenizer import EOT, EOT_TEXT, Tokenizer
 from gpt2lab.errors import GPT2LabError
 
@@ -136,7 +136,7 @@ def test_resetting_gigatoken_does_not_change_the_result(monkeypatch):
 
 
 def test_hashes_are_equal_where_documents_are():
-    unit = InMemoryChunk("u", Texts.join(["same", "other", "same", ""]))
+    unit = in_memory_chunk("u", Texts.join(["same", "other", "same", ""]))
     hashes = encode(EncodeOptions(), unit).hashes
     assert hashes[0] == hashes[2]
     assert len(set(hashes.tolist())) == 3

@@ -17,7 +17,7 @@ from gpt2lab.data.catalogue import DEFAULT_DIRS
 from gpt2lab.data.encoded_cache import FOLDER as CACHE
 from gpt2lab.data.prepare import Options, make, prepare
 from gpt2lab.data.shards import MANIFEST, PREPARING, open_split
-from gpt2lab.data.sources import InMemoryFile, Source, UnreadableChunk, fineweb_edu, local_files, stdlib
+from gpt2lab.data.sources import BadInputError, Source, SourceFile, fineweb_edu, in_memory_file, local_files, stdlib
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.data.verify import verify
 from gpt2lab.errors import GPT2LabError
@@ -64,8 +64,7 @@ def expected_files(source, tmp_path_factory):
 
 def of(*texts, name="made"):
     """A source of these texts."""
-    piece = InMemoryFile("file", texts)
-    return Source(name, name, "1", (piece,))
+    return Source(name, name, "1", (in_memory_file("file", texts),))
 
 
 def decoded(folder, split):
@@ -116,19 +115,14 @@ def test_shards_do_not_depend_on_the_executor(source, expected_files, tmp_path, 
     request.addfinalizer(ray.shutdown)
     make(source, tmp_path / "a", replace(SMALL, executor="ray"))
     assert contents(tmp_path / "a") == expected_files
-    bad = replace(source, files=(*source.files[:1], Refusing("bad")))
+    bad = replace(source, files=(*source.files[:1], SourceFile("bad", 1, "", list_no_chunks)))
     with pytest.raises(GPT2LabError, match="bad is bad"):
         make(bad, tmp_path / "b", replace(SMALL, executor="ray"))
 
 
-class Refusing(InMemoryFile):
-    """A piece whose unit cannot be read."""
-
-    def __init__(self, name):
-        super().__init__(name, ())
-
-    def chunks(self):
-        yield UnreadableChunk(self.name, f"{self.name} is bad")
+def list_no_chunks():
+    """`SourceFile.list_chunks` of a file that cannot be read."""
+    raise BadInputError("bad is bad")
 
 
 @pytest.mark.parametrize(("seed", "times"), [(None, 10), (7, 4)])
@@ -372,7 +366,7 @@ def test_missing_disk_space_is_reported_before_starting(source, tmp_path, monkey
     make(source, tmp_path, replace(SMALL, max_shards=3))
 
 
-def test_a_disk_that_fills_up(source, expected_files, tmp_path):
+def test_a_disk_that_fills_up(source, mirror, tmp_path):
     """A file size limit stands in for a full disk: the open shard fails, those before it are kept."""
     program = (
         "import resource, signal, sys; from gpt2lab.data.prepare import *;"
@@ -380,9 +374,8 @@ def test_a_disk_that_fills_up(source, expected_files, tmp_path):
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000));"
         "make(fineweb_edu.source(mirror=sys.argv[1]), sys.argv[2], Options(shard_tokens=3000, **small))"
     )
-    source_root = source.files[0].path.split("/sample/")[0]
     run = subprocess.run(
-        [sys.executable, "-c", program, source_root, str(tmp_path)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, str(mirror), str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert "GPT2LabError" in run.stderr
     assert "edufineweb_train_000001.npy: File too large" in run.stderr

@@ -13,13 +13,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from gpt2lab import resources
-from gpt2lab.data.sources import Chunk, Source, SourceFile
-from gpt2lab.data.sources.parquet import ParquetFile
+from gpt2lab.data.sources import Chunk, Source, SourceFile, parquet
 from gpt2lab.errors import GPT2LabError
 
 logger = logging.getLogger(__name__)
@@ -53,7 +51,7 @@ def source(subset: str = "sample-10BT", mirror: str | Path | None = None, column
     if search := mirror or resources.default_mirror():
         if root := _find_in_mirror(Path(search), folder):
             paths = sorted((root / folder).glob("*.parquet"))
-            files = tuple(ParquetFile(str(path.resolve()), f"{folder}/{path.name}", column) for path in paths)
+            files = tuple(parquet.open_file(str(path.resolve()), f"{folder}/{path.name}", column) for path in paths)
             return Source("fineweb-edu", "edufineweb", f"{root.resolve().name}/{folder}", files, val="shard")
         if mirror:
             raise GPT2LabError(
@@ -79,14 +77,19 @@ def _open_on_hub(folder: str, column: str) -> Source:
         raise GPT2LabError(f"{REPOSITORY} at revision {REVISION[:12]} has no {folder}/*.parquet; check --subset")
     names = [name for name, _, _ in listed]
     files = tuple(
-        HubFile(name, size, digest, column, tuple(names[i + 1 : i + 1 + _FILES_AHEAD]))
+        SourceFile(
+            name,
+            int(size * _TEXT_PER_BYTE),
+            f"{column} {digest}",
+            functools.partial(_list_chunks, name, column, names[i + 1 : i + 1 + _FILES_AHEAD]),
+        )
         for i, (name, size, digest) in enumerate(listed)
     )
     options = {"repo_type": "dataset", "revision": REVISION}
     missing = sum(
-        file.size
-        for file in files
-        if not isinstance(huggingface_hub.try_to_load_from_cache(REPOSITORY, file.name, **options), str)
+        size
+        for name, size, _ in listed
+        if not isinstance(huggingface_hub.try_to_load_from_cache(REPOSITORY, name, **options), str)
     )
     revision = f"{REPOSITORY} {REVISION[:12]} {folder}"
     return Source("fineweb-edu", "edufineweb", revision, files, val="shard", downloads=missing)
@@ -115,6 +118,13 @@ def _list_files(folder: str) -> list[tuple[str, int, str]]:
         for file in tree
         if isinstance(file, huggingface_hub.RepoFile) and file.path.endswith(".parquet")
     )
+
+
+def _list_chunks(name: str, column: str, next_names: Sequence[str]) -> Iterator[Chunk]:
+    """Download a file and list its row groups. Starts to download the next ones as well."""
+    for next_name in next_names:
+        _start_download(next_name)
+    yield from parquet.list_chunks(_download(name), name, column)
 
 
 def _download(name: str) -> str:
@@ -174,37 +184,3 @@ def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).strip().split("\n")[0] or type(error).__name__
-
-
-@dataclass(frozen=True)
-class HubFile(SourceFile):
-    """A parquet file on the Hub, which is downloaded when its chunks are listed.
-
-    Attributes:
-        name: path in the repository.
-        size: bytes of the file.
-        digest: digest of the file.
-        column: column with the text.
-        next_names: files whose download is started at the same time.
-    """
-
-    name: str
-    size: int
-    digest: str
-    column: str
-    next_names: tuple[str, ...]
-
-    @property
-    def text_bytes(self) -> int:  # type: ignore[override]
-        """Estimated bytes of text."""
-        return int(self.size * _TEXT_PER_BYTE)
-
-    def identity(self) -> str:
-        """Return the digest and the column."""
-        return f"{self.column} {self.digest}"
-
-    def chunks(self) -> Iterator[Chunk]:
-        """Download the file and list its row groups."""
-        for name in self.next_names:
-            _start_download(name)
-        yield from ParquetFile(_download(self.name), self.name, self.column).chunks()
