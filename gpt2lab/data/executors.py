@@ -15,30 +15,33 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any
 
 from gpt2lab.data.encoder import Encoded, EncodeOptions, encode
 from gpt2lab.data.sources import Chunk, Position
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.options import PrepareOptions
 
-Executor = Literal["local", "ray"]
 Chunks = Iterator[tuple[Position, Chunk]]
 EncodedChunks = Generator[tuple[Position, Encoded], None, None]
 
 
-def run(executor: Executor, chunks: Chunks, options: EncodeOptions, workers: int) -> EncodedChunks:
+def run(options: PrepareOptions, chunks: Chunks) -> EncodedChunks:
     """Encode chunks in parallel and return them in their original order.
 
     Args:
-        executor: `local` for threads, `ray` for the Ray cluster at RAY_ADDRESS, or one that is started here.
+        options: how to encode. With the executor `ray`, the Ray cluster at RAY_ADDRESS is used, or one that is started
+            here; else threads. By default there are as many workers as cores.
         chunks: what to encode, with positions.
-        options: how to encode.
-        workers: number of chunks that are encoded at the same time.
 
     Raises:
         GPT2LabError: a chunk could not be encoded, or Ray is not installed.
     """
-    return (_run_local if executor == "local" else _run_ray)(chunks, options, workers)
+    workers = options.workers
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    encode_options = EncodeOptions(options.tokenizer, options.check, options.on_error, options.mirror)
+    return (_run_ray if options.executor == "ray" else _run_local)(chunks, encode_options, workers)
 
 
 def _run_local(chunks: Chunks, options: EncodeOptions, workers: int) -> EncodedChunks:

@@ -30,7 +30,6 @@ Tokens = npt.NDArray[np.uint16]
 
 MANIFEST = "manifest.json"
 PREPARING = ".preparing"
-SHARD_TOKENS = 100_000_000
 SPLITS: tuple[Split, Split] = ("val", "train")  # in the order in which they are written
 SHARD_NAME = re.compile(r".+_(?:train|val)_\d{6}\.npy")
 

@@ -30,7 +30,7 @@ from gpt2lab.config import (
 )
 from gpt2lab.data import catalogue, prepare
 from gpt2lab.data.loader import Loader
-from gpt2lab.data.shards import is_ready, open_split
+from gpt2lab.data.shards import open_split
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import flops
 from gpt2lab.model.gpt2 import GPT2
@@ -100,15 +100,7 @@ def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchP
         GPT2LabError: the data is missing or damaged, or does not fit the model.
     """
     folder = Path(data.dir or catalogue.DEFAULT_DIRS[data.source])
-
-    def prepare_shards() -> None:
-        if not is_ready(folder):
-            made = prepare.prepare(data.source, folder, mirror=data.mirror)
-            logger.info(
-                f"prepared {folder}: {made.documents:,} documents, {made.tokens:,} tokens in {made.seconds:.1f} s"
-            )
-
-    dist.on_main(prepare_shards)
+    dist.on_main(lambda: prepare.prepare(data.source, folder, mirror=data.mirror))
     train, val = open_split(folder, "train"), open_split(folder, "val")
     loader = Loader(
         train,
