@@ -9,7 +9,7 @@ shuffled, and if several machines encode. Files are written once, in any order, 
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -127,18 +127,11 @@ class EncodedCache:
 
     def size(self) -> int:
         """Bytes on disk."""
-        return sum(file.stat().st_size for file in self._files())
-
-    def is_empty(self) -> bool:
-        """Whether no chunk has been encoded."""
-        return not any(self._files())
+        return sum(file.stat().st_size for file in self.folder.glob("*.npz"))
 
     def remove(self) -> None:
         """Delete the cache."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _files(self) -> Iterator[Path]:
-        return self.folder.glob("*.npz")
 
     def _path(self, position: Position) -> Path:
         return self.folder / f"{position.file:05d}-{position.chunk:06d}.npz"

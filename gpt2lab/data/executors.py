@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from gpt2lab.data.encoder import Encoded, EncodeOptions, encode
+from gpt2lab.data.encoder import Encoded, encode
 from gpt2lab.data.sources import Chunk, Position
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.options import PrepareOptions
@@ -40,11 +40,10 @@ def run(options: PrepareOptions, chunks: Chunks) -> EncodedChunks:
     workers = options.workers
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    encode_options = EncodeOptions(options.tokenizer, options.check, options.on_error, options.mirror)
-    return (_run_ray if options.executor == "ray" else _run_local)(chunks, encode_options, workers)
+    return (_run_ray if options.executor == "ray" else _run_local)(chunks, options, workers)
 
 
-def _run_local(chunks: Chunks, options: EncodeOptions, workers: int) -> EncodedChunks:
+def _run_local(chunks: Chunks, options: PrepareOptions, workers: int) -> EncodedChunks:
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="encode")
     try:
         yield from _in_order(chunks, 2 * workers, lambda chunk: pool.submit(encode, options, chunk).result)
@@ -52,7 +51,7 @@ def _run_local(chunks: Chunks, options: EncodeOptions, workers: int) -> EncodedC
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _run_ray(chunks: Chunks, options: EncodeOptions, workers: int) -> EncodedChunks:
+def _run_ray(chunks: Chunks, options: PrepareOptions, workers: int) -> EncodedChunks:
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError:

@@ -51,7 +51,7 @@ def index_shards(input_folder: str | Path, folder: str | Path | None = None) -> 
         document_counts: dict[str, int] = dict.fromkeys(shards.SPLITS, 0)
         for split, stream in streams.items():
             for number, (file, count) in enumerate(zip(stream.files, np.diff(stream.starts).tolist(), strict=True)):
-                document_counts[split] += verify.scan(stream, number).documents
+                document_counts[split] += verify.count_documents(stream, number)
                 digest = sha256(file)
                 if folder != input_folder:
                     _link_or_copy(file, folder / file.name, digest)

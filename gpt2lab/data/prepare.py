@@ -183,7 +183,7 @@ def _build_shards(source: Source, folder: Path, options: PrepareOptions, setting
     max_tokens = options.shards * options.shard_size if options.shards else float("inf")
     with contextlib.ExitStack() as stack:
         stack.callback(builder.writer.abandon)  # deletes the unfinished shard after an error
-        progress = stack.enter_context(Progress(source.text_bytes))
+        progress = Progress(source.text_bytes)
         if _needs_cache(source, options) or cache.folder.exists():
             cache.fill(source, encode, progress=progress)
             positions = cache.positions(len(source.files))
@@ -198,7 +198,7 @@ def _build_shards(source: Source, folder: Path, options: PrepareOptions, setting
                 break
             tokens = sum(builder.counts.tokens.values())
             progress.update(f"writing {folder}", builder.counts.text_bytes, tokens, tokens / max_tokens)
-        builder.finish()
+        builder.close_shard()
     return builder
 
 

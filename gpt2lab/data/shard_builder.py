@@ -39,7 +39,7 @@ class Counts:
 
 
 class ShardBuilder:
-    """Builds shards: call `add` with every chunk in order, then `finish`, then look at `problem`.
+    """Builds shards: call `add` with every chunk in order, then `close_shard`, then look at `problem`.
 
     Args:
         folder: where to write. The caller holds its lock.
@@ -105,7 +105,7 @@ class ShardBuilder:
                 first = max(first, min(1, last))
             self._write(tokens[: ends[first]], first)
             if first < last:
-                self._close_shard()
+                self.close_shard()
                 self.counts.split = "train"
         if first < last:
             if self.max_shards is not None:
@@ -115,14 +115,6 @@ class ShardBuilder:
                 full, last = fitting < last, fitting
             self._write(tokens[ends[first] : ends[last]], last - first)
         return not full
-
-    def finish(self) -> None:
-        """Finish the last shard.
-
-        Raises:
-            GPT2LabError: the file system refused a write.
-        """
-        self._close_shard()
 
     def problem(self) -> str | None:
         """Explain why the documents cannot be split into val and train; None if they can."""
@@ -169,9 +161,14 @@ class ShardBuilder:
             self._written += count
             tokens = tokens[count:]
             if self.writer.is_full:
-                self._close_shard()
+                self.close_shard()
 
-    def _close_shard(self) -> None:
+    def close_shard(self) -> None:
+        """Finish the open shard, if there is one, and record it in the journal.
+
+        Raises:
+            GPT2LabError: the file system refused a write.
+        """
         if self.writer.close():
             self.journal.states.append({"place": self.position, "written": self._written, **self._state})
             sync(self.folder / HASHES)

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from gpt2lab.data.shards import Split, Tokens, shard_name
+from gpt2lab.data.shards import Split, Tokens
 from gpt2lab.files import cannot_write, publish, sha256, temporary_name
 
 
@@ -88,7 +88,7 @@ class ShardWriter:
 
     def _open(self, split: Split) -> None:
         self._split, self._tokens, self._digest = split, 0, hashlib.sha256()
-        self._path = self.folder / shard_name(self.name, split, len(self.shards))
+        self._path = self.folder / f"{self.name}_{split}_{len(self.shards):06d}.npy"
         try:
             self._file = open(temporary_name(self._path), "wb", buffering=0)  # noqa: SIM115  # until close or abandon
         except OSError as error:

@@ -26,7 +26,7 @@ def write(folder, val, train, shard_tokens=10):
     lengths = np.array([1 + len(document) for document in documents])
     hashes = np.arange(len(documents), dtype=np.uint64)
     builder.add(Position(0, 0), Encoded(np.array(flat(documents), dtype=np.uint16), lengths, hashes, 0, ()))
-    builder.finish()
+    builder.close_shard()
     info = {"source": "s", "revision": "r", "shuffle_seed": 1}
     write_manifest(folder, info, builder.counts.documents, builder.counts.tokens, builder.writer.shards)
     close_journal(folder)
