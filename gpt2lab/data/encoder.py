@@ -28,7 +28,6 @@ from gpt2lab.data.shards import Tokens
 from gpt2lab.data.sources import BadInputError, Chunk, Texts, raise_problem
 from gpt2lab.data.tokenizer import EOT, Tokenizer, ranks
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.files import cannot_write
 from gpt2lab.options import PrepareOptions
 
 Counts = npt.NDArray[np.int64]
@@ -192,10 +191,7 @@ def _build_gigatoken(mirror: str | None) -> Any:
     lines = b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks(mirror).items())
     with tempfile.TemporaryDirectory() as folder:  # gigatoken's other constructors use the network
         file = Path(folder) / "gpt2.tiktoken"
-        try:
-            file.write_bytes(lines)
-        except OSError as error:
-            raise cannot_write(file, error) from error
+        file.write_bytes(lines)
         return gigatoken.Tokenizer.from_tiktoken(file, pretokenizer="gpt2", special_tokens={})
 
 

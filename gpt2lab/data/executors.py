@@ -57,9 +57,11 @@ def _run_ray(chunks: Chunks, options: PrepareOptions, workers: int) -> EncodedCh
     except ImportError:
         raise GPT2LabError("--executor ray needs Ray: pip install -e '.[ray]'") from None
 
-    start_ray = not ray.is_initialized()
-    if start_ray:
-        _init_ray(workers)
+    if start_ray := not ray.is_initialized():
+        settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+        if "RAY_ADDRESS" not in os.environ:
+            settings |= {"include_dashboard": False, "num_cpus": workers, "object_store_memory": 256 << 20}
+        ray.init(**settings)
     task = ray.remote(num_cpus=1, max_retries=3)(encode)
     try:
         limit = 2 * max(workers, int(ray.cluster_resources().get("CPU", workers)))
@@ -72,15 +74,6 @@ def _run_ray(chunks: Chunks, options: PrepareOptions, workers: int) -> EncodedCh
     finally:
         if start_ray:
             ray.shutdown()
-
-
-def _init_ray(workers: int) -> None:
-    """Connect to the cluster at RAY_ADDRESS, or start Ray on this machine."""
-    ray: Any = importlib.import_module("ray")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    if "RAY_ADDRESS" not in os.environ:
-        options |= {"include_dashboard": False, "num_cpus": workers, "object_store_memory": 256 << 20}
-    ray.init(**options)
 
 
 def _in_order(chunks: Chunks, limit: int, submit: Callable[[Chunk], Callable[[], Encoded]]) -> EncodedChunks:

@@ -41,8 +41,8 @@ class Summary(NamedTuple):
     Attributes:
         documents: number of documents.
         tokens: number of tokens.
-        seconds: duration of this call.
         shards: number of shards.
+        seconds: duration of this call, if it made the shards.
         text_bytes: bytes of text that were encoded.
         duplicates: documents that occurred before.
         skipped: documents and chunks that could not be read.
@@ -51,8 +51,8 @@ class Summary(NamedTuple):
 
     documents: int
     tokens: int
-    seconds: float
-    shards: int = 0
+    shards: int
+    seconds: float = 0.0
     text_bytes: int = 0
     duplicates: int = 0
     skipped: int = 0
@@ -112,10 +112,10 @@ def make(source: Source, folder: str | Path, options: PrepareOptions) -> Summary
     began = time.perf_counter()
     folder = Path(folder)
     settings = _settings(source, options)
-    if (complete := _read_complete(folder, settings, began)) is not None:
+    if (complete := _read_complete(folder, settings)) is not None:
         return complete
     with DirectoryLock(folder):
-        if (complete := _read_complete(folder, settings, began)) is not None:  # another process has just finished it
+        if (complete := _read_complete(folder, settings)) is not None:  # another process has just finished it
             return complete
         builder = _build_shards(source, folder, options, settings)
         counts = builder.counts
@@ -128,8 +128,8 @@ def make(source: Source, folder: str | Path, options: PrepareOptions) -> Summary
     return Summary(
         sum(counts.documents.values()),
         sum(counts.tokens.values()),
-        time.perf_counter() - began,
         len(builder.writer.shards),
+        time.perf_counter() - began,
         counts.text_bytes,
         counts.duplicates,
         counts.skipped,
@@ -170,22 +170,13 @@ def _build_shards(source: Source, folder: Path, options: PrepareOptions, setting
     """Encode the corpus and write all shards. The caller holds the lock of the folder."""
     journal = open_journal(folder, settings, options.restart)
     _require_space(source, folder, options, journal)
-    builder = ShardBuilder(
-        folder,
-        source.shard_name,
-        options.shard_size,
-        journal,
-        val_tokens=settings["val_tokens"] or 0,
-        max_shards=options.shards,
-        drop_duplicates=options.drop_duplicates,
-    )
+    builder = ShardBuilder(folder, source.shard_name, journal, options, settings["val_tokens"] or 0)
     cache, encode = open_cache(source, folder, options), functools.partial(executors.run, options)
     max_tokens = options.shards * options.shard_size if options.shards else float("inf")
     with contextlib.ExitStack() as stack:
         stack.callback(builder.writer.abandon)  # deletes the unfinished shard after an error
-        progress = Progress(source.text_bytes)
         if _needs_cache(source, options) or cache.folder.exists():
-            cache.fill(source, encode, progress=progress)
+            cache.fill(source, encode)
             positions = cache.positions(len(source.files))
             if settings["val_tokens"] is None:
                 builder.val_tokens = cache.tokens_in_tenth(positions)
@@ -193,6 +184,7 @@ def _build_shards(source: Source, folder: Path, options: PrepareOptions, setting
         else:
             stream = encode(source.chunks(builder.position))
         stack.enter_context(contextlib.closing(stream))
+        progress = Progress(source.text_bytes)
         for position, encoded in stream:
             if not builder.add(position, encoded):
                 break
@@ -235,7 +227,7 @@ def _needs_cache(source: Source, options: PrepareOptions) -> bool:
     return options.executor == "slurm" or is_shuffled or _val_tokens(source, options) is None
 
 
-def _read_complete(folder: Path, settings: dict[str, Any], began: float = 0.0) -> Summary | None:
+def _read_complete(folder: Path, settings: dict[str, Any]) -> Summary | None:
     """Summarize a complete folder; None if it is not complete. Raises if it was made with other settings."""
     if (manifest := shards.read_manifest(folder)) is None:
         return None
@@ -244,8 +236,7 @@ def _read_complete(folder: Path, settings: dict[str, Any], began: float = 0.0) -
             f"{folder} was made with other settings ({changes}); use another --out or --data.dir, or remove it"
         )
     tokens = sum(len(shards.open_split(folder, split)) for split in shards.SPLITS)
-    documents = sum(manifest.documents.values())
-    return Summary(documents, tokens, time.perf_counter() - began, len(manifest.shards))
+    return Summary(sum(manifest.documents.values()), tokens, len(manifest.shards))
 
 
 def _require_space(source: Source, folder: Path, options: PrepareOptions, journal: Journal) -> None:

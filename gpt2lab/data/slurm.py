@@ -43,9 +43,9 @@ def submit(source: Source, folder: Path, options: PrepareOptions) -> str:
     except ImportError:
         raise GPT2LabError("--executor slurm needs datatrove: pip install -e '.[slurm]'") from None
 
-    settings = {key: value for key, _, value in (word.partition("=") for word in options.slurm)}
-    if invalid := [key for key, value in settings.items() if not value]:
+    if invalid := [word for word in options.slurm if "=" not in word]:
         raise GPT2LabError(f"--slurm {invalid[0]}: write KEY=VALUE, such as partition=cpu")
+    settings = dict(word.split("=", 1) for word in options.slurm)
     if not (partition := settings.pop("partition", "")):
         raise GPT2LabError("--executor slurm needs a partition to run in: --slurm partition=NAME")
     try:

@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gpt2lab.data import executors
 from gpt2lab.data import prepare as preparing
 from gpt2lab.data.catalogue import DEFAULT_DIRS
 from gpt2lab.data.encoded_cache import FOLDER as CACHE
@@ -115,7 +114,7 @@ def test_shards_do_not_depend_on_workers_or_tokenizer(source, expected_files, tm
 @pytest.mark.slow
 def test_shards_do_not_depend_on_the_executor(source, expected_files, tmp_path, request):
     ray = pytest.importorskip("ray")
-    executors._init_ray(2)  # started once for both calls
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=256 << 20)  # once for both calls
     request.addfinalizer(ray.shutdown)
     make(source, tmp_path / "a", replace(SMALL, executor="ray"))
     assert contents(tmp_path / "a") == expected_files
