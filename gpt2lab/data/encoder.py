@@ -76,17 +76,9 @@ def encode(options: PrepareOptions, chunk: Chunk) -> Encoded:
         report(str(error))
         texts = Texts.join([])
     with _encoder_lock:  # the first worker builds the encoder, the others wait for it
-        encoder = _get_encoder(options)
+        encoder = _get_encoder(options.tokenizer, options.check, options.mirror)
     tokens, lengths = encoder.encode(texts, chunk.name)
     return Encoded(tokens, lengths, _hash_documents(tokens, lengths), len(texts.data), tuple(problems))
-
-
-_encoder_lock = threading.Lock()
-
-
-@functools.lru_cache(maxsize=4)
-def _get_encoder(options: PrepareOptions) -> "Encoder":
-    return Encoder(options.tokenizer, options.check, options.mirror)
 
 
 class Encoder:
@@ -182,6 +174,10 @@ class Encoder:
                 f"{name}: gigatoken and tiktoken give different tokens for document {row}; run again with "
                 f"--tokenizer tiktoken, and please report it"
             )
+
+
+_get_encoder = functools.lru_cache(maxsize=4)(Encoder)
+_encoder_lock = threading.Lock()
 
 
 def _build_gigatoken(mirror: str | None) -> Any:

@@ -51,11 +51,24 @@ def _tokenizer_json(vocabulary: dict[str, int], merges: list[str], eot_text: str
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {
         "version": "1.0",
+        "truncation": None,
+        "padding": None,
         "added_tokens": [{"id": vocabulary[eot_text], "content": eot_text, **flags, "special": True}],
+        "normalizer": None,
         "pre_tokenizer": byte_level,
         "post_processor": byte_level | {"trim_offsets": False},
         "decoder": byte_level,
-        "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": vocabulary,
+            "merges": merges,
+        },
     }
 
 
