@@ -21,8 +21,8 @@ To add a source:
    read, and should be 1 to 32 MB of text.
 2. Register the source in `gpt2lab/data/catalogue.py`: its output folder in `DEFAULT_DIRS`, its function in
    `open_source`.
-3. Add its name to the choices of `gpt2lab prepare` in `gpt2lab/cli.py`, and to `data.source` in `gpt2lab/config.py` so
-   that runs can train on it.
+3. Add its name to `PrepareOptions.source` in `gpt2lab/options.py`, and to `data.source` in `gpt2lab/config.py` so that
+   runs can train on it.
 """
 
 import functools

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gpt2lab import resources
 from gpt2lab.data.sources import Chunk, Source, SourceFile, parquet
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 REPOSITORY = "HuggingFaceFW/fineweb-edu"
 REVISION = "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9"
 
+_DATASET: dict[str, Any] = {"repo_type": "dataset", "revision": REVISION}
 _FOLDERS = {"sample-10BT": "sample/10BT", "sample-100BT": "sample/100BT", "sample-350BT": "sample/350BT"}
 _TEXT_PER_BYTE = 1.7  # bytes of text in a byte of a file, roughly
 _FILES_AHEAD = 2  # files that are downloaded while one is being read
@@ -85,11 +86,10 @@ def _open_on_hub(folder: str, column: str) -> Source:
         )
         for i, (name, size, digest) in enumerate(listed)
     )
-    options = {"repo_type": "dataset", "revision": REVISION}
     missing = sum(
         size
         for name, size, _ in listed
-        if not isinstance(huggingface_hub.try_to_load_from_cache(REPOSITORY, name, **options), str)
+        if not isinstance(huggingface_hub.try_to_load_from_cache(REPOSITORY, name, **_DATASET), str)
     )
     revision = f"{REPOSITORY} {REVISION[:12]} {folder}"
     return Source("fineweb-edu", "edufineweb", revision, files, val="shard", downloads=missing)
@@ -101,18 +101,12 @@ def _list_files(folder: str) -> list[tuple[str, int, str]]:
 
     if _is_offline():
         root = huggingface_hub.snapshot_download(
-            REPOSITORY,
-            repo_type="dataset",
-            revision=REVISION,
-            allow_patterns=f"{folder}/*.parquet",
-            local_files_only=True,
+            REPOSITORY, allow_patterns=f"{folder}/*.parquet", local_files_only=True, **_DATASET
         )
         files = sorted((Path(root) / folder).glob("*.parquet"))
         # A file in the cache is a link to a file that is named after its digest, the one that the Hub lists.
         return [(f"{folder}/{file.name}", file.stat().st_size, file.resolve().name) for file in files]
-    tree = huggingface_hub.HfApi().list_repo_tree(
-        REPOSITORY, path_in_repo=folder, repo_type="dataset", revision=REVISION
-    )
+    tree = huggingface_hub.HfApi().list_repo_tree(REPOSITORY, path_in_repo=folder, **_DATASET)
     return sorted(
         (file.path, file.size, file.lfs.sha256 if file.lfs else file.blob_id)
         for file in tree
@@ -131,10 +125,7 @@ def _download(name: str) -> str:
     """Download a file, unless it is in the cache; returns its path. Waits if another thread is downloading it."""
     import huggingface_hub
 
-    def download() -> str:
-        return huggingface_hub.hf_hub_download(REPOSITORY, name, repo_type="dataset", revision=REVISION)
-
-    return _retry(download, name)
+    return _retry(lambda: str(huggingface_hub.hf_hub_download(REPOSITORY, name, **_DATASET)), name)
 
 
 @functools.cache
