@@ -228,9 +228,9 @@ def test_a_damaged_cached_chunk_is_encoded_again(source, tmp_path):
 
 def test_a_seeded_shuffle_across_row_groups(source, expected_files, tmp_path):
     folders = []
-    for number, options in enumerate([{"shuffle_seed": 1}, {"shuffle_seed": 1, "workers": 1}, {"shuffle_seed": 2}]):
+    for number, (seed, workers) in enumerate([(1, 2), (1, 1), (2, 2)]):
         folders.append(tmp_path / str(number))
-        make(source, folders[-1], replace(SMALL, **options))
+        make(source, folders[-1], replace(SMALL, shuffle_seed=seed, workers=workers))
     assert contents(folders[0]) == contents(folders[1])
     assert contents(folders[0]) != contents(folders[2])
     order = decoded(folders[0], "val") + decoded(folders[0], "train")
