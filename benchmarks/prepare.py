@@ -156,10 +156,12 @@ def prepare_command(mirror: Path, out: str, workers: int, *options: str) -> list
 
 def prepare(root: Path, out: str | Path, workers: int) -> int:
     """Prepare in this process; returns the number of tokens, 50256 before each document included."""
-    from gpt2lab.data.prepare import Options, make
-    from gpt2lab.data.sources import fineweb_edu
+    from gpt2lab.data import catalogue
+    from gpt2lab.data.prepare import make
+    from gpt2lab.options import PrepareOptions
 
-    return make(fineweb_edu.source(mirror=root.parent.parent), out, Options(shard_tokens=SHARD, workers=workers)).tokens
+    options = PrepareOptions("fineweb-edu", mirror=str(root.parent.parent), shard_size=SHARD, workers=workers)
+    return make(catalogue.open_source(options), out, options).tokens
 
 
 def peak_memory(root: Path, workers: int, copies: int) -> float:

@@ -1,11 +1,8 @@
 """The sources by name: where their shards go and how they are opened."""
 
-import shlex
-from collections.abc import Iterable
-from pathlib import Path
-
 from gpt2lab.data.sources import Source, fineweb_edu, local_files, stdlib, tinyshakespeare
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.options import PrepareOptions
 
 DEFAULT_DIRS = {
     "stdlib": "data/stdlib",
@@ -15,39 +12,25 @@ DEFAULT_DIRS = {
 }
 
 
-def open_source(
-    name: str,
-    *,
-    subset: str = "sample-10BT",
-    mirror: str | Path | None = None,
-    inputs: Iterable[str] = (),
-    field: str = "text",
-    seed: int | None = None,
-) -> Source:
-    """Open a source by name. The other arguments apply to the sources that have such an option.
+def open_source(options: PrepareOptions) -> Source:
+    """Open a source by name.
 
     Args:
-        name: a key of `DEFAULT_DIRS`.
-        subset: subset of fineweb-edu.
-        mirror: folder to read downloads from.
-        inputs: paths or glob patterns of files.
-        field: JSON field or parquet column with the text.
-        seed: of the order of the documents of stdlib.
+        options: the name, and the options of the single sources.
 
     Raises:
-        GPT2LabError: the source is unknown or cannot be found, or files has no inputs.
+        GPT2LabError: the source cannot be found, or files has no inputs.
     """
-    if name == "fineweb-edu":
-        return fineweb_edu.source(subset, mirror, field)
-    if name == "files":
-        if not (patterns := list(inputs)):
+    if options.source == "fineweb-edu":
+        return fineweb_edu.source(options.subset, options.mirror, options.text_field)
+    if options.source == "files":
+        if not options.input:
             raise GPT2LabError("prepare files needs --input with files or patterns, such as --input 'corpus/**/*.txt'")
-        return local_files.source(patterns, field)
-    if name == "tinyshakespeare":
-        return tinyshakespeare.source(mirror)
-    if name == "stdlib":
-        return stdlib.source() if seed is None else stdlib.source(seed)
-    raise GPT2LabError(f"source {name!r} is not known; use one of {', '.join(DEFAULT_DIRS)}, pretokenized")
+        return local_files.source(options.input, options.text_field)
+    if options.source == "tinyshakespeare":
+        return tinyshakespeare.source(options.mirror)
+    assert options.source == "stdlib"
+    return stdlib.source() if options.shuffle_seed is None else stdlib.source(options.shuffle_seed)
 
 
 def default_folder(name: str, subset: str = "sample-10BT") -> str:
@@ -60,17 +43,3 @@ def default_folder(name: str, subset: str = "sample-10BT") -> str:
     if name == "fineweb-edu" and subset != "sample-10BT":
         return f"data/edu_fineweb{subset.removeprefix('sample-').removesuffix('T')}"
     return DEFAULT_DIRS[name]
-
-
-def prepare_command(name: str, folder: Path, mirror: str | Path | None = None) -> str:
-    """Return the command line that prepares a source.
-
-    Args:
-        name: a key of `DEFAULT_DIRS`.
-        folder: where the shards go.
-        mirror: folder to read downloads from.
-    """
-    words = ["gpt2lab", "prepare", name]
-    words += ["--mirror", str(mirror)] if mirror is not None else []
-    words += ["--out", str(folder)] if str(folder) != DEFAULT_DIRS[name] else []
-    return shlex.join(words)

@@ -9,7 +9,7 @@ shuffled, and if several machines encode. Files are written once, in any order, 
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,6 @@ class EncodedCache:
         source: Source,
         encode_chunks: Callable[[Chunks], EncodedChunks],
         files: Iterable[int] | None = None,
-        progress: Progress | None = None,
     ) -> None:
         """Encode the chunks that are missing.
 
@@ -50,7 +49,6 @@ class EncodedCache:
             source: the corpus.
             encode_chunks: encodes chunks in parallel.
             files: indices of the files to encode; None for all.
-            progress: where to report progress.
 
         Raises:
             GPT2LabError: something cannot be read or written.
@@ -68,12 +66,12 @@ class EncodedCache:
                     if self.read(position) is None:
                         yield position, chunk
 
+        progress = Progress(source.text_bytes)
         text_bytes = tokens = 0
         for position, encoded in encode_chunks(missing_chunks()):
             self._write(position, encoded)
             text_bytes, tokens = text_bytes + encoded.text_bytes, tokens + len(encoded.tokens)
-            if progress is not None:
-                progress.update(f"encoding {source.name}", text_bytes, tokens)
+            progress.update(f"encoding {source.name}", text_bytes, tokens)
         for file, count in chunk_counts.items():
             with atomic_write(self._count_path(file)) as path:
                 path.write_text(json.dumps({"units": count}) + "\n", encoding="utf-8")
@@ -97,8 +95,7 @@ class EncodedCache:
         Args:
             files: number of files of the source.
         """
-        counts = [json.loads(self._count_path(file).read_text(encoding="utf-8"))["units"] for file in range(files)]
-        ordered = [Position(file, chunk) for file, count in enumerate(counts) for chunk in range(count)]
+        ordered = [Position(file, chunk) for file in range(files) for chunk in range(self._chunk_count(file))]
         if self.seed is None:
             return ordered
         return [ordered[i] for i in permute(np.arange(len(ordered)), len(ordered), f"{self.seed}/units").tolist()]
@@ -127,18 +124,11 @@ class EncodedCache:
 
     def size(self) -> int:
         """Bytes on disk."""
-        return sum(file.stat().st_size for file in self._files())
-
-    def is_empty(self) -> bool:
-        """Whether no chunk has been encoded."""
-        return not any(self._files())
+        return sum(file.stat().st_size for file in self.folder.glob("*.npz"))
 
     def remove(self) -> None:
         """Delete the cache."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _files(self) -> Iterator[Path]:
-        return self.folder.glob("*.npz")
 
     def _path(self, position: Position) -> Path:
         return self.folder / f"{position.file:05d}-{position.chunk:06d}.npz"
@@ -157,11 +147,14 @@ class EncodedCache:
         with atomic_write(self._path(position)) as path, open(path, "wb") as file:
             np.savez(file, **encoded._asdict())
 
+    def _chunk_count(self, file: int) -> int:
+        count: int = json.loads(self._count_path(file).read_text(encoding="utf-8"))["units"]
+        return count
+
     def _is_complete(self, file: int) -> bool:
-        if not self._count_path(file).exists():
-            return False
-        count = json.loads(self._count_path(file).read_text(encoding="utf-8"))["units"]
-        return all(self.read(Position(file, chunk)) is not None for chunk in range(count))
+        return self._count_path(file).exists() and all(
+            self.read(Position(file, chunk)) is not None for chunk in range(self._chunk_count(file))
+        )
 
 
 def _shuffle_documents(encoded: Encoded, key: str) -> Encoded:

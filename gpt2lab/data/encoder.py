@@ -28,10 +28,8 @@ from gpt2lab.data.shards import Tokens
 from gpt2lab.data.sources import BadInputError, Chunk, Texts, raise_problem
 from gpt2lab.data.tokenizer import EOT, Tokenizer, ranks
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.files import cannot_write
+from gpt2lab.options import PrepareOptions
 
-Engine = Literal["auto", "gigatoken", "tiktoken"]
-OnError = Literal["stop", "skip"]
 Counts = npt.NDArray[np.int64]
 
 _MAX_COMPARED_BYTES = 20_000  # longer documents are not compared, because tiktoken is slow
@@ -59,27 +57,11 @@ class Encoded(NamedTuple):
     problems: tuple[str, ...]
 
 
-class EncodeOptions(NamedTuple):
-    """Options of the workers. They are sent to other processes and machines.
-
-    Attributes:
-        engine: tokenizer to use; `auto` is gigatoken if it is installed, else tiktoken.
-        check: compare one document of every chunk with tiktoken.
-        on_error: whether documents and chunks that cannot be read `stop` the run or are `skip`ped.
-        mirror: folder with the tokenizer's files.
-    """
-
-    engine: Engine = "auto"
-    check: bool = True
-    on_error: OnError = "stop"
-    mirror: str | None = None
-
-
-def encode(options: EncodeOptions, chunk: Chunk) -> Encoded:
+def encode(options: PrepareOptions, chunk: Chunk) -> Encoded:
     """Read and encode a chunk. The result depends on the chunk alone.
 
     Args:
-        options: how to encode.
+        options: how to encode: `tokenizer`, `check`, `on_error` and `mirror`.
         chunk: what to encode.
 
     Raises:
@@ -94,24 +76,16 @@ def encode(options: EncodeOptions, chunk: Chunk) -> Encoded:
         report(str(error))
         texts = Texts.join([])
     with _encoder_lock:  # the first worker builds the encoder, the others wait for it
-        encoder = _get_encoder(options)
+        encoder = _get_encoder(options.tokenizer, options.check, options.mirror)
     tokens, lengths = encoder.encode(texts, chunk.name)
     return Encoded(tokens, lengths, _hash_documents(tokens, lengths), len(texts.data), tuple(problems))
-
-
-_encoder_lock = threading.Lock()
-
-
-@functools.lru_cache(maxsize=4)
-def _get_encoder(options: EncodeOptions) -> "Encoder":
-    return Encoder(options.engine, options.check, options.mirror)
 
 
 class Encoder:
     """Encodes texts with gigatoken or tiktoken. Safe to share between threads.
 
     Args:
-        engine: tokenizer to use.
+        engine: tokenizer to use; `auto` is gigatoken if it is installed, else tiktoken.
         check: compare one document of every call with tiktoken.
         mirror: folder with the tokenizer's files.
 
@@ -119,7 +93,12 @@ class Encoder:
         GPT2LabError: on construction, if `engine` is gigatoken and it is not installed.
     """
 
-    def __init__(self, engine: Engine = "auto", check: bool = True, mirror: str | None = None):
+    def __init__(
+        self,
+        engine: Literal["auto", "gigatoken", "tiktoken"] = "auto",
+        check: bool = True,
+        mirror: str | None = None,
+    ):
         installed = importlib.util.find_spec("gigatoken") is not None
         if engine == "gigatoken" and not installed:
             raise GPT2LabError("gigatoken is not installed: pip install -e '.[data]', or use --tokenizer tiktoken")
@@ -197,6 +176,10 @@ class Encoder:
             )
 
 
+_get_encoder = functools.lru_cache(maxsize=4)(Encoder)
+_encoder_lock = threading.Lock()
+
+
 def _build_gigatoken(mirror: str | None) -> Any:
     """Build gigatoken with GPT-2's ranks and no special tokens: `<|endoftext|>` in a text is encoded as text."""
     import gigatoken
@@ -204,10 +187,7 @@ def _build_gigatoken(mirror: str | None) -> Any:
     lines = b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks(mirror).items())
     with tempfile.TemporaryDirectory() as folder:  # gigatoken's other constructors use the network
         file = Path(folder) / "gpt2.tiktoken"
-        try:
-            file.write_bytes(lines)
-        except OSError as error:
-            raise cannot_write(file, error) from error
+        file.write_bytes(lines)
         return gigatoken.Tokenizer.from_tiktoken(file, pretokenizer="gpt2", special_tokens={})
 
 

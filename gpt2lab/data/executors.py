@@ -15,33 +15,35 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any
 
-from gpt2lab.data.encoder import Encoded, EncodeOptions, encode
+from gpt2lab.data.encoder import Encoded, encode
 from gpt2lab.data.sources import Chunk, Position
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.options import PrepareOptions
 
-Executor = Literal["local", "ray"]
 Chunks = Iterator[tuple[Position, Chunk]]
 EncodedChunks = Generator[tuple[Position, Encoded], None, None]
 
 
-def run(executor: Executor, chunks: Chunks, options: EncodeOptions, workers: int) -> EncodedChunks:
+def run(options: PrepareOptions, chunks: Chunks) -> EncodedChunks:
     """Encode chunks in parallel and return them in their original order.
 
     Args:
-        executor: `local` for threads, `ray` for the Ray cluster at RAY_ADDRESS, or one that is started here.
+        options: how to encode. With the executor `ray`, the Ray cluster at RAY_ADDRESS is used, or one that is started
+            here; else threads. By default there are as many workers as cores.
         chunks: what to encode, with positions.
-        options: how to encode.
-        workers: number of chunks that are encoded at the same time.
 
     Raises:
         GPT2LabError: a chunk could not be encoded, or Ray is not installed.
     """
-    return (_run_local if executor == "local" else _run_ray)(chunks, options, workers)
+    workers = options.workers
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return (_run_ray if options.executor == "ray" else _run_local)(chunks, options, workers)
 
 
-def _run_local(chunks: Chunks, options: EncodeOptions, workers: int) -> EncodedChunks:
+def _run_local(chunks: Chunks, options: PrepareOptions, workers: int) -> EncodedChunks:
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="encode")
     try:
         yield from _in_order(chunks, 2 * workers, lambda chunk: pool.submit(encode, options, chunk).result)
@@ -49,15 +51,17 @@ def _run_local(chunks: Chunks, options: EncodeOptions, workers: int) -> EncodedC
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _run_ray(chunks: Chunks, options: EncodeOptions, workers: int) -> EncodedChunks:
+def _run_ray(chunks: Chunks, options: PrepareOptions, workers: int) -> EncodedChunks:
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError:
         raise GPT2LabError("--executor ray needs Ray: pip install -e '.[ray]'") from None
 
-    start_ray = not ray.is_initialized()
-    if start_ray:
-        _init_ray(workers)
+    if start_ray := not ray.is_initialized():
+        settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+        if "RAY_ADDRESS" not in os.environ:
+            settings |= {"include_dashboard": False, "num_cpus": workers, "object_store_memory": 256 << 20}
+        ray.init(**settings)
     task = ray.remote(num_cpus=1, max_retries=3)(encode)
     try:
         limit = 2 * max(workers, int(ray.cluster_resources().get("CPU", workers)))
@@ -70,15 +74,6 @@ def _run_ray(chunks: Chunks, options: EncodeOptions, workers: int) -> EncodedChu
     finally:
         if start_ray:
             ray.shutdown()
-
-
-def _init_ray(workers: int) -> None:
-    """Connect to the cluster at RAY_ADDRESS, or start Ray on this machine."""
-    ray: Any = importlib.import_module("ray")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    if "RAY_ADDRESS" not in os.environ:
-        options |= {"include_dashboard": False, "num_cpus": workers, "object_store_memory": 256 << 20}
-    ray.init(**options)
 
 
 def _in_order(chunks: Chunks, limit: int, submit: Callable[[Chunk], Callable[[], Encoded]]) -> EncodedChunks:

@@ -16,8 +16,6 @@ from gpt2lab.data.prepare import Summary
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import DirectoryLock, atomic_write, remove_temporaries, sha256
 
-SOURCE = "pretokenized"
-
 
 def index_shards(input_folder: str | Path, folder: str | Path | None = None) -> Summary:
     """Write a manifest for existing shards. A folder that has one is not changed.
@@ -41,8 +39,7 @@ def index_shards(input_folder: str | Path, folder: str | Path | None = None) -> 
     with DirectoryLock(folder):
         manifest = shards.read_manifest(folder)
         if manifest is not None and folder == input_folder:
-            documents, tokens = sum(manifest.documents.values()), sum(manifest.tokens.values())
-            return Summary(documents, tokens, time.perf_counter() - began, len(manifest.shards))
+            return Summary(sum(manifest.documents.values()), sum(manifest.tokens.values()), len(manifest.shards))
         remove_temporaries(folder)
         names = {file.name for stream in streams.values() for file in stream.files}
         if other := [file for file in shards.shard_files(folder) if file.name not in names]:
@@ -51,16 +48,16 @@ def index_shards(input_folder: str | Path, folder: str | Path | None = None) -> 
         document_counts: dict[str, int] = dict.fromkeys(shards.SPLITS, 0)
         for split, stream in streams.items():
             for number, (file, count) in enumerate(zip(stream.files, np.diff(stream.starts).tolist(), strict=True)):
-                document_counts[split] += verify.scan(stream, number).documents
+                document_counts[split] += verify.count_documents(stream, number)
                 digest = sha256(file)
                 if folder != input_folder:
                     _link_or_copy(file, folder / file.name, digest)
                 entries.append({"file": file.name, "split": split, "tokens": count, "sha256": digest})
         token_counts: dict[str, int] = {split: len(stream) for split, stream in streams.items()}
-        info = {"source": SOURCE, "revision": input_folder.resolve().name}
+        info = {"source": "pretokenized", "revision": input_folder.resolve().name}
         shards.write_manifest(folder, info, document_counts, token_counts, entries)
-    documents, tokens = sum(document_counts.values()), sum(token_counts.values())
-    return Summary(documents, tokens, time.perf_counter() - began, len(entries), made=True)
+    seconds = time.perf_counter() - began
+    return Summary(sum(document_counts.values()), sum(token_counts.values()), len(entries), seconds, made=True)
 
 
 def _link_or_copy(file: Path, target: Path, digest: str) -> None:

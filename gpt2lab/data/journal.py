@@ -5,7 +5,6 @@
 encoded chunks where they are cached.
 """
 
-import itertools
 import json
 import os
 from collections.abc import Collection
@@ -20,7 +19,6 @@ from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import atomic_write, remove_temporaries, sha256
 
 HASHES = f"{PREPARING}.hashes"
-_NOTE = "Shards are being written here; this file is removed when they are complete."
 
 
 @dataclass
@@ -31,20 +29,19 @@ class Journal:
         settings: everything that the shards depend on.
         shards: entries of the finished shards, as in the manifest.
         states: for each finished shard, the state of the `ShardBuilder` after it.
-        note: an explanation for people who open the file.
     """
 
     settings: dict[str, Any]
     shards: list[dict[str, Any]] = field(default_factory=list)
     states: list[dict[str, Any]] = field(default_factory=list)
-    note: str = _NOTE
 
     @classmethod
     def read(cls, folder: Path) -> "Journal | None":
         """Read the journal of a folder; None if there is none that can be used."""
         try:
-            return cls(**json.loads((folder / PREPARING).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            content = json.loads((folder / PREPARING).read_text(encoding="utf-8"))
+            return cls(content["settings"], content["shards"], content["states"])
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def write(self, folder: Path) -> None:
@@ -58,17 +55,15 @@ class Journal:
 
     def drop_damaged(self, folder: Path) -> None:
         """Drop the first shard that is missing or damaged, and all shards after it."""
-
-        def is_intact(shard: dict[str, Any]) -> bool:
-            path = folder / str(shard["file"])
-            return path.is_file() and sha256(path) == shard["sha256"]
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            intact = sum(1 for _ in itertools.takewhile(bool, pool.map(is_intact, self.shards)))
         hashes = folder / HASHES
         hash_count = hashes.stat().st_size // 8 if hashes.is_file() else 0
-        while intact and self.states[intact - 1]["hashes"] > hash_count:
-            intact -= 1
+
+        def is_intact(shard: dict[str, Any], state: dict[str, Any]) -> bool:
+            path = folder / str(shard["file"])
+            return path.is_file() and sha256(path) == shard["sha256"] and state["hashes"] <= hash_count
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            intact = [*pool.map(is_intact, self.shards, self.states), False].index(False)
         del self.shards[intact:], self.states[intact:]
 
 
@@ -91,7 +86,7 @@ def open_journal(folder: Path, settings: dict[str, Any], restart: bool) -> Journ
         )
     journal, cache = Journal.read(folder), EncodedCache(folder)
     if journal is not None and (changes := describe_changes(settings, journal.settings)):
-        if not restart and (journal.shards or not cache.is_empty()):
+        if not restart and (journal.shards or cache.size()):
             raise GPT2LabError(
                 f"{folder} holds an unfinished preparation with other settings ({changes}); give another --out, or "
                 f"--restart to discard it"
@@ -110,16 +105,12 @@ def open_journal(folder: Path, settings: dict[str, Any], restart: bool) -> Journ
 
 
 def describe_changes(settings: dict[str, Any], recorded: dict[str, Any]) -> str:
-    """Describe the settings that differ from the recorded ones; empty if none does."""
-    if recorded.get("source") != settings["source"]:
-        return f"source {recorded.get('source')!r} rather than {settings['source']!r}"
-    changed = [key for key in settings if recorded.get(key) != settings[key]]
-    return ", ".join(
-        "content of the source"
-        if key == "source_digest"
-        else f"{key} {recorded.get(key)!r} rather than {settings[key]!r}"
-        for key in changed
-    )
+    """Describe the first setting that differs from the recorded one; empty if none does."""
+    for key, value in settings.items():
+        if recorded.get(key) != value:
+            is_digest = key == "source_digest"
+            return "content of the source" if is_digest else f"{key} {recorded.get(key)!r} rather than {value!r}"
+    return ""
 
 
 def discard(folder: Path) -> None:

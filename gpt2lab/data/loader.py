@@ -161,11 +161,11 @@ def prefetch(batch_of: Callable[[int], Result], start_step: int, end_step: int) 
         end_step: step after the last.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as thread:
-        pending = thread.submit(batch_of, start_step) if start_step < end_step else None
-        for step in range(start_step, end_step):
-            assert pending is not None
+        batches = (thread.submit(batch_of, step) for step in range(start_step, end_step))  # submits when advanced
+        pending = next(batches, None)
+        while pending is not None:
             batch = pending.result()
-            pending = thread.submit(batch_of, step + 1) if step + 1 < end_step else None
+            pending = next(batches, None)
             yield batch
 
 

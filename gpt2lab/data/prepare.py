@@ -9,16 +9,16 @@ training calls: it makes small corpora itself, and for others names the command 
 """
 
 import contextlib
-import os
+import functools
+import logging
+import shlex
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from gpt2lab import disk
 from gpt2lab.data import catalogue, executors, shards
 from gpt2lab.data.encoded_cache import EncodedCache
-from gpt2lab.data.encoder import EncodeOptions, Engine, OnError
 from gpt2lab.data.journal import Journal, close_journal, describe_changes, discard, open_journal
 from gpt2lab.data.progress import Progress
 from gpt2lab.data.shard_builder import ShardBuilder
@@ -26,75 +26,33 @@ from gpt2lab.data.sources import Source
 from gpt2lab.data.tokenizer import NAME as TOKENIZER
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import DirectoryLock
+from gpt2lab.options import PrepareOptions
 
-MADE_BY_TRAINING = ("stdlib", "tinyshakespeare")
+logger = logging.getLogger(__name__)
 
 _MIN_VAL_SHARDS = 10  # a corpus with at least so many shards may have one of them as val, a smaller one a tenth
 _BYTES_PER_TOKEN = 4  # of English text, a low estimate: too much disk space is required rather than too little
 _EXTRA_DOWNLOADS = 3  # files that are downloaded ahead and may not be needed
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to prepare a corpus. The shards depend on the first six.
-
-    Attributes:
-        shard_tokens: tokens of a full shard.
-        val_tokens: the validation split is the first documents that fit into so many tokens; None: see `Source.val`.
-        max_shards: stop when so many shards are full.
-        shuffle_seed: shuffle the chunks, and the documents in each, with this seed; None for the order of the corpus.
-        drop_duplicates: leave out documents that occurred before.
-        on_error: `skip` leaves out what cannot be read and records it in the manifest; `stop` raises an error.
-        workers: number of chunks that are encoded at the same time; None for one a core.
-        executor: where to encode.
-        engine: tokenizer, see `EncodeOptions`.
-        check: compare a sample with tiktoken.
-        mirror: folder with the tokenizer's files.
-        restart: discard an unfinished preparation with other settings.
-        encode_first: encode everything before the first shard is written, also where that is not necessary.
-    """
-
-    shard_tokens: int = shards.SHARD_TOKENS
-    val_tokens: int | None = None
-    max_shards: int | None = None
-    shuffle_seed: int | None = None
-    drop_duplicates: bool = False
-    on_error: OnError = "stop"
-    workers: int | None = None
-    executor: executors.Executor = "local"
-    engine: Engine = "auto"
-    check: bool = True
-    mirror: str | None = None
-    restart: bool = False
-    encode_first: bool = False
-
-    def encode_chunks(self, chunks: executors.Chunks) -> executors.EncodedChunks:
-        """Encode chunks in parallel; returns them in order."""
-        workers = self.workers
-        if workers is None:
-            workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        encode_options = EncodeOptions(self.engine, self.check, self.on_error, self.mirror)
-        return executors.run(self.executor, chunks, encode_options, workers)
-
-
 class Summary(NamedTuple):
     """What a folder holds, both splits together.
 
     Attributes:
-        documents: number of documents; None if no manifest counts them.
+        documents: number of documents.
         tokens: number of tokens.
-        seconds: duration of this call.
         shards: number of shards.
+        seconds: duration of this call, if it made the shards.
         text_bytes: bytes of text that were encoded.
         duplicates: documents that occurred before.
         skipped: documents and chunks that could not be read.
         made: False if the folder was complete already.
     """
 
-    documents: int | None
+    documents: int
     tokens: int
-    seconds: float
-    shards: int = 0
+    shards: int
+    seconds: float = 0.0
     text_bytes: int = 0
     duplicates: int = 0
     skipped: int = 0
@@ -102,8 +60,7 @@ class Summary(NamedTuple):
 
     def line(self, folder: Path) -> str:
         """Return one line for people."""
-        documents = "" if self.documents is None else f"{self.documents:,} documents, "
-        content = f"{documents}{self.tokens:,} tokens in {self.shards} shards"
+        content = f"{self.documents:,} documents, {self.tokens:,} tokens in {self.shards} shards"
         if not self.made:
             return f"{folder} is complete: {content}"
         rate = f", {self.text_bytes / self.seconds / 1e6:.3g} MB/s of text" if self.text_bytes else ""
@@ -113,59 +70,52 @@ class Summary(NamedTuple):
 
 
 def prepare(
-    source: str, folder: str | Path, *, mirror: str | Path | None = None, shard_tokens: int = shards.SHARD_TOKENS
-) -> Summary:
-    """Make sure that `folder` holds the shards for training. Makes `stdlib` and `tinyshakespeare` if they are missing.
+    source: Literal["stdlib", "tinyshakespeare", "fineweb-edu"], folder: str | Path, *, mirror: str | None = None
+) -> None:
+    """Make sure that `folder` holds shards for training. Makes `stdlib` and `tinyshakespeare` if there are none.
 
     Args:
         source: value of `data.source`.
         folder: folder of the shards.
         mirror: folder to read downloads and the tokenizer's files from.
-        shard_tokens: tokens of a full shard.
 
     Raises:
-        GPT2LabError: the shards are missing, damaged or of another source, another process is preparing the folder, or
-            the disk refused a write.
+        GPT2LabError: the shards are missing and of another source, another process is preparing the folder, or the disk
+            refused a write.
     """
-    began = time.perf_counter()
     folder = Path(folder)
-    if source in MADE_BY_TRAINING:
-        manifest = shards.read_manifest(folder)
-        if manifest is None or manifest.source != source:
-            options = Options(shard_tokens=shard_tokens, mirror=None if mirror is None else str(mirror), restart=True)
-            make(catalogue.open_source(source, mirror=mirror), folder, options)
-    elif source not in catalogue.DEFAULT_DIRS:
-        raise GPT2LabError(f"data.source {source!r} is not known; use one of {', '.join(catalogue.DEFAULT_DIRS)}")
-    elif not folder.is_dir() or not shards.shard_files(folder):
+    if shards.is_ready(folder):
+        return
+    if source == "fineweb-edu":
+        command = ["gpt2lab", "prepare", source, *(["--mirror", mirror] if mirror else [])]
+        command += ["--out", str(folder)] if str(folder) != catalogue.DEFAULT_DIRS[source] else []
         raise GPT2LabError(
-            f"{folder} holds no shards of {source}; make them with: "
-            f"{catalogue.prepare_command(source, folder, mirror)} (or set --data.dir to a folder that has some)"
+            f"{folder} holds no shards of {source}; make them with: {shlex.join(command)} "
+            f"(or set --data.dir to a folder that has some)"
         )
-    splits = [shards.open_split(folder, "train"), shards.open_split(folder, "val")]
-    counts = [split.documents for split in splits if split.documents is not None]
-    documents = sum(counts) if len(counts) == len(splits) else None
-    return Summary(documents, sum(map(len, splits)), time.perf_counter() - began)
+    options = PrepareOptions(source, mirror=mirror, restart=True)
+    logger.info(make(catalogue.open_source(options), folder, options).line(folder))
 
 
-def make(source: Source, folder: str | Path, options: Options | None = None) -> Summary:
+def make(source: Source, folder: str | Path, options: PrepareOptions) -> Summary:
     """Write the shards of a source, or continue an interrupted call. A complete folder is not changed.
 
     Args:
         source: the corpus.
         folder: where to write.
-        options: how to prepare it.
+        options: how to prepare it. `source`, `out` and `input` are not used.
 
     Raises:
         GPT2LabError: the folder holds other shards or is in use, there is not enough disk space, something cannot be
             read, or the disk refused a write. Finished shards are kept for the next call.
     """
     began = time.perf_counter()
-    folder, options = Path(folder), options or Options()
+    folder = Path(folder)
     settings = _settings(source, options)
-    if (complete := _read_complete(folder, settings, began)) is not None:
+    if (complete := _read_complete(folder, settings)) is not None:
         return complete
     with DirectoryLock(folder):
-        if (complete := _read_complete(folder, settings, began)) is not None:  # another process has just finished it
+        if (complete := _read_complete(folder, settings)) is not None:  # another process has just finished it
             return complete
         builder = _build_shards(source, folder, options, settings)
         counts = builder.counts
@@ -178,8 +128,8 @@ def make(source: Source, folder: str | Path, options: Options | None = None) -> 
     return Summary(
         sum(counts.documents.values()),
         sum(counts.tokens.values()),
-        time.perf_counter() - began,
         len(builder.writer.shards),
+        time.perf_counter() - began,
         counts.text_bytes,
         counts.duplicates,
         counts.skipped,
@@ -187,7 +137,7 @@ def make(source: Source, folder: str | Path, options: Options | None = None) -> 
     )
 
 
-def reserve(source: Source, folder: Path, options: Options) -> None:
+def reserve(source: Source, folder: Path, options: PrepareOptions) -> None:
     """Make the checks of `make` and write the journal, so that other machines can fill the cache of the folder.
 
     Args:
@@ -205,7 +155,7 @@ def reserve(source: Source, folder: Path, options: Options) -> None:
         _require_space(source, folder, options, open_journal(folder, settings, options.restart))
 
 
-def open_cache(source: Source, folder: Path, options: Options) -> EncodedCache:
+def open_cache(source: Source, folder: Path, options: PrepareOptions) -> EncodedCache:
     """Open the cache of encoded chunks. `shuffle_seed` does not apply to a source that has shuffled its documents.
 
     Args:
@@ -216,45 +166,37 @@ def open_cache(source: Source, folder: Path, options: Options) -> EncodedCache:
     return EncodedCache(folder, options.shuffle_seed if source.shuffle_seed is None else None)
 
 
-def _build_shards(source: Source, folder: Path, options: Options, settings: dict[str, Any]) -> ShardBuilder:
+def _build_shards(source: Source, folder: Path, options: PrepareOptions, settings: dict[str, Any]) -> ShardBuilder:
     """Encode the corpus and write all shards. The caller holds the lock of the folder."""
     journal = open_journal(folder, settings, options.restart)
     _require_space(source, folder, options, journal)
-    builder = ShardBuilder(
-        folder,
-        source.shard_name,
-        options.shard_tokens,
-        journal,
-        val_tokens=settings["val_tokens"] or 0,
-        max_shards=options.max_shards,
-        drop_duplicates=options.drop_duplicates,
-    )
-    cache = open_cache(source, folder, options)
-    max_tokens = options.max_shards * options.shard_tokens if options.max_shards else float("inf")
+    builder = ShardBuilder(folder, source.shard_name, journal, options, settings["val_tokens"] or 0)
+    cache, encode = open_cache(source, folder, options), functools.partial(executors.run, options)
+    max_tokens = options.shards * options.shard_size if options.shards else float("inf")
     with contextlib.ExitStack() as stack:
         stack.callback(builder.writer.abandon)  # deletes the unfinished shard after an error
-        progress = stack.enter_context(Progress(source.text_bytes))
         if _needs_cache(source, options) or cache.folder.exists():
-            cache.fill(source, options.encode_chunks, progress=progress)
+            cache.fill(source, encode)
             positions = cache.positions(len(source.files))
             if settings["val_tokens"] is None:
                 builder.val_tokens = cache.tokens_in_tenth(positions)
             stream = cache.read_from(positions, builder.position)
         else:
-            stream = options.encode_chunks(source.chunks(builder.position))
+            stream = encode(source.chunks(builder.position))
         stack.enter_context(contextlib.closing(stream))
+        progress = Progress(source.text_bytes)
         for position, encoded in stream:
             if not builder.add(position, encoded):
                 break
             tokens = sum(builder.counts.tokens.values())
             progress.update(f"writing {folder}", builder.counts.text_bytes, tokens, tokens / max_tokens)
-        builder.finish()
+        builder.close_shard()
     return builder
 
 
-def _settings(source: Source, options: Options) -> dict[str, Any]:
+def _settings(source: Source, options: PrepareOptions) -> dict[str, Any]:
     """Everything that the shards depend on, as recorded in the journal and the manifest."""
-    if options.max_shards is not None and options.max_shards < 2:
+    if options.shards is not None and options.shards < 2:
         raise GPT2LabError("--shards must be at least 2: one for val, one for train")
     return {
         "tokenizer": TOKENIZER,
@@ -262,30 +204,30 @@ def _settings(source: Source, options: Options) -> dict[str, Any]:
         "revision": source.revision,
         "source_digest": source.identity(),
         "shuffle_seed": source.shuffle_seed if options.shuffle_seed is None else options.shuffle_seed,
-        "shard_tokens": options.shard_tokens,
+        "shard_tokens": options.shard_size,
         "val_tokens": _val_tokens(source, options),
-        "max_shards": options.max_shards,
+        "max_shards": options.shards,
         "drop_duplicates": options.drop_duplicates,
         "on_error": options.on_error,
     }
 
 
-def _val_tokens(source: Source, options: Options) -> int | None:
+def _val_tokens(source: Source, options: PrepareOptions) -> int | None:
     """Maximum number of validation tokens; None for a tenth of all tokens."""
     if options.val_tokens is not None:
         return options.val_tokens
     if source.val == "first document":
         return 1  # less than a document, and val has at least one
-    is_large = source.text_bytes // _BYTES_PER_TOKEN >= _MIN_VAL_SHARDS * options.shard_tokens
-    return options.shard_tokens if source.val == "shard" and is_large else None
+    is_large = source.text_bytes // _BYTES_PER_TOKEN >= _MIN_VAL_SHARDS * options.shard_size
+    return options.shard_size if source.val == "shard" and is_large else None
 
 
-def _needs_cache(source: Source, options: Options) -> bool:
+def _needs_cache(source: Source, options: PrepareOptions) -> bool:
     is_shuffled = options.shuffle_seed is not None and source.shuffle_seed is None
-    return options.encode_first or is_shuffled or _val_tokens(source, options) is None
+    return options.executor == "slurm" or is_shuffled or _val_tokens(source, options) is None
 
 
-def _read_complete(folder: Path, settings: dict[str, Any], began: float = 0.0) -> Summary | None:
+def _read_complete(folder: Path, settings: dict[str, Any]) -> Summary | None:
     """Summarize a complete folder; None if it is not complete. Raises if it was made with other settings."""
     if (manifest := shards.read_manifest(folder)) is None:
         return None
@@ -294,19 +236,18 @@ def _read_complete(folder: Path, settings: dict[str, Any], began: float = 0.0) -
             f"{folder} was made with other settings ({changes}); use another --out or --data.dir, or remove it"
         )
     tokens = sum(len(shards.open_split(folder, split)) for split in shards.SPLITS)
-    documents = sum(manifest.documents.values())
-    return Summary(documents, tokens, time.perf_counter() - began, len(manifest.shards))
+    return Summary(sum(manifest.documents.values()), tokens, len(manifest.shards))
 
 
-def _require_space(source: Source, folder: Path, options: Options, journal: Journal) -> None:
+def _require_space(source: Source, folder: Path, options: PrepareOptions, journal: Journal) -> None:
     """Check that the disks have space for the remaining shards, the cache and the downloads."""
     cache = EncodedCache(folder)
     tokens = all_tokens = source.text_bytes // _BYTES_PER_TOKEN
     size = 2 * tokens  # of the cache
     if not _needs_cache(source, options):
         size = 0
-        if options.max_shards is not None:
-            tokens = min(tokens, options.max_shards * options.shard_tokens)
+        if options.shards is not None:
+            tokens = min(tokens, options.shards * options.shard_size)
     size += 2 * tokens - 2 * sum(shard["tokens"] for shard in journal.shards) - cache.size()
     needs = [disk.SpaceNeeded(folder, max(0, size), "shards")]
     if source.downloads:

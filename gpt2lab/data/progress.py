@@ -1,18 +1,17 @@
-"""Progress of a long preparation: a bar on a terminal, a log message every 30 seconds elsewhere."""
+"""Progress of a long preparation: a log message every ten seconds."""
 
 import logging
-import sys
 import time
 
 from gpt2lab.formatting import format_duration
 
 logger = logging.getLogger(__name__)
 
-_LOG_SECONDS = 30.0
+_LOG_SECONDS = 10.0
 
 
 class Progress:
-    """Shows the share that is done, the rate and the remaining time. Use it as a context manager.
+    """Logs the share that is done, the rate and the remaining time.
 
     Args:
         total_bytes: estimated bytes of text.
@@ -22,23 +21,6 @@ class Progress:
         self.total_bytes = max(1, total_bytes)
         self._start: tuple[float, float, int] | None = None  # time, share and tokens at the first update
         self._last_log = 0.0
-        self._bar = None
-        if sys.stderr.isatty():
-            from rich import progress
-            from rich.console import Console
-
-            columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.TaskProgressColumn())
-            self._bar = progress.Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task("", total=1.0)
-
-    def __enter__(self) -> "Progress":
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
 
     def update(self, description: str, text_bytes: int, tokens: int, share: float = 0.0) -> None:
         """Report progress.
@@ -52,12 +34,11 @@ class Progress:
         now, share = time.monotonic(), min(1.0, max(share, text_bytes / self.total_bytes))
         if self._start is None:
             self._start, self._last_log = (now, share, tokens), now
+        if now - self._last_log < _LOG_SECONDS:
+            return
+        self._last_log = now
         start, start_share, start_tokens = self._start
         seconds = max(now - start, 1e-9)
         remaining = seconds * (1 - share) / (share - start_share) if share > start_share else float("inf")
         rate = f"{(tokens - start_tokens) / seconds / 1e6:.1f}M tokens/s, {format_duration(remaining)} left"
-        if self._bar:
-            self._bar.update(self._task, completed=share, description=f"{description}: {tokens:,} tokens, {rate}")
-        elif now - self._last_log >= _LOG_SECONDS:
-            self._last_log = now
-            logger.info("%s: %.0f%%, %s tokens, %s", description, 100 * share, f"{tokens:,}", rate)
+        logger.info("%s: %.0f%%, %s tokens, %s", description, 100 * share, f"{tokens:,}", rate)

@@ -21,6 +21,7 @@ from gpt2lab.data.shard_writer import ShardWriter
 from gpt2lab.data.shards import SPLITS, Split, Tokens
 from gpt2lab.data.sources import Position
 from gpt2lab.files import cannot_write, sync
+from gpt2lab.options import PrepareOptions
 
 _MAX_PROBLEMS = 20
 
@@ -39,35 +40,22 @@ class Counts:
 
 
 class ShardBuilder:
-    """Builds shards: call `add` with every chunk in order, then `finish`, then look at `problem`.
+    """Builds shards: call `add` with every chunk in order, then `close_shard`, then look at `problem`.
 
     Args:
         folder: where to write. The caller holds its lock.
         name: prefix of the shards' file names.
-        shard_tokens: tokens of a full shard.
         journal: the journal of the folder. If it has shards, the builder continues after them, at `position`.
+        options: `shard_size`, `shards` and `drop_duplicates`. Duplicates are counted in any case.
         val_tokens: the validation split is the first documents that fit into so many tokens, and at least one document.
-        max_shards: stop when so many shards are full; None to use all documents.
-        drop_duplicates: leave out documents that have been added before. They are counted in any case.
 
     Raises:
         GPT2LabError: on construction, if the file system refused a write.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        name: str,
-        shard_tokens: int,
-        journal: Journal,
-        *,
-        val_tokens: int,
-        max_shards: int | None = None,
-        drop_duplicates: bool = False,
-    ):
-        self.folder, self.journal = folder, journal
-        self.val_tokens, self.max_shards, self.drop_duplicates = val_tokens, max_shards, drop_duplicates
-        self.writer = ShardWriter(folder, name, shard_tokens, journal.shards)
+    def __init__(self, folder: Path, name: str, journal: Journal, options: PrepareOptions, val_tokens: int):
+        self.folder, self.journal, self.options, self.val_tokens = folder, journal, options, val_tokens
+        self.writer = ShardWriter(folder, name, options.shard_size, journal.shards)
         self.counts = Counts()
         self.position: Position | None = None  # of the chunk to continue with; None for the first
         self._hash_count = 0
@@ -105,24 +93,16 @@ class ShardBuilder:
                 first = max(first, min(1, last))
             self._write(tokens[: ends[first]], first)
             if first < last:
-                self._close_shard()
+                self.close_shard()
                 self.counts.split = "train"
         if first < last:
-            if self.max_shards is not None:
-                val_shards = -(-self.counts.tokens["val"] // self.writer.shard_tokens)
-                room = (self.max_shards - val_shards) * self.writer.shard_tokens - self.counts.tokens["train"]
+            if self.options.shards is not None:
+                val_shards = -(-self.counts.tokens["val"] // self.options.shard_size)
+                room = (self.options.shards - val_shards) * self.options.shard_size - self.counts.tokens["train"]
                 fitting = max(first, _count_fitting(ends, int(ends[first]) + room))
                 full, last = fitting < last, fitting
             self._write(tokens[ends[first] : ends[last]], last - first)
         return not full
-
-    def finish(self) -> None:
-        """Finish the last shard.
-
-        Raises:
-            GPT2LabError: the file system refused a write.
-        """
-        self._close_shard()
 
     def problem(self) -> str | None:
         """Explain why the documents cannot be split into val and train; None if they can."""
@@ -151,7 +131,7 @@ class ShardBuilder:
         counts.text_bytes += encoded.text_bytes
         counts.skipped += len(encoded.problems)
         counts.problems = [*counts.problems, *encoded.problems][:_MAX_PROBLEMS]
-        if not self.drop_duplicates or not duplicate.any():
+        if not self.options.drop_duplicates or not duplicate.any():
             return encoded.tokens, encoded.lengths
         return encoded.tokens[np.repeat(~duplicate, encoded.lengths)], encoded.lengths[~duplicate]
 
@@ -169,9 +149,14 @@ class ShardBuilder:
             self._written += count
             tokens = tokens[count:]
             if self.writer.is_full:
-                self._close_shard()
+                self.close_shard()
 
-    def _close_shard(self) -> None:
+    def close_shard(self) -> None:
+        """Finish the open shard, if there is one, and record it in the journal.
+
+        Raises:
+            GPT2LabError: the file system refused a write.
+        """
         if self.writer.close():
             self.journal.states.append({"place": self.position, "written": self._written, **self._state})
             sync(self.folder / HASHES)

@@ -6,12 +6,13 @@ No shard is held in memory, and its SHA-256 is computed while it is written.
 import contextlib
 import hashlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from gpt2lab.data.shards import Split, Tokens, shard_name
+from gpt2lab.data.shards import Split, Tokens
 from gpt2lab.files import cannot_write, publish, sha256, temporary_name
 
 
@@ -64,16 +65,14 @@ class ShardWriter:
         if self._file is None:
             return False
         temporary, digest = temporary_name(self._path), self._digest.hexdigest()
-        try:
+        with self._abandon_on_error():
             if not self.is_full:  # the last shard of a split: its header was written for a full one
                 self._file.seek(0)
                 self._file.write(_npy_header(self._tokens))
+                self._file.flush()
                 digest = sha256(temporary)
             self._file.close()
             publish(temporary, self._path)
-        except OSError as error:
-            self.abandon()
-            raise cannot_write(self._path, error) from error
         self._file = None
         self.shards.append({"file": self._path.name, "split": self._split, "tokens": self._tokens, "sha256": digest})
         return True
@@ -88,20 +87,21 @@ class ShardWriter:
 
     def _open(self, split: Split) -> None:
         self._split, self._tokens, self._digest = split, 0, hashlib.sha256()
-        self._path = self.folder / shard_name(self.name, split, len(self.shards))
-        try:
-            self._file = open(temporary_name(self._path), "wb", buffering=0)  # noqa: SIM115  # until close or abandon
-        except OSError as error:
-            raise cannot_write(self._path, error) from error
+        self._path = self.folder / f"{self.name}_{split}_{len(self.shards):06d}.npy"
+        with self._abandon_on_error():
+            self._file = open(temporary_name(self._path), "wb")  # noqa: SIM115  # until close or abandon
         self._append(_npy_header(self.shard_tokens))
 
     def _append(self, content: bytes) -> None:
         assert self._file is not None
         self._digest.update(content)
-        remaining = memoryview(content)
+        with self._abandon_on_error():
+            self._file.write(content)
+
+    @contextlib.contextmanager
+    def _abandon_on_error(self) -> Iterator[None]:
         try:
-            while len(remaining):  # an unbuffered file may write less than it is given
-                remaining = remaining[self._file.write(remaining) :]
+            yield
         except OSError as error:
             self.abandon()
             raise cannot_write(self._path, error) from error

@@ -30,9 +30,8 @@ Tokens = npt.NDArray[np.uint16]
 
 MANIFEST = "manifest.json"
 PREPARING = ".preparing"
-SHARD_TOKENS = 100_000_000
 SPLITS: tuple[Split, Split] = ("val", "train")  # in the order in which they are written
-SHARD_NAME = re.compile(r".+_(?:train|val)_\d{6}\.npy")
+SHARD_NAME = re.compile(r".+_(?:train|val)_\d{6}\.npy")  # of the shards that `prepare` writes
 
 _DTYPE = np.dtype("<u2")
 _BIN_MAGIC, _BIN_VERSION, _BIN_HEADER = 20240520, 1, 256  # llm.c: 256 int32 that begin with magic, version, tokens
@@ -252,11 +251,6 @@ def open_split(folder: str | Path, split: Split) -> TokenStream:
 def is_ready(folder: Path) -> bool:
     """Whether a folder holds shards and no unfinished preparation."""
     return folder.is_dir() and bool(shard_files(folder)) and not (folder / PREPARING).exists()
-
-
-def shard_name(name: str, split: Split, number: int) -> str:
-    """Return the file name of a shard that `prepare` writes."""
-    return f"{name}_{split}_{number:06d}.npy"
 
 
 def shard_files(folder: Path) -> list[Path]:

@@ -11,42 +11,26 @@ again skips what is in the cache.
 import dataclasses
 import functools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt2lab.data import prepare
-from gpt2lab.data.prepare import Options
+from gpt2lab.data import executors, prepare
 from gpt2lab.data.sources import Source
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.options import PrepareOptions
 
 FOLDER = ".slurm"
 
 
-def parse(settings: Sequence[str]) -> dict[str, str]:
-    """Parse `KEY=VALUE` words.
-
-    Args:
-        settings: the words.
-
-    Raises:
-        GPT2LabError: a word has no `=`.
-    """
-    pairs = [word.partition("=") for word in settings]
-    if incomplete := [key for key, equals, _ in pairs if not equals]:
-        raise GPT2LabError(f"--slurm {incomplete[0]}: write KEY=VALUE, such as partition=cpu")
-    return {key: value for key, _, value in pairs}
-
-
-def submit(source: Source, folder: Path, options: Options, settings: dict[str, str]) -> str:
+def submit(source: Source, folder: Path, options: PrepareOptions) -> str:
     """Submit both jobs.
 
     Args:
         source: as for `prepare.make`.
         folder: as for `prepare.make`.
-        options: as for `prepare.make`.
-        settings: `partition` (required), `tasks` (default: one for each file, at most 64), `time` (default: 4 hours),
-            `cpus` (of a task, default: 4). All others are passed to sbatch.
+        options: as for `prepare.make`. `options.slurm` are settings `KEY=VALUE`: `partition` (required), `tasks`
+            (default: one for each file, at most 64), `time` (default: 4 hours), `cpus` (of a task, default: 4). All
+            others are passed to sbatch.
 
     Returns:
         One line that names the jobs.
@@ -59,7 +43,9 @@ def submit(source: Source, folder: Path, options: Options, settings: dict[str, s
     except ImportError:
         raise GPT2LabError("--executor slurm needs datatrove: pip install -e '.[slurm]'") from None
 
-    settings = dict(settings)
+    if invalid := [word for word in options.slurm if "=" not in word]:
+        raise GPT2LabError(f"--slurm {invalid[0]}: write KEY=VALUE, such as partition=cpu")
+    settings = dict(word.split("=", 1) for word in options.slurm)
     if not (partition := settings.pop("partition", "")):
         raise GPT2LabError("--executor slurm needs a partition to run in: --slurm partition=NAME")
     try:
@@ -68,7 +54,7 @@ def submit(source: Source, folder: Path, options: Options, settings: dict[str, s
     except ValueError as error:
         raise GPT2LabError(f"--slurm: tasks and cpus are numbers ({error})") from None
     folder = folder.resolve()
-    options = dataclasses.replace(options, encode_first=True, workers=options.workers or cpus)
+    options = dataclasses.replace(options, workers=options.workers or cpus)
     prepare.reserve(source, folder, options)
 
     common: dict[str, Any] = {
@@ -96,7 +82,7 @@ def submit(source: Source, folder: Path, options: Options, settings: dict[str, s
     return f"submitted: {tasks} tasks encode, then job {build.job_id} builds {folder}; logs are in {folder / FOLDER}"
 
 
-def encode_share(source: Source, folder: Path, options: Options, _: object, rank: int, world_size: int) -> None:
+def encode_share(source: Source, folder: Path, options: PrepareOptions, _: object, rank: int, world_size: int) -> None:
     """Encode the files of one task into the cache. datatrove calls this in every task of the array.
 
     Args:
@@ -107,17 +93,16 @@ def encode_share(source: Source, folder: Path, options: Options, _: object, rank
         world_size: number of tasks.
     """
     files = range(rank, len(source.files), world_size)
-    prepare.open_cache(source, folder, options).fill(source, options.encode_chunks, files)
+    cache = prepare.open_cache(source, folder, options)
+    cache.fill(source, functools.partial(executors.run, options), files)
 
 
-def build_shards(source: Source, folder: Path, options: Options, _: object, rank: int, world_size: int) -> None:  # noqa: ARG001
+def build_shards(source: Source, folder: Path, options: PrepareOptions, *_: object, **__: object) -> None:
     """Build the shards from the cache. datatrove calls this in the last job.
 
     Args:
         source: as for `submit`.
         folder: as for `submit`.
         options: as for `submit`.
-        rank: always 0.
-        world_size: always 1.
     """
     print(prepare.make(source, folder, options).line(folder), flush=True)

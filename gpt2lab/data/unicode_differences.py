@@ -6,7 +6,6 @@ Unicode, and fails if other versions differ on other characters.
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from gpt2lab.data.sources import Texts
 
@@ -19,6 +18,13 @@ _RANGES = """
 RANGES = np.array([[int(code, 16) for code in (word.split("-") * 2)[:2]] for word in _RANGES.split()])
 """int64 `(ranges, 2)`: first and last code point of each range."""
 
+# UTF-8 keeps the order of code points. As numbers of four bytes, big end first, the encodings of a range and any byte
+# that follows a character of three bytes are between these bounds.
+_FIRST, _LAST = (
+    np.array([int.from_bytes(chr(code).encode().ljust(4, filler), "big") for code in codes])
+    for codes, filler in zip(RANGES.T.tolist(), (b"\x00", b"\xff"), strict=True)
+)
+
 
 def find_documents(texts: Texts) -> list[int]:
     """Find the documents with such a character. Fast for English text, in which few bytes can begin one.
@@ -30,22 +36,11 @@ def find_documents(texts: Texts) -> list[int]:
         Their indices, in order.
     """
     starts = np.flatnonzero(texts.data >= 0xE0)  # of characters of three or four bytes
-    first_bytes = texts.data[starts]
-    positions = np.concatenate(
-        [
-            _find_characters(texts.data, starts[(first_bytes == 0xE0) | (first_bytes == 0xEA)], 3),
-            _find_characters(texts.data, starts[first_bytes == 0xF0], 4),
-        ]
-    )
-    documents: list[int] = np.unique(np.searchsorted(texts.offsets, positions, side="right") - 1).tolist()
+    starts = starts[np.isin(texts.data[starts], (0xE0, 0xEA, 0xF0))]
+    codes = np.zeros(len(starts), dtype=np.int64)
+    for offset in range(4):
+        codes = (codes << 8) | texts.data.take(starts + offset, mode="clip")
+    ranges = np.searchsorted(_FIRST, codes, side="right") - 1
+    matches = starts[(ranges >= 0) & (codes <= _LAST[ranges])]
+    documents: list[int] = np.unique(np.searchsorted(texts.offsets, matches, side="right") - 1).tolist()
     return documents
-
-
-def _find_characters(data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
-    """Those of `starts` whose characters, of `size` bytes each, are in the ranges."""
-    codes = data[starts].astype(np.int64) & (0xFF >> (size + 1))
-    for offset in range(1, size):
-        codes = (codes << 6) | (data[starts + offset] & 0x3F)
-    ranges = np.searchsorted(RANGES[:, 0], codes, side="right") - 1
-    matches: npt.NDArray[np.int64] = starts[(ranges >= 0) & (codes <= RANGES[ranges, 1])]
-    return matches

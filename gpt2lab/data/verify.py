@@ -2,7 +2,6 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,20 +15,6 @@ _BLOCK_TOKENS = 1 << 24  # read at a time
 _SHOWN_DOCUMENTS = 3
 _SHOWN_CHARACTERS = 100
 _SHOWN_KEYS = ("revision", "tokenizer", "shuffle_seed", "shard_tokens", "text_bytes", "duplicates", "skipped")
-
-
-class ShardStats(NamedTuple):
-    """Statistics of the tokens of a shard.
-
-    Attributes:
-        documents: number of 50256s.
-        max_id: largest token id.
-        max_index: index of the first token with this id.
-    """
-
-    documents: int
-    max_id: int
-    max_index: int
 
 
 def inspect(folder: str | Path, mirror: str | None = None) -> list[str]:
@@ -54,7 +39,7 @@ def inspect(folder: str | Path, mirror: str | None = None) -> list[str]:
     tokenizer = Tokenizer(mirror)
     for split in shards.SPLITS:
         stream = shards.open_split(folder, split)
-        documents = stream.documents if stream.documents is not None else _count_documents(stream)
+        documents = stream.documents if stream.documents is not None else _count_all_documents(stream)
         lines.append(f"{split}: {len(stream):,} tokens, {documents:,} documents, {len(stream.files)} shards")
         for file, count in zip(stream.files, np.diff(stream.starts).tolist(), strict=True):
             lines.append(f"  {file.name}  {count:,} tokens")
@@ -91,7 +76,7 @@ def verify(folder: str | Path) -> str:
             if digest != shard.sha256:
                 raise GPT2LabError(f"{folder / name} does not match its sha256 in {shards.MANIFEST}: prepare it again")
     for split, stream in streams.items():
-        documents, expected = _count_documents(stream), manifest.documents[split]
+        documents, expected = _count_all_documents(stream), manifest.documents[split]
         if documents != expected:
             raise GPT2LabError(
                 f"{folder}: {split} has {documents} documents, {shards.MANIFEST} says {expected}; prepare it again"
@@ -102,8 +87,8 @@ def verify(folder: str | Path) -> str:
     return f"{folder} is sound: {len(manifest.shards)} shards, {documents:,} documents, {tokens:,} tokens"
 
 
-def scan(stream: TokenStream, number: int) -> ShardStats:
-    """Read every token of a shard.
+def count_documents(stream: TokenStream, number: int) -> int:
+    """Read every token of a shard, and count the 50256s.
 
     Args:
         stream: the split.
@@ -113,22 +98,20 @@ def scan(stream: TokenStream, number: int) -> ShardStats:
         GPT2LabError: an id is not one of GPT-2's.
     """
     start, end = int(stream.starts[number]), int(stream.starts[number + 1])
-    stats = ShardStats(0, -1, 0)
+    documents = 0
     for block_start in range(start, end, _BLOCK_TOKENS):
         tokens = stream.read(block_start, min(_BLOCK_TOKENS, end - block_start))
-        stats = stats._replace(documents=stats.documents + int((tokens == EOT).sum()))
-        if (max_id := int(tokens.max())) > stats.max_id:
-            stats = stats._replace(max_id=max_id, max_index=block_start + int(tokens.argmax()) - start)
-    if stats.max_id >= VOCAB_SIZE:
-        raise GPT2LabError(
-            f"{stream.files[number]}: token {stats.max_index} is {stats.max_id}, but GPT-2's ids end at "
-            f"{VOCAB_SIZE - 1}; the shard is damaged or from another tokenizer"
-        )
-    return stats
+        if tokens[index := int(tokens.argmax())] >= VOCAB_SIZE:
+            raise GPT2LabError(
+                f"{stream.files[number]}: token {block_start - start + index} is {tokens[index]}, but GPT-2's ids end "
+                f"at {VOCAB_SIZE - 1}; the shard is damaged or from another tokenizer"
+            )
+        documents += int((tokens == EOT).sum())
+    return documents
 
 
-def _count_documents(stream: TokenStream) -> int:
-    return sum(scan(stream, number).documents for number in range(len(stream.files)))
+def _count_all_documents(stream: TokenStream) -> int:
+    return sum(count_documents(stream, number) for number in range(len(stream.files)))
 
 
 def _first_documents(stream: TokenStream, tokenizer: Tokenizer) -> list[str]:

@@ -30,7 +30,7 @@ from gpt2lab.config import (
 )
 from gpt2lab.data import catalogue, prepare
 from gpt2lab.data.loader import Loader
-from gpt2lab.data.shards import is_ready, open_split
+from gpt2lab.data.shards import open_split
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import flops
 from gpt2lab.model.gpt2 import GPT2
@@ -91,10 +91,7 @@ def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchP
         GPT2LabError: the data is missing or damaged, or does not fit the model.
     """
     folder = Path(data.dir or catalogue.DEFAULT_DIRS[data.source])
-    if not dist.on_main(lambda: is_ready(folder)):
-        result = dist.on_main(lambda: prepare.prepare(data.source, folder, mirror=data.mirror))
-        counts = f"{result.documents:,} documents, {result.tokens:,} tokens"
-        logger.info(f"prepared {folder}: {counts} in {result.seconds:.1f} s")
+    dist.on_main(lambda: prepare.prepare(data.source, folder, mirror=data.mirror))
     train, val = open_split(folder, "train"), open_split(folder, "val")
     loader = Loader(
         train,

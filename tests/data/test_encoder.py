@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from gpt2lab.data import encoder as encoder_module
 from gpt2lab.data import unicode_differences
-from gpt2lab.data.encoder import EncodeOptions, Encoder, encode
-from gpt2lab.data.sources import InMemoryChunk, Texts
+from gpt2lab.data.encoder import Encoder, encode
+from gpt2lab.data.sources import Texts, in_memory_chunk
 from gpt2lab.data.tokenizer import EOT, EOT_TEXT, Tokenizer
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.options import PrepareOptions
 
 REFERENCE = Tokenizer()
 FAST = Encoder("gigatoken")
@@ -136,8 +137,8 @@ def test_resetting_gigatoken_does_not_change_the_result(monkeypatch):
 
 
 def test_hashes_are_equal_where_documents_are():
-    unit = InMemoryChunk("u", Texts.join(["same", "other", "same", ""]))
-    hashes = encode(EncodeOptions(), unit).hashes
+    unit = in_memory_chunk("u", Texts.join(["same", "other", "same", ""]))
+    hashes = encode(PrepareOptions("files"), unit).hashes
     assert hashes[0] == hashes[2]
     assert len(set(hashes.tolist())) == 3
-    assert (encode(EncodeOptions(engine="tiktoken"), unit).hashes == hashes).all()
+    assert (encode(PrepareOptions("files", tokenizer="tiktoken"), unit).hashes == hashes).all()

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from gpt2lab.data.prepare import Options, make
+from gpt2lab.data.prepare import make
 from gpt2lab.data.sources import fineweb_edu
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.options import PrepareOptions
 from tests.data import corpora
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -112,7 +113,11 @@ def test_downloads_with_retries_then_offline(hub, tmp_path):
     hub.busy, hub.breaks = 1, {hub.listing[1]["path"]}
     done = prepare(hub, tmp_path, "out", HF_TOKEN="hf_secret")
     assert done.returncode == 0, done.stdout + done.stderr
-    make(fineweb_edu.source(mirror=hub.root), tmp_path / "local", Options(shard_tokens=3000, val_tokens=2500))
+    make(
+        fineweb_edu.source(mirror=hub.root),
+        tmp_path / "local",
+        PrepareOptions("files", shard_size=3000, val_tokens=2500),
+    )
     shards = {name: data for name, data in corpora.contents(tmp_path / "out").items() if name.endswith(".npy")}
     assert shards == {
         name: data for name, data in corpora.contents(tmp_path / "local").items() if name.endswith(".npy")

@@ -11,28 +11,30 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gpt2lab.data import executors
 from gpt2lab.data import prepare as preparing
 from gpt2lab.data.catalogue import DEFAULT_DIRS
 from gpt2lab.data.encoded_cache import FOLDER as CACHE
-from gpt2lab.data.prepare import Options, make, prepare
+from gpt2lab.data.prepare import make, prepare
 from gpt2lab.data.shards import MANIFEST, PREPARING, open_split
-from gpt2lab.data.sources import InMemoryFile, Source, UnreadableChunk, fineweb_edu, local_files, stdlib
+from gpt2lab.data.sources import BadInputError, Source, SourceFile, fineweb_edu, in_memory_file, local_files, stdlib
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.data.verify import verify
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import DirectoryLock
+from gpt2lab.options import PrepareOptions
 from tests.data import corpora
 from tests.data.corpora import contents
 
 DOCUMENTS = [stdlib.Document(f"d{number}", f"Document number {number}. " * (number % 5 + 1)) for number in range(40)]
-SMALL = Options(shard_tokens=3000, val_tokens=2500, workers=2)
+DEFAULTS = PrepareOptions("files")
+SMALL = PrepareOptions("files", shard_size=3000, val_tokens=2500, workers=2)
 
 # Prepares a small mirror, and kills itself just before or after the n-th file is renamed.
 KILLED = """
 import os, signal, sys
-from gpt2lab.data.prepare import Options, make
+from gpt2lab.data.prepare import make
 from gpt2lab.data.sources import fineweb_edu
+from gpt2lab.options import PrepareOptions
 mirror, folder, n, moment, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5]
 replace, count = os.replace, 0
 def replace_and_die(source, target):
@@ -44,7 +46,8 @@ def replace_and_die(source, target):
     if count == n:
         os.kill(os.getpid(), signal.SIGKILL)
 os.replace = replace_and_die
-options = Options(shard_tokens=3000, val_tokens=2500, workers=2, shuffle_seed=None if seed == "-" else int(seed))
+seed = None if seed == "-" else int(seed)
+options = PrepareOptions("files", shard_size=3000, val_tokens=2500, workers=2, shuffle_seed=seed)
 make(fineweb_edu.source(mirror=mirror), folder, options)
 """
 
@@ -64,8 +67,7 @@ def expected_files(source, tmp_path_factory):
 
 def of(*texts, name="made"):
     """A source of these texts."""
-    piece = InMemoryFile("file", texts)
-    return Source(name, name, "1", (piece,))
+    return Source(name, name, "1", (in_memory_file("file", texts),))
 
 
 def decoded(folder, split):
@@ -98,9 +100,9 @@ def test_every_document_in_order_val_first(source, tmp_path):
     [
         {"workers": 1},
         {"workers": 5},
-        {"engine": "tiktoken"},
+        {"tokenizer": "tiktoken"},
         {"check": False},
-        {"encode_first": True},
+        {"executor": "slurm"},
     ],
 )
 def test_shards_do_not_depend_on_workers_or_tokenizer(source, expected_files, tmp_path, options):
@@ -112,23 +114,18 @@ def test_shards_do_not_depend_on_workers_or_tokenizer(source, expected_files, tm
 @pytest.mark.slow
 def test_shards_do_not_depend_on_the_executor(source, expected_files, tmp_path, request):
     ray = pytest.importorskip("ray")
-    executors._init_ray(2)  # started once for both calls
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=256 << 20)  # once for both calls
     request.addfinalizer(ray.shutdown)
     make(source, tmp_path / "a", replace(SMALL, executor="ray"))
     assert contents(tmp_path / "a") == expected_files
-    bad = replace(source, files=(*source.files[:1], Refusing("bad")))
+    bad = replace(source, files=(*source.files[:1], SourceFile("bad", 1, "", list_no_chunks)))
     with pytest.raises(GPT2LabError, match="bad is bad"):
         make(bad, tmp_path / "b", replace(SMALL, executor="ray"))
 
 
-class Refusing(InMemoryFile):
-    """A piece whose unit cannot be read."""
-
-    def __init__(self, name):
-        super().__init__(name, ())
-
-    def chunks(self):
-        yield UnreadableChunk(self.name, f"{self.name} is bad")
+def list_no_chunks():
+    """`SourceFile.list_chunks` of a file that cannot be read."""
+    raise BadInputError("bad is bad")
 
 
 @pytest.mark.parametrize(("seed", "times"), [(None, 10), (7, 4)])
@@ -231,9 +228,9 @@ def test_a_damaged_cached_chunk_is_encoded_again(source, tmp_path):
 
 def test_a_seeded_shuffle_across_row_groups(source, expected_files, tmp_path):
     folders = []
-    for number, options in enumerate([{"shuffle_seed": 1}, {"shuffle_seed": 1, "workers": 1}, {"shuffle_seed": 2}]):
+    for number, (seed, workers) in enumerate([(1, 2), (1, 1), (2, 2)]):
         folders.append(tmp_path / str(number))
-        make(source, folders[-1], replace(SMALL, **options))
+        make(source, folders[-1], replace(SMALL, shuffle_seed=seed, workers=workers))
     assert contents(folders[0]) == contents(folders[1])
     assert contents(folders[0]) != contents(folders[2])
     order = decoded(folders[0], "val") + decoded(folders[0], "train")
@@ -247,39 +244,39 @@ def test_a_tenth_is_val_by_default(tmp_path):
     texts = corpora.texts(300)
     paths = [corpora.jsonl(tmp_path / "a.jsonl", texts[:100]), corpora.parquet(tmp_path / "b.parquet", texts[100:])]
     source = local_files.source([str(path) for path in paths])
-    summary = make(source, tmp_path / "out", Options(shard_tokens=1000))
+    summary = make(source, tmp_path / "out", PrepareOptions("files", shard_size=1000))
     val = open_split(tmp_path / "out", "val")
     last = 1 + len(Tokenizer().encode(decoded(tmp_path / "out", "val")[-1]))
     assert len(val) * 10 >= summary.tokens > (len(val) - last) * 10  # the first border past a tenth
     assert decoded(tmp_path / "out", "val") + decoded(tmp_path / "out", "train") == texts
-    make(source, tmp_path / "shuffled", Options(shard_tokens=1000, shuffle_seed=5))
+    make(source, tmp_path / "shuffled", PrepareOptions("files", shard_size=1000, shuffle_seed=5))
     val = open_split(tmp_path / "shuffled", "val")
     assert 0.1 <= len(val) / summary.tokens < 0.12
 
 
 def test_one_shard_of_fineweb_edu_is_val_if_there_are_ten(source, tmp_path):
-    summary = make(source, tmp_path / "many", Options(shard_tokens=2000))
+    summary = make(source, tmp_path / "many", PrepareOptions("files", shard_size=2000))
     assert 1900 < len(open_split(tmp_path / "many", "val")) <= 2000
-    make(source, tmp_path / "few", Options(shard_tokens=20_000))
+    make(source, tmp_path / "few", PrepareOptions("files", shard_size=20_000))
     assert 0.1 <= len(open_split(tmp_path / "few", "val")) / summary.tokens < 0.11
 
 
 def test_only_as_many_shards_as_asked_for(source, expected_files, tmp_path):
-    make(source, tmp_path, replace(SMALL, max_shards=4))
+    make(source, tmp_path, replace(SMALL, shards=4))
     assert len(contents(tmp_path)) == 5
     train = open_split(tmp_path, "train")
     assert 8900 < len(train) <= 9000
     texts = decoded(tmp_path, "val") + decoded(tmp_path, "train")
     assert texts == corpora.texts(1200)[: len(texts)]  # whole documents
     with pytest.raises(GPT2LabError, match="--shards"):
-        make(source, tmp_path / "b", replace(SMALL, max_shards=1))
+        make(source, tmp_path / "b", replace(SMALL, shards=1))
 
 
 def test_exact_duplicates_are_counted_and_dropped_if_asked(tmp_path):
     texts = [*corpora.texts(50), *corpora.texts(20), "once"]
-    assert make(of(*texts), tmp_path / "kept").duplicates == 20
+    assert make(of(*texts), tmp_path / "kept", DEFAULTS).duplicates == 20
     assert decoded(tmp_path / "kept", "val") + decoded(tmp_path / "kept", "train") == texts
-    dropped = make(of(*texts), tmp_path / "dropped", Options(drop_duplicates=True))
+    dropped = make(of(*texts), tmp_path / "dropped", PrepareOptions("files", drop_duplicates=True))
     assert (dropped.duplicates, dropped.documents) == (20, 51)
     assert decoded(tmp_path / "dropped", "val") + decoded(tmp_path / "dropped", "train") == [*texts[:50], "once"]
 
@@ -289,7 +286,7 @@ def test_duplicates_are_remembered_across_an_interruption(tmp_path):
     for number in range(3):  # every file holds the same documents
         corpora.parquet(root / "sample/10BT" / f"{number:03d}_00000.parquet", corpora.texts(300))
     source = fineweb_edu.source(mirror=root)
-    options = Options(shard_tokens=1000, val_tokens=900, drop_duplicates=True)
+    options = PrepareOptions("files", shard_size=1000, val_tokens=900, drop_duplicates=True)
     assert make(source, tmp_path / "a", options).duplicates == 600
     interrupted(source, tmp_path / "b", options, 4)
     assert make(source, tmp_path / "b", options).duplicates == 600
@@ -308,10 +305,10 @@ def test_unreadable_input_stops_or_is_left_out(tmp_path):
     for workers in (1, 2):
         out = tmp_path / f"stop{workers}"
         with pytest.raises(GPT2LabError, match=r"001_00000\.parquet: row group 1 "):
-            make(source, out, Options(shard_tokens=1000, val_tokens=900, workers=workers))
+            make(source, out, PrepareOptions("files", shard_size=1000, val_tokens=900, workers=workers))
         assert len(list(out.glob("*.npy"))) >= 4  # what came before it is kept
     for workers in (1, 2):
-        options = Options(shard_tokens=1000, val_tokens=900, workers=workers, on_error="skip")
+        options = PrepareOptions("files", shard_size=1000, val_tokens=900, workers=workers, on_error="skip")
         summary = make(source, tmp_path / f"skip{workers}", options)
         assert (summary.skipped, summary.documents) == (2, 500)
     manifest = json.loads((tmp_path / "skip1" / MANIFEST).read_text())
@@ -339,7 +336,7 @@ def test_a_changed_source_or_other_settings_are_refused(tmp_path):
     before = contents(tmp_path / "done"), contents(tmp_path / "half")
     for folder, option in (("done", "--out"), ("half", "--restart")):
         with pytest.raises(GPT2LabError, match=rf"{folder}.*shard_tokens 3000.*{option}"):
-            make(fineweb_edu.source(mirror=root), tmp_path / folder, replace(SMALL, shard_tokens=4000))
+            make(fineweb_edu.source(mirror=root), tmp_path / folder, replace(SMALL, shard_size=4000))
         with pytest.raises(GPT2LabError, match=rf"{folder}.*source.*{option}"):
             make(of("a", "b"), tmp_path / folder, SMALL)
     corpora.parquet(root / "sample/10BT/001_00000.parquet", corpora.texts(400, 5000))
@@ -369,20 +366,19 @@ def test_missing_disk_space_is_reported_before_starting(source, tmp_path, monkey
     with pytest.raises(GPT2LabError, match=r"0\.0\d MB .*0\.02 MB .*--shards"):
         make(source, tmp_path, SMALL)
     assert not list(tmp_path.glob("*.npy"))
-    make(source, tmp_path, replace(SMALL, max_shards=3))
+    make(source, tmp_path, replace(SMALL, shards=3))
 
 
-def test_a_disk_that_fills_up(source, expected_files, tmp_path):
+def test_a_disk_that_fills_up(source, mirror, tmp_path):
     """A file size limit stands in for a full disk: the open shard fails, those before it are kept."""
     program = (
-        "import resource, signal, sys; from gpt2lab.data.prepare import *;"
-        "from gpt2lab.data.sources import fineweb_edu; small = dict(val_tokens=1900, engine='tiktoken');"
+        "import resource, signal, sys; from gpt2lab.data.prepare import *; from gpt2lab.options import PrepareOptions;"
+        "from gpt2lab.data.sources import fineweb_edu; small = dict(val_tokens=1900, tokenizer='tiktoken');"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000));"
-        "make(fineweb_edu.source(mirror=sys.argv[1]), sys.argv[2], Options(shard_tokens=3000, **small))"
+        "make(fineweb_edu.source(mirror=sys.argv[1]), sys.argv[2], PrepareOptions('files', shard_size=3000, **small))"
     )
-    source_root = source.files[0].path.split("/sample/")[0]
     run = subprocess.run(
-        [sys.executable, "-c", program, source_root, str(tmp_path)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, str(mirror), str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert "GPT2LabError" in run.stderr
     assert "edufineweb_train_000001.npy: File too large" in run.stderr
@@ -400,8 +396,8 @@ def test_a_disk_that_fills_up(source, expected_files, tmp_path):
 )
 def test_corpora_that_cannot_be_split(tmp_path, texts, message):
     with pytest.raises(GPT2LabError, match=message):
-        make(of(*texts), tmp_path)
-    make(of("one", "two"), tmp_path)  # nothing is left in the way
+        make(of(*texts), tmp_path, DEFAULTS)
+    make(of("one", "two"), tmp_path, DEFAULTS)  # nothing is left in the way
 
 
 def test_val_tokens_larger_than_the_corpus(source, tmp_path):
@@ -417,20 +413,19 @@ def small(monkeypatch):
 
 def test_training_makes_the_whole_standard_library(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(stdlib, "documents", lambda: iter(corpus))
-    summary = prepare("stdlib", tmp_path / "deep" / "stdlib")
+    prepare("stdlib", tmp_path / "deep" / "stdlib")
     train, val = (open_split(tmp_path / "deep" / "stdlib", split) for split in ("train", "val"))
-    assert summary.tokens == len(train) + len(val)
-    assert summary.documents == train.documents + val.documents > 100
-    assert 300_000 < summary.tokens < 1_500_000
-    assert 0.1 <= len(val) / summary.tokens < 0.15
+    assert train.documents + val.documents > 100
+    assert 300_000 < (tokens := len(train) + len(val)) < 1_500_000
+    assert 0.1 <= len(val) / tokens < 0.15
     manifest = json.loads((tmp_path / "deep" / "stdlib" / MANIFEST).read_text())
     assert (manifest["source"], manifest["shuffle_seed"]) == ("stdlib", stdlib.SHUFFLE_SEED)
     assert sys.version.split()[0] in manifest["revision"]
 
 
 def test_training_keeps_complete_shards_and_restarts_an_unfinished_folder(small, tmp_path):
-    prepare("stdlib", tmp_path, shard_tokens=100)
-    assert prepare("stdlib", tmp_path).tokens  # with another shard size
+    make(stdlib.source(), tmp_path, PrepareOptions("stdlib", shard_size=100))
+    prepare("stdlib", tmp_path)  # with another shard size
     assert len(contents(tmp_path)) > 4
     (tmp_path / MANIFEST).unlink()
     (tmp_path / PREPARING).write_text("from an older version")
@@ -442,7 +437,8 @@ def test_training_keeps_complete_shards_and_restarts_an_unfinished_folder(small,
 
 
 def test_training_makes_tinyshakespeare(shared_data, tmp_path):
-    assert prepare("tinyshakespeare", tmp_path, mirror=shared_data).documents == 2
+    prepare("tinyshakespeare", tmp_path, mirror=str(shared_data))
+    assert [open_split(tmp_path, split).documents for split in ("train", "val")] == [1, 1]
     assert len(open_split(tmp_path, "train")) == 301_966 + 1  # nanoGPT's counts, and <|endoftext|>
     assert len(open_split(tmp_path, "val")) == 36_059 + 1
 
@@ -456,22 +452,10 @@ def test_training_names_the_command_for_fineweb(tmp_path):
         prepare("fineweb-edu", DEFAULT_DIRS["fineweb-edu"], mirror="/a b")
     np.save(tmp_path / "edufineweb_train_000001.npy", np.arange(9, dtype=np.uint16))
     np.save(tmp_path / "edufineweb_val_000000.npy", np.arange(5, dtype=np.uint16))
-    assert prepare("fineweb-edu", tmp_path)[:2] == (None, 14)
+    prepare("fineweb-edu", tmp_path)  # shards without a manifest are used as well
 
 
-def test_training_refuses_other_shards_and_damaged_ones(small, tmp_path):
-    np.save(tmp_path / "stdlib_train_000001.npy", np.arange(9, dtype=np.uint16))
-    with pytest.raises(GPT2LabError, match=r"stdlib_train_000001.*--data\.dir"):
-        prepare("stdlib", tmp_path)
-    prepare("stdlib", tmp_path / "b", shard_tokens=100)
-    (tmp_path / "b" / "stdlib_val_000000.npy").unlink()
-    with pytest.raises(GPT2LabError, match=r"stdlib_val_000000\.npy"):
-        prepare("stdlib", tmp_path / "b")
-
-
-def test_unknown_sources_and_files_for_folders(small, tmp_path):
-    with pytest.raises(GPT2LabError, match="novels"):
-        prepare("novels", tmp_path)
+def test_a_file_in_place_of_the_folder(small, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(GPT2LabError, match="file"):
         prepare("stdlib", tmp_path / "file")
@@ -481,6 +465,6 @@ def test_unknown_sources_and_files_for_folders(small, tmp_path):
 def test_real_text(shared_data, tmp_path):
     """51 million tokens of real text, every one of them equal to what the manifest of the data promises."""
     source = fineweb_edu.source(mirror=shared_data)
-    summary = make(source, tmp_path, Options(shard_tokens=10_000_000, val_tokens=5_000_000, workers=2))
+    summary = make(source, tmp_path, PrepareOptions("files", shard_size=10_000_000, val_tokens=5_000_000, workers=2))
     assert (summary.documents, summary.tokens, summary.duplicates) == (23_056, 51_366_280 + 23_056, 0)
     assert "is sound: 6 shards" in verify(tmp_path)

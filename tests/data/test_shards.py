@@ -15,18 +15,20 @@ from gpt2lab.data.shard_builder import ShardBuilder
 from gpt2lab.data.shards import MANIFEST, PREPARING, TokenStream, open_split, split_of, write_manifest
 from gpt2lab.data.sources import Position
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.options import PrepareOptions
 
 EOT = 50256
 
 
 def write(folder, val, train, shard_tokens=10):
     """Shards of documents given as lists of ids, the way `prepare` writes them."""
-    builder = ShardBuilder(folder, "x", shard_tokens, Journal({}), val_tokens=len(flat(val)))
+    options = PrepareOptions("files", shard_size=shard_tokens)
+    builder = ShardBuilder(folder, "x", Journal({}), options, val_tokens=len(flat(val)))
     documents = [*val, *train]
     lengths = np.array([1 + len(document) for document in documents])
     hashes = np.arange(len(documents), dtype=np.uint64)
     builder.add(Position(0, 0), Encoded(np.array(flat(documents), dtype=np.uint16), lengths, hashes, 0, ()))
-    builder.finish()
+    builder.close_shard()
     info = {"source": "s", "revision": "r", "shuffle_seed": 1}
     write_manifest(folder, info, builder.counts.documents, builder.counts.tokens, builder.writer.shards)
     close_journal(folder)
@@ -89,7 +91,8 @@ def test_names_and_manifest(prepared):
 
 
 def test_an_unfinished_folder_is_not_read(tmp_path):
-    builder = ShardBuilder(tmp_path, "x", 4, open_journal(tmp_path, {"source": "s"}, False), val_tokens=9)
+    journal = open_journal(tmp_path, {"source": "s"}, restart=False)
+    builder = ShardBuilder(tmp_path, "x", journal, PrepareOptions("files", shard_size=4), val_tokens=9)
     builder.add(
         Position(0, 0), Encoded(np.zeros(9, dtype=np.uint16), np.array([9]), np.zeros(1, dtype=np.uint64), 0, ())
     )

@@ -7,9 +7,10 @@ import subprocess
 import pytest
 
 from gpt2lab.data import slurm
-from gpt2lab.data.prepare import Options, make
+from gpt2lab.data.prepare import make
 from gpt2lab.data.sources import fineweb_edu
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.options import PrepareOptions
 from tests.data import corpora
 
 SBATCH = """#!/bin/sh
@@ -38,12 +39,11 @@ def cluster(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_submitted_jobs_write_the_same_shards(cluster, mirror, tmp_path):
     source = fineweb_edu.source(mirror=mirror)
-    options = Options(shard_tokens=3000, val_tokens=2500)
+    settings = ("partition=cpu", "tasks=2", "account=me", "time=1:00:00")
+    options = PrepareOptions("files", shard_size=3000, val_tokens=2500, executor="slurm", slurm=settings)
     make(source, tmp_path / "alone", options)
     folder = tmp_path / "out"
-    line = slurm.submit(
-        source, folder, options, slurm.parse(["partition=cpu", "tasks=2", "account=me", "time=1:00:00"])
-    )
+    line = slurm.submit(source, folder, options)
     assert line.startswith("submitted: 2 tasks encode, then job 10")
 
     texts = {file: file.read_text() for file in sorted(cluster.glob("*.sh"), key=lambda file: int(file.stem))}
@@ -65,18 +65,19 @@ def test_submitted_jobs_write_the_same_shards(cluster, mirror, tmp_path):
     assert corpora.contents(folder) == corpora.contents(tmp_path / "alone")
     assert not (folder / ".parts").exists()
     with pytest.raises(GPT2LabError, match=folder.name):
-        slurm.submit(source, folder, options, {"partition": "cpu"})
+        slurm.submit(source, folder, options)
 
 
 def test_wrong_settings(mirror, tmp_path, monkeypatch):
     source = fineweb_edu.source(mirror=mirror)
-    with pytest.raises(GPT2LabError, match="--slurm partition"):
-        slurm.parse(["partition"])
-    with pytest.raises(GPT2LabError, match="--slurm partition=NAME"):
-        slurm.submit(source, tmp_path / "out", Options(), {})
-    with pytest.raises(GPT2LabError, match="tasks"):
-        slurm.submit(source, tmp_path / "out", Options(), {"partition": "cpu", "tasks": "many"})
+    for settings, match in (
+        (("partition",), "--slurm partition"),
+        ((), "--slurm partition=NAME"),
+        (("partition=cpu", "tasks=many"), "tasks"),
+    ):
+        with pytest.raises(GPT2LabError, match=match):
+            slurm.submit(source, tmp_path / "out", PrepareOptions("files", executor="slurm", slurm=settings))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(GPT2LabError, match="sbatch"):
-        slurm.submit(source, tmp_path / "out", Options(), {"partition": "cpu"})
+        slurm.submit(source, tmp_path / "out", PrepareOptions("files", executor="slurm", slurm=("partition=cpu",)))
     assert json.loads((tmp_path / "out" / ".preparing").read_text())["shards"] == []

@@ -5,27 +5,28 @@
            ──▶ Texts        the documents of a chunk, in one buffer of UTF-8
 
 The chunks of all files, in order, are the corpus. `prepare` encodes several chunks in parallel, possibly on other
-machines. A chunk must therefore be picklable, and should hold a path and an offset rather than the text.
+machines. `Chunk.read` must therefore be picklable, such as a `functools.partial` of a function of the module. It should
+hold a path and an offset rather than the text.
 
 To add a source:
 
 1. Write `gpt2lab/data/sources/NAME.py` with a function that returns a `Source`. A corpus that fits in memory needs one
-   `InMemoryFile`:
+   `in_memory_file`:
 
        def source() -> Source:
-           return Source("poems", "poems", "1.0", (InMemoryFile("poems", tuple(read_poems())),))
+           return Source("poems", "poems", "1.0", (in_memory_file("poems", read_poems()),))
 
-   A larger corpus is a sequence of files. `parquet.ParquetFile` and `jsonl.JsonLinesFile` can be used as they are. For
-   another format, subclass `SourceFile` and `Chunk`. A chunk must hold the same documents each time it is read, and
-   should be 1 to 32 MB of text.
+   A larger corpus is a sequence of files. `parquet.open_file` and `jsonl.open_file` can be used as they are. For
+   another format, write a function that returns a `SourceFile`. A chunk must hold the same documents each time it is
+   read, and should be 1 to 32 MB of text.
 2. Register the source in `gpt2lab/data/catalogue.py`: its output folder in `DEFAULT_DIRS`, its function in
    `open_source`.
-3. Add its name to the choices of `gpt2lab prepare` in `gpt2lab/cli.py`, and to `data.source` in `gpt2lab/config.py` so
-   that runs can train on it.
+3. Add its name to `PrepareOptions.source` in `gpt2lab/options.py`, and to `data.source` in `gpt2lab/config.py` so that
+   runs can train on it.
 """
 
+import functools
 import hashlib
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -73,40 +74,34 @@ class Texts:
         return self.data[self.offsets[index] : self.offsets[index + 1]].tobytes().decode("utf-8")
 
 
-class Chunk(ABC):
-    """The part of a file that one worker reads. `name` is used in messages."""
+class Chunk(NamedTuple):
+    """The part of a file that one worker reads.
+
+    Attributes:
+        name: name in messages.
+        read: reads the documents, in order. It is given a `Report`, and leaves a document out if that returns. Raises
+            `BadInputError` if nothing can be read.
+    """
 
     name: str
-
-    @abstractmethod
-    def read(self, report: Report) -> Texts:
-        """Read the documents, in order.
-
-        Args:
-            report: called for each document that cannot be used. The document is left out if it returns.
-
-        Raises:
-            BadInputError: nothing of the chunk can be read.
-        """
+    read: Callable[[Report], Texts]
 
 
-class SourceFile(ABC):
-    """A file of a corpus, or a group of small files. `text_bytes` is an estimate, for progress and disk space."""
+class SourceFile(NamedTuple):
+    """A file of a corpus, or a group of small files.
+
+    Attributes:
+        name: name in messages and in the identity of the corpus.
+        text_bytes: bytes of text, an estimate for progress and disk space.
+        identity: a digest that changes when the content changes.
+        list_chunks: lists the chunks, always the same ones in the same order. Downloads the file first if necessary.
+            Raises `BadInputError` if the file cannot be read.
+    """
 
     name: str
     text_bytes: int
-
-    @abstractmethod
-    def identity(self) -> str:
-        """Return a digest that changes when the content changes."""
-
-    @abstractmethod
-    def chunks(self) -> Iterator[Chunk]:
-        """List the chunks, always the same ones in the same order. Downloads the file first if necessary.
-
-        Raises:
-            BadInputError: the file cannot be read.
-        """
+    identity: str
+    list_chunks: Callable[[], Iterator[Chunk]]
 
 
 class Position(NamedTuple):
@@ -148,7 +143,7 @@ class Source:
         """Return a digest of the names and contents of all files, in order."""
         digest = hashlib.sha256(f"{self.name} {self.revision}\n".encode())
         for file in self.files:
-            digest.update(f"{file.name} {file.identity()}\n".encode())
+            digest.update(f"{file.name} {file.identity}\n".encode())
         return digest.hexdigest()
 
     def chunks(
@@ -164,59 +159,46 @@ class Source:
         for file in range(start.file, len(self.files)) if files is None else files:
             number = -1
             try:
-                for number, chunk in enumerate(self.files[file].chunks()):
+                for number, chunk in enumerate(self.files[file].list_chunks()):
                     if (file, number) >= start:
                         yield Position(file, number), chunk
             except BadInputError as error:
-                yield Position(file, number + 1), UnreadableChunk(self.files[file].name, str(error))
+                unreadable = Chunk(self.files[file].name, functools.partial(_fail_to_read, str(error)))
+                yield Position(file, number + 1), unreadable
 
 
-@dataclass(frozen=True)
-class UnreadableChunk(Chunk):
-    """Stands for the rest of a file that cannot be read."""
+def in_memory_file(name: str, documents: Iterable[str]) -> SourceFile:
+    """Make a file of documents in memory. They are a single chunk.
 
-    name: str
-    message: str
-
-    def read(self, report: Report) -> Texts:  # noqa: ARG002
-        """Raise the error."""
-        raise BadInputError(self.message)
-
-
-@dataclass(frozen=True)
-class InMemoryChunk(Chunk):
-    """A chunk whose texts are in memory, for files that can only be read from beginning to end."""
-
-    name: str
-    texts: Texts
-
-    def read(self, report: Report) -> Texts:  # noqa: ARG002
-        """Return the texts."""
-        return self.texts
+    Args:
+        name: name in messages.
+        documents: the texts.
+    """
+    texts = Texts.join(documents)
+    digest = hashlib.sha256()
+    for row in range(len(texts)):
+        digest.update(hashlib.sha256(to_utf8(texts[row])).digest())
+    return SourceFile(
+        name, len(texts.data), digest.hexdigest(), functools.partial(iter, (in_memory_chunk(name, texts),))
+    )
 
 
-@dataclass(frozen=True)
-class InMemoryFile(SourceFile):
-    """Documents in memory. They are a single chunk."""
+def in_memory_chunk(name: str, texts: Texts) -> Chunk:
+    """Make a chunk of texts in memory, for files that can only be read from beginning to end.
 
-    name: str
-    documents: tuple[str, ...]
+    Args:
+        name: name in messages.
+        texts: the texts.
+    """
+    return Chunk(name, functools.partial(_get_texts, texts))
 
-    @property
-    def text_bytes(self) -> int:  # type: ignore[override]
-        """Characters of all documents."""
-        return sum(map(len, self.documents))
 
-    def identity(self) -> str:
-        """Return a digest of all documents."""
-        digest = hashlib.sha256()
-        for document in self.documents:
-            digest.update(hashlib.sha256(to_utf8(document)).digest())
-        return digest.hexdigest()
+def _get_texts(texts: Texts, _: Report) -> Texts:
+    return texts
 
-    def chunks(self) -> Iterator[Chunk]:
-        """Return all documents as one chunk."""
-        yield InMemoryChunk(self.name, Texts.join(self.documents))
+
+def _fail_to_read(message: str, _: Report) -> Texts:
+    raise BadInputError(message)
 
 
 def raise_problem(message: str) -> None:

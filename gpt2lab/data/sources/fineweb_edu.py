@@ -13,13 +13,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gpt2lab import resources
-from gpt2lab.data.sources import Chunk, Source, SourceFile
-from gpt2lab.data.sources.parquet import ParquetFile
+from gpt2lab.data.sources import Chunk, Source, SourceFile, parquet
 from gpt2lab.errors import GPT2LabError
 
 logger = logging.getLogger(__name__)
@@ -27,6 +25,7 @@ logger = logging.getLogger(__name__)
 REPOSITORY = "HuggingFaceFW/fineweb-edu"
 REVISION = "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9"
 
+_DATASET: dict[str, Any] = {"repo_type": "dataset", "revision": REVISION}
 _FOLDERS = {"sample-10BT": "sample/10BT", "sample-100BT": "sample/100BT", "sample-350BT": "sample/350BT"}
 _TEXT_PER_BYTE = 1.7  # bytes of text in a byte of a file, roughly
 _FILES_AHEAD = 2  # files that are downloaded while one is being read
@@ -53,7 +52,7 @@ def source(subset: str = "sample-10BT", mirror: str | Path | None = None, column
     if search := mirror or resources.default_mirror():
         if root := _find_in_mirror(Path(search), folder):
             paths = sorted((root / folder).glob("*.parquet"))
-            files = tuple(ParquetFile(str(path.resolve()), f"{folder}/{path.name}", column) for path in paths)
+            files = tuple(parquet.open_file(str(path.resolve()), f"{folder}/{path.name}", column) for path in paths)
             return Source("fineweb-edu", "edufineweb", f"{root.resolve().name}/{folder}", files, val="shard")
         if mirror:
             raise GPT2LabError(
@@ -79,14 +78,18 @@ def _open_on_hub(folder: str, column: str) -> Source:
         raise GPT2LabError(f"{REPOSITORY} at revision {REVISION[:12]} has no {folder}/*.parquet; check --subset")
     names = [name for name, _, _ in listed]
     files = tuple(
-        HubFile(name, size, digest, column, tuple(names[i + 1 : i + 1 + _FILES_AHEAD]))
+        SourceFile(
+            name,
+            int(size * _TEXT_PER_BYTE),
+            f"{column} {digest}",
+            functools.partial(_list_chunks, name, column, names[i + 1 : i + 1 + _FILES_AHEAD]),
+        )
         for i, (name, size, digest) in enumerate(listed)
     )
-    options = {"repo_type": "dataset", "revision": REVISION}
     missing = sum(
-        file.size
-        for file in files
-        if not isinstance(huggingface_hub.try_to_load_from_cache(REPOSITORY, file.name, **options), str)
+        size
+        for name, size, _ in listed
+        if not isinstance(huggingface_hub.try_to_load_from_cache(REPOSITORY, name, **_DATASET), str)
     )
     revision = f"{REPOSITORY} {REVISION[:12]} {folder}"
     return Source("fineweb-edu", "edufineweb", revision, files, val="shard", downloads=missing)
@@ -98,18 +101,12 @@ def _list_files(folder: str) -> list[tuple[str, int, str]]:
 
     if _is_offline():
         root = huggingface_hub.snapshot_download(
-            REPOSITORY,
-            repo_type="dataset",
-            revision=REVISION,
-            allow_patterns=f"{folder}/*.parquet",
-            local_files_only=True,
+            REPOSITORY, allow_patterns=f"{folder}/*.parquet", local_files_only=True, **_DATASET
         )
         files = sorted((Path(root) / folder).glob("*.parquet"))
         # A file in the cache is a link to a file that is named after its digest, the one that the Hub lists.
         return [(f"{folder}/{file.name}", file.stat().st_size, file.resolve().name) for file in files]
-    tree = huggingface_hub.HfApi().list_repo_tree(
-        REPOSITORY, path_in_repo=folder, repo_type="dataset", revision=REVISION
-    )
+    tree = huggingface_hub.HfApi().list_repo_tree(REPOSITORY, path_in_repo=folder, **_DATASET)
     return sorted(
         (file.path, file.size, file.lfs.sha256 if file.lfs else file.blob_id)
         for file in tree
@@ -117,14 +114,18 @@ def _list_files(folder: str) -> list[tuple[str, int, str]]:
     )
 
 
+def _list_chunks(name: str, column: str, next_names: Sequence[str]) -> Iterator[Chunk]:
+    """Download a file and list its row groups. Starts to download the next ones as well."""
+    for next_name in next_names:
+        _start_download(next_name)
+    yield from parquet.list_chunks(_download(name), name, column)
+
+
 def _download(name: str) -> str:
     """Download a file, unless it is in the cache; returns its path. Waits if another thread is downloading it."""
     import huggingface_hub
 
-    def download() -> str:
-        return huggingface_hub.hf_hub_download(REPOSITORY, name, repo_type="dataset", revision=REVISION)
-
-    return _retry(download, name)
+    return _retry(lambda: str(huggingface_hub.hf_hub_download(REPOSITORY, name, **_DATASET)), name)
 
 
 @functools.cache
@@ -174,37 +175,3 @@ def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).strip().split("\n")[0] or type(error).__name__
-
-
-@dataclass(frozen=True)
-class HubFile(SourceFile):
-    """A parquet file on the Hub, which is downloaded when its chunks are listed.
-
-    Attributes:
-        name: path in the repository.
-        size: bytes of the file.
-        digest: digest of the file.
-        column: column with the text.
-        next_names: files whose download is started at the same time.
-    """
-
-    name: str
-    size: int
-    digest: str
-    column: str
-    next_names: tuple[str, ...]
-
-    @property
-    def text_bytes(self) -> int:  # type: ignore[override]
-        """Estimated bytes of text."""
-        return int(self.size * _TEXT_PER_BYTE)
-
-    def identity(self) -> str:
-        """Return the digest and the column."""
-        return f"{self.column} {self.digest}"
-
-    def chunks(self) -> Iterator[Chunk]:
-        """Download the file and list its row groups."""
-        for name in self.next_names:
-            _start_download(name)
-        yield from ParquetFile(_download(self.name), self.name, self.column).chunks()

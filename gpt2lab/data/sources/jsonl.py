@@ -10,7 +10,6 @@ import functools
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2lab.data.sources import BadInputError, Chunk, Report, SourceFile, Texts, to_utf8
@@ -22,84 +21,53 @@ _COMPRESSION_RATIO = 4  # of text, roughly
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
-@dataclass(frozen=True)
-class JsonLinesFile(SourceFile):
-    """A file on this disk. Its suffix says whether it is compressed.
+def open_file(path: str, field: str = "text") -> SourceFile:
+    """Open a file on this disk. Its suffix says whether it is compressed.
 
-    Attributes:
+    Args:
         path: path of the file.
         field: field with the text.
+
+    Raises:
+        GPT2LabError: the file cannot be read.
     """
-
-    path: str
-    field: str = "text"
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """The path."""
-        return self.path
-
-    @functools.cached_property
-    def text_bytes(self) -> int:  # type: ignore[override]
-        """Bytes of the file, times a typical ratio if it is compressed."""
-        return os.path.getsize(self.path) * (_COMPRESSION_RATIO if self._compression else 1)
-
-    @property
-    def _compression(self) -> str | None:
-        return _COMPRESSIONS.get(Path(self.path).suffix)
-
-    def identity(self) -> str:
-        """Return a digest of the field name and of samples of the file."""
-        return f"{self.field} {sampled_digest(Path(self.path))}"
-
-    def chunks(self) -> Iterator[Chunk]:
-        """List chunks of about 8 MiB of lines.
-
-        Raises:
-            BadInputError: the file cannot be read or decompressed.
-        """
-        line = 1
-        for data in self._decompress() if self._compression else self._read():
-            yield LinesChunk(f"{self.path}, line {line}", self.path, self.field, data, line)
-            line += data.count(b"\n")
-
-    def _read(self) -> Iterator[bytes]:
-        """The lines that begin in each block of a plain file."""
-        with open(self.path, "rb") as file:
-            for end in range(CHUNK_BYTES, os.path.getsize(self.path) + CHUNK_BYTES, CHUNK_BYTES):
-                data = file.read(max(0, end - file.tell()))
-                yield data if data.endswith(b"\n") else data + file.readline()
-
-    def _decompress(self) -> Iterator[bytes]:
-        """The lines that end in each block of a compressed file."""
-        import pyarrow
-
-        rest = b""
-        try:
-            with pyarrow.input_stream(self.path, compression=self._compression) as stream:
-                while block := stream.read(CHUNK_BYTES):
-                    lines, newline, rest = (rest + block).rpartition(b"\n")
-                    if newline:
-                        yield lines + newline
-        except (OSError, pyarrow.ArrowException) as error:
-            raise BadInputError(f"{self.path}: cannot be decompressed ({error}); copy it again") from None
-        if rest:
-            yield rest
+    ratio = _COMPRESSION_RATIO if Path(path).suffix in _COMPRESSIONS else 1
+    identity = f"{field} {sampled_digest(Path(path))}"
+    return SourceFile(path, os.path.getsize(path) * ratio, identity, functools.partial(_list_chunks, path, field))
 
 
-@dataclass(frozen=True)
-class LinesChunk(Chunk):
-    """Some lines of a file. `first_line` is the number of the first one, from 1."""
+def _list_chunks(path: str, field: str) -> Iterator[Chunk]:
+    """Chunks of about 8 MiB of lines."""
+    compression = _COMPRESSIONS.get(Path(path).suffix)
+    line = 1
+    for data in _decompress(path, compression) if compression else _read(path):
+        yield Chunk(f"{path}, line {line}", functools.partial(_parse, data, path, field, line))
+        line += data.count(b"\n")
 
-    name: str
-    path: str
-    field: str
-    data: bytes
-    first_line: int
 
-    def read(self, report: Report) -> Texts:
-        """Parse the lines."""
-        return _parse(self.data, self.path, self.field, self.first_line, report)
+def _read(path: str) -> Iterator[bytes]:
+    """The lines that begin in each block of a plain file."""
+    with open(path, "rb") as file:
+        for end in range(CHUNK_BYTES, os.path.getsize(path) + CHUNK_BYTES, CHUNK_BYTES):
+            data = file.read(max(0, end - file.tell()))
+            yield data if data.endswith(b"\n") else data + file.readline()
+
+
+def _decompress(path: str, compression: str) -> Iterator[bytes]:
+    """The lines that end in each block of a compressed file."""
+    import pyarrow
+
+    rest = b""
+    try:
+        with pyarrow.input_stream(path, compression=compression) as stream:
+            while block := stream.read(CHUNK_BYTES):
+                lines, newline, rest = (rest + block).rpartition(b"\n")
+                if newline:
+                    yield lines + newline
+    except (OSError, pyarrow.ArrowException) as error:
+        raise BadInputError(f"{path}: cannot be decompressed ({error}); copy it again") from None
+    if rest:
+        yield rest
 
 
 def _parse(data: bytes, path: str, field: str, first_line: int, report: Report) -> Texts:

@@ -4,16 +4,14 @@ A .txt file is one document. Consecutive small .txt files form one chunk, so tha
 fast as one of a few large files.
 """
 
+import functools
 import glob
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from gpt2lab.data.sources import BadInputError, Chunk, Report, Source, SourceFile, Texts
-from gpt2lab.data.sources.jsonl import JsonLinesFile
-from gpt2lab.data.sources.parquet import ParquetFile
+from gpt2lab.data.sources import BadInputError, Chunk, Report, Source, SourceFile, Texts, jsonl, parquet
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import sampled_digest
 
@@ -41,12 +39,12 @@ def source(patterns: Sequence[str], field: str = "text") -> Source:
             group.append(path)
             group_bytes += os.path.getsize(path)
             if group_bytes >= _GROUP_BYTES or len(group) == _GROUP_FILES or not next_path.endswith(".txt"):
-                files.append(TextFiles(tuple(group), group_bytes))
+                files.append(_open_texts(group, group_bytes))
                 group, group_bytes = [], 0
         elif path.endswith(".parquet"):
-            files.append(ParquetFile(path, path, field))
+            files.append(parquet.open_file(path, path, field))
         else:
-            files.append(JsonLinesFile(path, field))
+            files.append(jsonl.open_file(path, field))
     return Source("files", "files", f"{len(paths)} files", tuple(files))
 
 
@@ -63,40 +61,26 @@ def _expand(patterns: Sequence[str]) -> list[str]:
     return list(matched)
 
 
-@dataclass(frozen=True)
-class TextFiles(SourceFile, Chunk):
-    """A group of text files, each of them a document. It is its own only chunk."""
+def _open_texts(paths: list[str], text_bytes: int) -> SourceFile:
+    """A group of text files, each of them a document. It is a single chunk."""
+    name = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path} {sampled_digest(Path(path))}\n".encode())
+    chunk = Chunk(name, functools.partial(_read_texts, paths))
+    return SourceFile(name, text_bytes, digest.hexdigest(), functools.partial(iter, (chunk,)))
 
-    paths: tuple[str, ...]
-    text_bytes: int
 
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """The first path and the number of the others."""
-        return self.paths[0] if len(self.paths) == 1 else f"{self.paths[0]} and {len(self.paths) - 1} more"
-
-    def identity(self) -> str:
-        """Return a digest of the paths and of samples of the files."""
-        digest = hashlib.sha256()
-        for path in self.paths:
-            digest.update(f"{path} {sampled_digest(Path(path))}\n".encode())
-        return digest.hexdigest()
-
-    def chunks(self) -> Iterator[Chunk]:
-        """Return the group itself."""
-        yield self
-
-    def read(self, report: Report) -> Texts:
-        """Read all files."""
-        texts = []
-        for path in self.paths:
-            try:
-                text = Path(path).read_bytes()
-                text.decode("utf-8")
-            except OSError as error:
-                raise BadInputError(f"{path}: cannot read it: {error.strerror}") from None
-            except UnicodeDecodeError as error:
-                report(f"{path} is not UTF-8 text (byte {error.start}); convert it, or leave it out")
-            else:
-                texts.append(text)
-        return Texts.join(texts)
+def _read_texts(paths: list[str], report: Report) -> Texts:
+    texts = []
+    for path in paths:
+        try:
+            text = Path(path).read_bytes()
+            text.decode("utf-8")
+        except OSError as error:
+            raise BadInputError(f"{path}: cannot read it: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            report(f"{path} is not UTF-8 text (byte {error.start}); convert it, or leave it out")
+        else:
+            texts.append(text)
+    return Texts.join(texts)

@@ -8,11 +8,10 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from gpt2lab.data.sources import BadInputError, Chunk, InMemoryChunk, Report, SourceFile, Texts, raise_problem
+from gpt2lab.data.sources import BadInputError, Chunk, Report, SourceFile, Texts, in_memory_chunk, raise_problem
 from gpt2lab.data.sources.arrow import texts_from_arrow
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import sampled_digest
@@ -21,51 +20,48 @@ MAX_CHUNK_BYTES = 32 << 20  # of text; FineWeb-Edu's row groups have 5 MB
 _BATCH_BYTES = 8 << 20
 
 
-@dataclass(frozen=True)
-class ParquetFile(SourceFile):
-    """A parquet file on this disk.
+def open_file(path: str, name: str, column: str = "text") -> SourceFile:
+    """Open a parquet file on this disk.
 
-    Attributes:
+    Args:
         path: path of the file.
         name: name in messages and digests.
         column: column with the text.
+
+    Raises:
+        GPT2LabError: the file cannot be read, or has no such column, or not of text.
     """
-
-    path: str
-    name: str
-    column: str = "text"
-
-    @functools.cached_property
-    def text_bytes(self) -> int:  # type: ignore[override]
-        """Bytes of text according to the metadata."""
-        try:
-            return sum(_row_group_sizes(self.path, _read_metadata(self.path), self.column))
-        except BadInputError:  # raised again when the file is read
-            return os.path.getsize(self.path) if os.path.exists(self.path) else 0
-
-    def identity(self) -> str:
-        """Return a digest of the column name and of samples of the file."""
-        return f"{self.column} {sampled_digest(Path(self.path))}"
-
-    def chunks(self) -> Iterator[Chunk]:
-        """List the row groups.
-
-        Raises:
-            BadInputError: it is not a complete parquet file.
-            GPT2LabError: it has no such column, or not of text.
-        """
-        metadata = _read_metadata(self.path)
-        for number, size in enumerate(_row_group_sizes(self.path, metadata, self.column)):
-            row_group = RowGroup(f"{self.name}, row group {number}", self.path, self.column, number, metadata)
-            if size <= MAX_CHUNK_BYTES:
-                yield row_group
-            else:
-                yield from row_group.read_in_batches(size)
+    try:
+        text_bytes = sum(_row_group_sizes(path, _read_metadata(path), column))
+    except BadInputError:  # raised again when the chunks are listed
+        text_bytes = os.path.getsize(path)
+    identity = f"{column} {sampled_digest(Path(path))}"
+    return SourceFile(name, text_bytes, identity, functools.partial(list_chunks, path, name, column))
 
 
-@dataclass(frozen=True)
-class RowGroup(Chunk):
-    """A row group of a parquet file on this disk. All row groups of a file share its metadata, which has megabytes."""
+def list_chunks(path: str, name: str, column: str) -> Iterator[Chunk]:
+    """List the row groups of a file. All of them share its metadata, which has megabytes.
+
+    Args:
+        path: path of the file.
+        name: name in messages.
+        column: column with the text.
+
+    Raises:
+        BadInputError: it is not a complete parquet file.
+        GPT2LabError: it has no such column, or not of text.
+    """
+    metadata = _read_metadata(path)
+    for number, size in enumerate(_row_group_sizes(path, metadata, column)):
+        row_group = RowGroup(f"{name}, row group {number}", path, column, number, metadata)
+        if size <= MAX_CHUNK_BYTES:
+            yield Chunk(row_group.name, row_group.read)
+        else:
+            yield from row_group.read_in_batches(size)
+
+
+class RowGroup(NamedTuple):
+    """A row group of a parquet file on this disk."""
 
     name: str
     path: str
@@ -86,7 +82,7 @@ class RowGroup(Chunk):
         with self._open(buffer_size=1 << 20) as file:
             for i, batch in enumerate(file.iter_batches(rows, **options)):
                 texts = texts_from_arrow(batch.column(0), self.name, raise_problem)
-                yield InMemoryChunk(f"{self.name}, batch {i}", texts)
+                yield in_memory_chunk(f"{self.name}, batch {i}", texts)
 
     @contextlib.contextmanager
     def _open(self, buffer_size: int = 0) -> Iterator[Any]:
@@ -112,7 +108,7 @@ def _read_metadata(path: str) -> Any:
 
 
 def _row_group_sizes(path: str, metadata: Any, column: str) -> list[int]:
-    """Bytes of text in each row group according to the metadata. Raises as `ParquetFile.chunks`."""
+    """Bytes of text in each row group according to the metadata. Raises as `list_chunks`."""
     import pyarrow
 
     schema = metadata.schema.to_arrow_schema()

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from gpt2lab.data.sources import InMemoryFile, Source
+from gpt2lab.data.sources import Source, in_memory_file
 from gpt2lab.errors import GPT2LabError
 
 TOPICS = "pydoc_data/topics.py"
@@ -50,7 +50,7 @@ def source(seed: int = SHUFFLE_SEED) -> Source:
     """
     # Sorting by a hash is a shuffle that does not depend on the version of a random number generator.
     shuffled = sorted(documents(), key=lambda document: hashlib.blake2b(f"{seed}/{document.id}".encode()).digest())
-    files = (InMemoryFile("stdlib", tuple(document.text for document in shuffled)),)
+    files = (in_memory_file("stdlib", (document.text for document in shuffled)),)
     revision = f"{platform.python_implementation()} {platform.python_version()}"
     return Source("stdlib", "stdlib", revision, files, shuffle_seed=seed)
 

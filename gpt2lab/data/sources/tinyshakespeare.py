@@ -6,7 +6,7 @@ The validation split comes first in a folder of shards, so the end of the file i
 from pathlib import Path
 
 from gpt2lab import resources
-from gpt2lab.data.sources import InMemoryFile, Source
+from gpt2lab.data.sources import Source, in_memory_file
 
 _FILE = "tinyshakespeare/input.txt"
 _SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -25,6 +25,6 @@ def source(mirror: str | Path | None = None) -> Source:
     """
     text = resources.find(_FILE, _SHA256, mirror=mirror, url=_URL).read_bytes().decode("utf-8")
     val_start = len(text) * 9 // 10
-    files = (InMemoryFile(_FILE, (text[val_start:], text[:val_start])),)
+    files = (in_memory_file(_FILE, (text[val_start:], text[:val_start])),)
     revision = f"karpathy/char-rnn {_COMMIT[:12]}"
     return Source("tinyshakespeare", "tinyshakespeare", revision, files, val="first document")
