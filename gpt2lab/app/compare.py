@@ -32,14 +32,6 @@ class ComparedModel:
     model: GPT2
 
 
-@dataclass(frozen=True)
-class Request:
-    """A prompt, and how to continue it."""
-
-    prompt: str
-    generation: GenerationOptions
-
-
 @dataclass
 class Continuation:
     """What a model has generated so far."""
@@ -55,14 +47,15 @@ class Continuation:
 
 
 def compare(
-    models: Sequence[ComparedModel], tokenizer: Tokenizer, request: Request
+    models: Sequence[ComparedModel], tokenizer: Tokenizer, prompt: str, generation: GenerationOptions
 ) -> Generator[list[Continuation], None, None]:
     """Continue the prompt with every model.
 
     Args:
         models: the models.
         tokenizer: their tokenizer.
-        request: the prompt, and how to continue it.
+        prompt: the text to continue.
+        generation: how many tokens, sampled how.
 
     Yields:
         The same list after each token of any model, one growing continuation per model.
@@ -71,25 +64,22 @@ def compare(
         GPT2LabError: from the iterator: the prompt is empty, too long or not valid, or an option is out of range.
     """
     start = time.perf_counter()
-    generation = request.generation
-    if len(request.prompt) > MAX_PROMPT_CHARACTERS:
-        raise GPT2LabError(
-            f"the prompt has {len(request.prompt):,} characters; the maximum is {MAX_PROMPT_CHARACTERS:,}"
-        )
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise GPT2LabError(f"the prompt has {len(prompt):,} characters; the maximum is {MAX_PROMPT_CHARACTERS:,}")
     if generation.max_new_tokens > MAX_NEW_TOKENS:
         raise GPT2LabError(f"max_new_tokens is {generation.max_new_tokens}; the maximum is {MAX_NEW_TOKENS}")
-    prompts = [text.encode(compared.model, tokenizer, request.prompt) for compared in models]
+    ids = [text.encode(compared.model, tokenizer, prompt) for compared in models]
     streams = [
         text.stream(
             compared.model,
             tokenizer,
-            [prompt],
+            [prompt_ids],
             generation.max_new_tokens,
             generation.sampling,
             seeds=[generation.seed],
             top=TOP_TOKENS,
         )
-        for compared, prompt in zip(models, prompts, strict=True)
+        for compared, prompt_ids in zip(models, ids, strict=True)
     ]
     continuations = [Continuation() for _ in models]
     active = list(zip(streams, continuations, strict=True))

@@ -1,5 +1,6 @@
 """The page in Gradio: its layout, and what its buttons do."""
 
+import functools
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -8,12 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2lab.app import markup
-from gpt2lab.app.compare import (
-    MAX_PROMPT_CHARACTERS,
-    ComparedModel,
-    Request,
-    compare,
-)
+from gpt2lab.app.compare import MAX_PROMPT_CHARACTERS, ComparedModel, compare
+from gpt2lab.app.markup import macros
 from gpt2lab.app.record import COLORS, Record
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
@@ -76,10 +73,10 @@ def build(
         with gr.Accordion("Sampling", open=False, elem_id="sampling"), gr.Row():
             inputs = [prompt, *(_input(gr, field, default) for field, default in _generation_fields(DEFAULTS))]
         message = gr.HTML(elem_id="message")
-        gr.HTML(markup.legend())
+        gr.HTML(macros.legend(markup.LEVELS))
         with gr.Row(elem_id="texts"):
             outputs = [message, *_column(gr, models[0], 0), *_column(gr, models[1], 1)]
-        gr.HTML(markup.distribution(models), elem_id="distribution")
+        gr.HTML(macros.distribution(models), elem_id="distribution")
         _add_curves(gr, page, record)
 
         event: dict[str, Any] = {
@@ -92,7 +89,7 @@ def build(
             "show_progress_on": message,
         }
         running: list[dict[str, Any]] = [write.click(respond_to, **event), prompt.submit(respond_to, **event)]
-        stopped = markup.message("Stopped.")
+        stopped = macros.message("Stopped.")
         stop.click(lambda: stopped, outputs=message, cancels=running, queue=False, api_visibility="private")
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=MAX_RUNNING, api_open=False)
     return page
@@ -109,25 +106,25 @@ def respond(models: Sequence[ComparedModel], tokenizer: Tokenizer, *values: Any)
     Yields:
         What the page shows, whenever it changes. An error of the user appears there as one line.
     """
-    texts, counts = ["", ""], [0, 0]
+    texts, counts = [], [0, 0]
     shown: Outputs = ("", "", "", "", "")
     last_update = 0.0
     try:
-        request = _request(*values)
+        prompt, generation = _read_inputs(*values)
+        texts = [str(macros.prompt(prompt))] * 2
         yield shown
-        for continuations in compare(models, tokenizer, request):
+        for continuations in compare(models, tokenizer, prompt, generation):
             for side, continuation in enumerate(continuations):
                 for delta in continuation.deltas[counts[side] :]:
                     counts[side] += 1
                     texts[side] += markup.token(delta, counts[side], tokenizer)
-            first, second = (markup.prompt(request.prompt) + text for text in texts)
-            shown = ("", first, markup.speed(continuations[0]), second, markup.speed(continuations[1]))
+            shown = ("", texts[0], markup.speed(continuations[0]), texts[1], markup.speed(continuations[1]))
             if sum(counts) <= len(models) or time.perf_counter() - last_update > UPDATE_SECONDS:
                 yield shown
                 last_update = time.perf_counter()
         yield shown
     except GPT2LabError as error:
-        yield (markup.message(str(error)), *shown[1:])
+        yield (str(macros.message(str(error))), *shown[1:])
 
 
 def serve(page: "gradio.Blocks", port: int) -> str:
@@ -154,19 +151,15 @@ def serve(page: "gradio.Blocks", port: int) -> str:
         server_name="127.0.0.1",
         server_port=port,
         share=False,
-        inbrowser=False,
         quiet=True,
         prevent_thread_lock=True,
-        allowed_paths=[],
         max_file_size=1,  # bytes; the page uploads nothing
-        show_error=False,
         run_history=False,
         footer_links=[],
         enable_monitoring=False,
         mcp_server=False,
         ssr_mode=False,
         pwa=False,
-        strict_cors=True,
         state_session_capacity=100,
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
         theme=gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=_FONTS[0], font_mono=_FONTS[1]),
@@ -188,21 +181,14 @@ def _generation_fields(defaults: Any) -> Iterator[tuple[Field[Any], Any]]:
 
 def _input(gr: Any, field: Field[Any], default: float) -> Any:
     """A slider for an option; a number field if the option has no range."""
-    label, details = field.name.replace("_", " ").capitalize(), field.metadata
-    if "maximum" not in details:
-        return gr.Number(default, precision=0, label=label, info=details["help"], min_width=220)
-    return gr.Slider(
-        details["minimum"],
-        details["maximum"],
-        default,
-        step=details["step"],
-        label=label,
-        info=details["help"],
-        min_width=220,
-    )
+    details = dict(field.metadata)
+    label, info = field.name.replace("_", " ").capitalize(), details.pop("help")
+    details.pop("zero_is_none", None)  # the rest is the range of a slider
+    component = gr.Slider if details else functools.partial(gr.Number, precision=0)
+    return component(value=default, label=label, info=info, min_width=220, **details)
 
 
-def _request(prompt: Any, *values: Any) -> Request:
+def _read_inputs(prompt: Any, *values: Any) -> tuple[str, GenerationOptions]:
     """What the user entered; an empty field is None."""
     numbers: dict[str, Any] = {}
     for (field, _), value in zip(_generation_fields(DEFAULTS), values, strict=True):
@@ -212,13 +198,13 @@ def _request(prompt: Any, *values: Any) -> Request:
         number = int(value) if is_integer else value
         numbers[field.name] = None if field.metadata.get("zero_is_none") and number == 0 else number
     max_new_tokens, seed = numbers.pop("max_new_tokens"), numbers.pop("seed")
-    return Request(str(prompt or ""), GenerationOptions(max_new_tokens, Sampling(**numbers), seed))
+    return str(prompt or ""), GenerationOptions(max_new_tokens, Sampling(**numbers), seed)
 
 
 def _column(gr: Any, compared: ComparedModel, side: int) -> tuple[Any, Any]:
     with gr.Column(min_width=280):
-        gr.HTML(markup.heading(compared))
-        template = markup.text_template(compared, side)
+        gr.HTML(macros.heading(compared))
+        template = str(macros.text_template(compared, side))
         text = gr.HTML("", html_template=template, js_on_load=None, elem_id=f"text-{side}")
         rate = gr.HTML("", elem_id=f"rate-{side}", elem_classes="rate")
     return text, rate
@@ -254,7 +240,7 @@ def _add_curves(gr: Any, page: Any, record: Callable[[], Record]) -> None:
             gr.LinePlot(frame, visible=frame is not None, x_lim=_step_range(frame))
             for frame in (current.loss, current.hellaswag)
         ]
-        return [markup.tiles(current.figures) + markup.note(current.note), *curves]
+        return [macros.record(current.figures, current.note), *curves]
 
     page.load(load, outputs=[tiles, *plots], api_visibility="private", show_progress="hidden")
 

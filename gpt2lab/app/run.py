@@ -13,7 +13,7 @@ import torch
 from gpt2lab import config
 from gpt2lab.app import page as pages
 from gpt2lab.app import record
-from gpt2lab.app.compare import ComparedModel, Request, compare
+from gpt2lab.app.compare import ComparedModel, compare
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.generation import inference
@@ -65,7 +65,8 @@ def prepare(options: AppOptions) -> "gradio.Blocks":
     device = devices.choose(options.device)
     dtype = precisions.choose(options.precision, device).dtype
     checkpoint = resolve.find_checkpoint(options.trained)
-    settings = _settings(checkpoint)
+    path = checkpoint.run / "config.yaml" if checkpoint.run else None
+    settings = config.load([path] if path and path.is_file() else [])
     trained = GPT2.from_pretrained(checkpoint)
     if options.untrained == "random":
         seed = settings.run.seed
@@ -82,7 +83,7 @@ def prepare(options: AppOptions) -> "gradio.Blocks":
         for name, note, model in zip(names, notes, (trained, untrained), strict=True)
     ]
     tokenizer = Tokenizer()
-    for _ in compare(models, tokenizer, Request("Once", GenerationOptions(max_new_tokens=2))):
+    for _ in compare(models, tokenizer, "Once", GenerationOptions(max_new_tokens=2)):
         pass  # the first tokens are slow: allocations and caches
     examples = (settings.train.sample_prompt, *pages.EXAMPLES)
     return pages.build(models, tokenizer, lambda: record.read(checkpoint.run), examples)
@@ -108,11 +109,6 @@ def serve(page: "gradio.Blocks", port: int) -> str:
         except OSError:
             logger.info("port %d is taken", candidate)
     raise GPT2LabError(f"no port from {port} to {last} is free; give another with --port")
-
-
-def _settings(checkpoint: ResolvedCheckpoint) -> config.Config:
-    path = checkpoint.run / "config.yaml" if checkpoint.run else None
-    return config.load([path] if path is not None and path.is_file() else [])
 
 
 def _name(name: str, checkpoint: ResolvedCheckpoint) -> str:

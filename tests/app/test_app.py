@@ -15,7 +15,7 @@ import torch
 from gpt2lab import GPT2, Tokenizer, cli
 from gpt2lab.app import markup, page, record
 from gpt2lab.app import run as app_run
-from gpt2lab.app.compare import MAX_NEW_TOKENS, MAX_PROMPT_CHARACTERS, ComparedModel, Request, compare
+from gpt2lab.app.compare import MAX_NEW_TOKENS, MAX_PROMPT_CHARACTERS, ComparedModel, compare
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import replace_control_characters
 from gpt2lab.generation.engine import Token
@@ -74,7 +74,7 @@ def test_models_take_turns_and_nothing_is_computed_ahead(models, tokenizer):
         compared.model.transformer.register_forward_pre_hook(lambda *_, side=side: steps.append(side))
         for side, compared in enumerate(models)
     ]
-    stream = compare(models, tokenizer, Request("Once", GenerationOptions(50)))
+    stream = compare(models, tokenizer, "Once", GenerationOptions(50))
     for _ in range(6):
         next(stream)
     stream.close()
@@ -84,7 +84,7 @@ def test_models_take_turns_and_nothing_is_computed_ahead(models, tokenizer):
 
 
 def test_probabilities_are_the_models_own(models, tokenizer):
-    *_, continuations = compare(models, tokenizer, Request("Once upon", GenerationOptions(1, Sampling(temperature=0))))
+    *_, continuations = compare(models, tokenizer, "Once upon", GenerationOptions(1, Sampling(temperature=0)))
     with torch.no_grad():
         logits, _ = models[0].model(torch.tensor([tokenizer.encode("Once upon")]))
     probabilities = logits[0, -1, :50257].softmax(-1)
@@ -126,7 +126,7 @@ def test_generated_text_is_escaped(tokenizer):
         html = markup.token(TextDelta(0, text, Token(0, id_, 0.5, ((id_, 0.5),))), 1, tokenizer)
         assert visible_text(html) == text
         assert re.fullmatch(r'<span [^<>]*"[^<>]*>[^<>"]*</span>', html)
-    assert "<script" not in markup.prompt("<script>") + markup.message("<script>")
+    assert "<script" not in markup.macros.prompt("<script>") + markup.macros.message("<script>")
 
 
 def test_levels_cover_all_probabilities():
@@ -169,7 +169,7 @@ def test_record_of_a_run(run, tmp_path):
     )
     long = record.read(tmp_path)
     assert len(long.loss) <= record.MAX_POINTS + 1
-    assert long.loss["step"].iloc[-1] == 5000
+    assert 4980 < long.loss["step"].iloc[-1] <= 5000  # the mean of the last steps
     assert long.hellaswag is None
     assert "HellaSwag" in long.note
 
