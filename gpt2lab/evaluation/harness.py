@@ -78,7 +78,10 @@ def run(
             f"lm-evaluation-harness cannot run {', '.join(names)}: {str(error).partition(chr(10))[0]}; it downloads "
             "data from the Hub: without a network fill its cache (HF_HOME) elsewhere, or use tasks without lm_eval:"
         ) from error
-    return {name: _numbers(values) for name, values in report["results"].items()}
+    return {  # the metrics that are numbers, their names without the filter `none`
+        task: {key.removesuffix(",none"): value for key, value in metrics.items() if isinstance(value, int | float)}
+        for task, metrics in report["results"].items()
+    }
 
 
 class Adapter(TemplateLM):  # type: ignore[misc]  # its base is untyped
@@ -187,8 +190,3 @@ class Adapter(TemplateLM):  # type: ignore[misc]  # its base is untyped
 @functools.cache  # it reads the files of all tasks, which takes seconds
 def _task_manager(include: str | None) -> Any:
     return TaskManager(include_path=include)
-
-
-def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics that are numbers, their names without the filter `none`."""
-    return {key.removesuffix(",none"): value for key, value in values.items() if isinstance(value, int | float)}

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from gpt2lab import resources
 from gpt2lab.data.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ CONVENTIONS = ("completion", "harness")
 _UNFINISHED = re.compile(r"""^(.*[.!?]["')]*)\s+([^.!?]*[^.!?\s"')])\s*$""", re.DOTALL)
 
 
-class Item(jsonl.Record):
+class Item(BaseModel):
     """One line of the file."""
 
     activity_label: Text
@@ -95,10 +95,7 @@ def find(mirror: str | Path | None = None, file: str | Path | None = None, folde
         file = Path(folder) / NAME
     if file is not None:
         return read(Path(file))
-    try:
-        path = resources.find(NAME, None, mirror=mirror, url=URL)
-    except GPT2LabError as error:
-        raise GPT2LabError(f"HellaSwag: {error}") from None
+    path = resources.find(NAME, None, mirror=mirror, url=URL)
     try:
         data = read(path)
         if len(data.items) != ITEMS:

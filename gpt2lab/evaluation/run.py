@@ -129,10 +129,7 @@ def _read_settings(run_folder: Path | None) -> config.Config | None:
 def _load(tokenizer: Tokenizer, name: str, options: EvaluateOptions, dist: DistContext) -> Evaluation:
     """Read and tokenize a task."""
     if name == "hellaswag":
-        try:
-            data = dist.on_main(lambda: hellaswag.find(options.mirror, options.hellaswag_file, options.data_dir))
-        except GPT2LabError as error:
-            raise GPT2LabError(f"{error}. --tasks everyday needs no file") from None
+        data = dist.on_main(lambda: hellaswag.find(options.mirror, options.hellaswag_file, options.data_dir))
         logger.info(data.describe())
         return hellaswag.Evaluation(tokenizer, data, limit=options.limit)
     find = functools.partial(tasks.find, name, options.mirror, options.data_dir)
