@@ -172,12 +172,8 @@ class Evaluation:
     def __init__(self, tokenizer: Tokenizer, data: Data, *, limit: int | None = None):
         items = multiple_choice.subset(data.items, limit)
         self.questions = {"completion": [*map(completion, items)], "harness": [*map(harness, items)]}
-        self._requests = {name: multiple_choice.encode(tokenizer, self.questions[name]) for name in CONVENTIONS}
-
-    @property
-    def requests(self) -> list[Request]:
-        """All requests: those of the completion convention, then those of the harness convention."""
-        return [request for name in CONVENTIONS for request in self._requests[name]]
+        # Those of the completion convention, then equally many of the harness convention.
+        self.requests = [r for name in CONVENTIONS for r in multiple_choice.encode(tokenizer, self.questions[name])]
 
     def as_json(self, scores: Scores) -> dict[str, Any]:
         """Count the answers.
@@ -188,7 +184,8 @@ class Evaluation:
         Returns:
             Convention -> acc, acc_norm, correct, predictions and so on.
         """
-        completion, harness = scores.split([len(self._requests[name]) for name in CONVENTIONS])
+        half = len(self.requests) // 2
+        completion, harness = scores.select(slice(half)), scores.select(slice(half, None))
         endings = [choice[1:] for question in self.questions["harness"] for choice in question.choices]
         characters = np.array([len(ending) for ending in endings])
         octets = np.array([len(ending.encode()) for ending in endings])

@@ -55,18 +55,9 @@ class Scores:
     greedy: npt.NDArray[np.bool_]  # (n,) every token of the continuation was the most likely one
     truncated: npt.NDArray[np.bool_]  # (n,) tokens were cut on the left to fit the context window
 
-    def split(self, sizes: Sequence[int]) -> list["Scores"]:
-        """Split the scores into those of the first sizes[0] requests, of the next sizes[1], and so on.
-
-        Args:
-            sizes: number of requests of each part.
-
-        Returns:
-            The parts.
-        """
-        ends = np.cumsum(sizes).tolist()
-        parts = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-        return [Scores(self.loss[p], self.tokens[p], self.greedy[p], self.truncated[p]) for p in parts]
+    def select(self, part: slice) -> "Scores":
+        """The scores of some of the requests."""
+        return Scores(self.loss[part], self.tokens[part], self.greedy[part], self.truncated[part])
 
 
 class _Row(NamedTuple):
