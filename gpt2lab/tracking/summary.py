@@ -161,11 +161,8 @@ def benchmarks(run: Run) -> dict[str, str]:
         for convention, values in conventions.items():
             accuracy = values.get("acc_norm", values.get("acc")) if isinstance(values, Mapping) else None
             if isinstance(accuracy, int | float):
-                match values.get("interval95"):
-                    case [float(low), float(high)]:
-                        interval = f" ({low:.4f} to {high:.4f})"
-                    case _:
-                        interval = ""
+                interval = values.get("interval95")
+                interval = " ({:.4f} to {:.4f})".format(*interval) if isinstance(interval, list) else ""
                 rows[task if convention == task else f"{task}, {convention}"] = f"{accuracy:.4f}{interval}"
     return rows
 
