@@ -48,7 +48,7 @@ class Continuation:
 
 def compare(
     models: Sequence[ComparedModel], tokenizer: Tokenizer, prompt: str, generation: GenerationOptions
-) -> Generator[list[Continuation], None, None]:
+) -> Generator[tuple[int, Continuation], None, None]:
     """Continue the prompt with every model.
 
     Args:
@@ -58,7 +58,7 @@ def compare(
         generation: how many tokens, sampled how.
 
     Yields:
-        The same list after each token of any model, one growing continuation per model.
+        (index of the model, what it has generated so far) after each token.
 
     Raises:
         GPT2LabError: from the iterator: the prompt is empty, too long or not valid, or an option is out of range.
@@ -81,23 +81,23 @@ def compare(
         )
         for compared, prompt_ids in zip(models, ids, strict=True)
     ]
-    continuations = [Continuation() for _ in models]
-    active = list(zip(streams, continuations, strict=True))
+    active = [(side, stream, Continuation()) for side, stream in enumerate(streams)]
     try:
         while active:
-            for stream, continuation in list(active):
+            for turn in list(active):
+                side, stream, continuation = turn
                 turn_start = time.perf_counter()
                 delta = next(stream, None)
                 turn_end = time.perf_counter()
                 if delta is None:
-                    active.remove((stream, continuation))
+                    active.remove(turn)
                     continue
                 continuation.deltas.append(delta)
                 if continuation.seconds_to_first_token is None:
                     continuation.seconds_to_first_token = turn_end - start
                 else:
                     continuation.seconds += turn_end - turn_start
-                yield continuations
+                yield side, continuation
     finally:
         for stream in streams:
             stream.close()

@@ -40,7 +40,7 @@ def build(
     models: Sequence[ComparedModel],
     tokenizer: Tokenizer,
     record: Callable[[], Record],
-    examples: Sequence[str] = EXAMPLES,
+    examples: Sequence[str],
 ) -> "gradio.Blocks":
     """Build the page.
 
@@ -56,9 +56,6 @@ def build(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read by Gradio when it is imported
     os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "100"  # requests recorded for Gradio's monitor, which is off here
     import gradio as gr
-
-    def respond_to(*values: Any) -> Generator[Outputs, None, None]:
-        yield from respond(models, tokenizer, *values)
 
     page = gr.Blocks(title="gpt2lab", analytics_enabled=False)
     with page:
@@ -88,6 +85,7 @@ def build(
             "show_progress": "minimal",
             "show_progress_on": message,
         }
+        respond_to = functools.partial(respond, models, tokenizer)
         running: list[dict[str, Any]] = [write.click(respond_to, **event), prompt.submit(respond_to, **event)]
         stopped = macros.message("Stopped.")
         stop.click(lambda: stopped, outputs=message, cancels=running, queue=False, api_visibility="private")
@@ -106,20 +104,19 @@ def respond(models: Sequence[ComparedModel], tokenizer: Tokenizer, *values: Any)
     Yields:
         What the page shows, whenever it changes. An error of the user appears there as one line.
     """
-    texts, counts = [], [0, 0]
+    rates = ["", ""]
     shown: Outputs = ("", "", "", "", "")
     last_update = 0.0
     try:
         prompt, generation = _read_inputs(*values)
         texts = [str(macros.prompt(prompt))] * 2
         yield shown
-        for continuations in compare(models, tokenizer, prompt, generation):
-            for side, continuation in enumerate(continuations):
-                for delta in continuation.deltas[counts[side] :]:
-                    counts[side] += 1
-                    texts[side] += markup.token(delta, counts[side], tokenizer)
-            shown = ("", texts[0], markup.speed(continuations[0]), texts[1], markup.speed(continuations[1]))
-            if sum(counts) <= len(models) or time.perf_counter() - last_update > UPDATE_SECONDS:
+        for side, continuation in compare(models, tokenizer, prompt, generation):
+            count = len(continuation.deltas)
+            texts[side] += markup.token(continuation.deltas[-1], count, tokenizer)
+            rates[side] = markup.speed(continuation)
+            shown = ("", texts[0], rates[0], texts[1], rates[1])
+            if count == 1 or time.perf_counter() - last_update > UPDATE_SECONDS:
                 yield shown
                 last_update = time.perf_counter()
         yield shown

@@ -18,7 +18,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from gpt2lab.data.tokenizer import EOT, Tokenizer
 from gpt2lab.errors import GPT2LabError, did_you_mean
 from gpt2lab.evaluation import scoring
-from gpt2lab.evaluation.scoring import Request, Scores
+from gpt2lab.evaluation.scoring import Request
 from gpt2lab.generation import inference, text
 from gpt2lab.generation.sampling import Sampling
 from gpt2lab.model.gpt2 import GPT2
@@ -108,8 +108,10 @@ class Adapter(TemplateLM):  # type: ignore[misc]  # its base is untyped
     ):
         super().__init__()
         self.max_length = model.config.block_size
-        self._model, self._tokenizer, self._batch_tokens = model, tokenizer, batch_tokens
-        self._dist, self._precision = dist, precision
+        self._model, self._tokenizer, self._precision = model, tokenizer, precision
+        self._score = functools.partial(
+            scoring.score, model, batch_tokens=batch_tokens, greedy=True, dist=dist, precision=precision
+        )
 
     def tok_encode(self, string: str, **_: Any) -> list[int]:
         """Token ids of a text.
@@ -166,16 +168,6 @@ class Adapter(TemplateLM):  # type: ignore[misc]  # its base is untyped
         prepared = inference.optimize_for_inference(self._model, self._precision.dtype)
         with self._precision.autocast():
             return [self._generate(prepared, *request.args) for request in requests]
-
-    def _score(self, requests: list[Request]) -> Scores:
-        return scoring.score(
-            self._model,
-            requests,
-            batch_tokens=self._batch_tokens,
-            greedy=True,
-            dist=self._dist,
-            precision=self._precision,
-        )
 
     def _generate(self, model: GPT2, context: str, settings: Mapping[str, Any]) -> str:
         until = settings.get("until") or []

@@ -170,6 +170,8 @@ def curve_figure(
     Returns:
         The figure.
     """
+    from matplotlib.ticker import PercentFormatter
+
     figure, axes = _axes(lines, size)
     for line in lines:
         _draw(axes, line, key, alone=len(lines) == 1)
@@ -179,7 +181,7 @@ def curve_figure(
         curves = [line.run.curve(key).values for line in lines]
         top = max((float(np.percentile(values, 99)) for values in curves if len(values)), default=0.0)  # no outliers
         axes.set_ylim(0, 1.15 * top or 1)
-        axes.yaxis.set_major_formatter("{x:.0%}" if share else lambda y, _: format_number(y))
+        axes.yaxis.set_major_formatter(PercentFormatter(1) if share else lambda y, _: format_number(y))
     return figure
 
 

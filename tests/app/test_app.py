@@ -84,11 +84,11 @@ def test_models_take_turns_and_nothing_is_computed_ahead(models, tokenizer):
 
 
 def test_probabilities_are_the_models_own(models, tokenizer):
-    *_, continuations = compare(models, tokenizer, "Once upon", GenerationOptions(1, Sampling(temperature=0)))
+    (_, continuation), _ = compare(models, tokenizer, "Once upon", GenerationOptions(1, Sampling(temperature=0)))
     with torch.no_grad():
         logits, _ = models[0].model(torch.tensor([tokenizer.encode("Once upon")]))
     probabilities = logits[0, -1, :50257].softmax(-1)
-    token = continuations[0].deltas[0].token
+    token = continuation.deltas[0].token
     assert token.probability == pytest.approx(float(probabilities.max()), rel=1e-4)
     assert [id_ for id_, _ in token.top] == probabilities.topk(8).indices.tolist()
 
