@@ -81,7 +81,8 @@ def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
     if harness:
         harness.check(harness_tasks, options.include)
     checkpoint = dist.on_main(lambda: resolve.find_checkpoint(options.checkpoint, mirror=options.mirror))
-    settings = _read_settings(checkpoint.run)
+    settings_file = checkpoint.run / "config.yaml" if checkpoint.run else None
+    settings = config.load([settings_file]) if settings_file and settings_file.is_file() else None
     if settings is not None and options.mirror is None:
         options = replace(options, mirror=settings.data.mirror)
     tokenizer = Tokenizer(options.mirror)
@@ -120,11 +121,6 @@ def _import_harness() -> Any:
             f"lm_eval: tasks need lm-evaluation-harness ({error}): pip install -c constraints.txt -e '.[eval]'"
         ) from None
     return harness
-
-
-def _read_settings(run_folder: Path | None) -> config.Config | None:
-    path = run_folder / "config.yaml" if run_folder else None
-    return config.load([path]) if path is not None and path.is_file() else None
 
 
 def _load(tokenizer: Tokenizer, name: str, options: EvaluateOptions, dist: DistContext) -> Evaluation:
