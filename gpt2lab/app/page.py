@@ -1,6 +1,7 @@
 """The page in Gradio: its layout, and what its buttons do."""
 
 import functools
+import logging
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -19,6 +20,9 @@ from gpt2lab.generation.options import GenerationOptions, Sampling
 if TYPE_CHECKING:
     import gradio
 
+logger = logging.getLogger(__name__)
+
+PORTS_TRIED = 100
 MAX_RUNNING = 2  # requests computed at the same time; more would make all of them slow
 MAX_WAITING = 32  # requests in the queue; Gradio refuses more with a message
 UPDATE_SECONDS = 0.05  # between two updates of the page
@@ -125,17 +129,17 @@ def respond(models: Sequence[ComparedModel], tokenizer: Tokenizer, *values: Any)
 
 
 def serve(page: "gradio.Blocks", port: int) -> str:
-    """Start serving on 127.0.0.1, in a thread.
+    """Start serving on the first free port of 127.0.0.1, in a thread.
 
     Args:
         page: the page.
-        port: TCP port.
+        port: first port to try.
 
     Returns:
         The address of the page.
 
     Raises:
-        OSError: the port is taken.
+        GPT2LabError: no port is free.
     """
     import gradio as gr
 
@@ -144,26 +148,32 @@ def serve(page: "gradio.Blocks", port: int) -> str:
         os.environ.pop(name, None)
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
-    _, address, _ = page.launch(
-        server_name="127.0.0.1",
-        server_port=port,
-        share=False,
-        quiet=True,
-        prevent_thread_lock=True,
-        max_file_size=1,  # bytes; the page uploads nothing
-        run_history=False,
-        footer_links=[],
-        enable_monitoring=False,
-        mcp_server=False,
-        ssr_mode=False,
-        pwa=False,
-        state_session_capacity=100,
-        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
-        theme=gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=_FONTS[0], font_mono=_FONTS[1]),
-        css=(_FOLDER / "page.css").read_text(encoding="utf-8"),
-        head=f"<script>{(_FOLDER / 'page.js').read_text(encoding='utf-8')}</script>",
-    )
-    return str(address)
+    last = min(port + PORTS_TRIED, 65536) - 1
+    for candidate in range(port, last + 1):
+        try:
+            _, address, _ = page.launch(
+                server_name="127.0.0.1",
+                server_port=candidate,
+                share=False,
+                quiet=True,
+                prevent_thread_lock=True,
+                max_file_size=1,  # bytes; the page uploads nothing
+                run_history=False,
+                footer_links=[],
+                enable_monitoring=False,
+                mcp_server=False,
+                ssr_mode=False,
+                pwa=False,
+                state_session_capacity=100,
+                app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+                theme=gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=_FONTS[0], font_mono=_FONTS[1]),
+                css=(_FOLDER / "page.css").read_text(encoding="utf-8"),
+                head=f"<script>{(_FOLDER / 'page.js').read_text(encoding='utf-8')}</script>",
+            )
+            return str(address)
+        except OSError:
+            logger.info("port %d is taken", candidate)
+    raise GPT2LabError(f"no port from {port} to {last} is free; give another with --port")
 
 
 def _generation_fields(defaults: Any) -> Iterator[tuple[Field[Any], Any]]:

@@ -192,21 +192,21 @@ def test_bad_options_are_one_line(tmp_path, capsys, monkeypatch):
     assert "pip install -e '.[app]'" in capsys.readouterr().err
 
 
-def test_taken_ports_are_logged_and_the_next_one_is_tried(monkeypatch, caplog):
+def test_taken_ports_are_logged_and_the_next_one_is_tried(caplog):
     caplog.set_level("INFO")
 
-    def serve(page, port):
-        if port < 9003:
-            raise OSError("taken")
-        return f"http://127.0.0.1:{port}/"
+    class Page:
+        def launch(self, server_port, **_):
+            if server_port < 9003:
+                raise OSError("taken")
+            return None, f"http://127.0.0.1:{server_port}/", None
 
-    monkeypatch.setattr(app_run.pages, "serve", serve)
-    assert app_run.serve(None, 9001) == "http://127.0.0.1:9003/"
+    assert page.serve(Page(), 9001) == "http://127.0.0.1:9003/"
     assert [port for port in ("9000", "9001", "9002", "9003") if port in caplog.text] == ["9001", "9002"]
     with pytest.raises(GPT2LabError, match="8000 to 8099"):
-        app_run.serve(None, 8000)
+        page.serve(Page(), 8000)
     with pytest.raises(GPT2LabError, match="8500"):
-        app_run.serve(None, 8500)
+        page.serve(Page(), 8500)
 
 
 def get(address):
