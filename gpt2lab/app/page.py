@@ -226,7 +226,6 @@ def _add_curves(gr: Any, page: Any, record: Callable[[], Record]) -> None:
                 x="step",
                 y=column,
                 color="curve",
-                label=label,
                 x_title="optimizer step",
                 y_title=y_title,
                 color_title=" ",
@@ -235,10 +234,7 @@ def _add_curves(gr: Any, page: Any, record: Callable[[], Record]) -> None:
                 show_label=False,  # it would hide the legend
                 buttons=[],
             )
-            for column, label, y_title in (
-                ("loss", "Loss", "loss (nats per token)"),
-                ("accuracy", "HellaSwag", "HellaSwag acc_norm"),
-            )
+            for column, y_title in (("loss", "loss (nats per token)"), ("accuracy", "HellaSwag acc_norm"))
         ]
 
     def load() -> list[Any]:

@@ -153,7 +153,7 @@ def _open_validation_data(options: EvaluateOptions, settings: config.Config | No
     """The val split of --data-dir if it has shards, else of the run's data; None if there is none."""
     if options.val_tokens == 0:
         return None
-    if options.data_dir is not None and Path(options.data_dir).is_dir() and is_ready(Path(options.data_dir)):
+    if options.data_dir is not None and is_ready(Path(options.data_dir)):
         return open_split(options.data_dir, "val")
     if settings is not None:
         folder = Path(settings.data.dir or DEFAULT_DIRS[settings.data.source])
