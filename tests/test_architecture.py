@@ -35,7 +35,7 @@ ALLOWED = {
     "generation.options": set(),
     "export": {"export", "model", "data.tokenizer", "data.huggingface_tokenizer", "tracking.records", "files"},
     "app.run": {"app", "model", "generation", "data.tokenizer", "options", "system"},
-    "app": {"app", "model", "generation", "data.tokenizer", "tracking.records"},
+    "app": {"app", "model", "generation", "data.tokenizer", "tracking.plots", "tracking.records"},
     "sample": {"model", "generation", "data.tokenizer", "options", "system"},
     "training.run": {"training", "tracking.metrics", "system"},
     "training.build": {"training", "data", "model", "tracking", "system"},

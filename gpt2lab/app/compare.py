@@ -32,14 +32,6 @@ class ComparedModel:
     model: GPT2
 
 
-@dataclass(frozen=True)
-class Request:
-    """A prompt, and how to continue it."""
-
-    prompt: str
-    generation: GenerationOptions
-
-
 @dataclass
 class Continuation:
     """What a model has generated so far."""
@@ -55,59 +47,57 @@ class Continuation:
 
 
 def compare(
-    models: Sequence[ComparedModel], tokenizer: Tokenizer, request: Request
-) -> Generator[list[Continuation], None, None]:
+    models: Sequence[ComparedModel], tokenizer: Tokenizer, prompt: str, generation: GenerationOptions
+) -> Generator[tuple[int, Continuation], None, None]:
     """Continue the prompt with every model.
 
     Args:
         models: the models.
         tokenizer: their tokenizer.
-        request: the prompt, and how to continue it.
+        prompt: the text to continue.
+        generation: how many tokens, sampled how.
 
     Yields:
-        The same list after each token of any model, one growing continuation per model.
+        (index of the model, what it has generated so far) after each token.
 
     Raises:
         GPT2LabError: from the iterator: the prompt is empty, too long or not valid, or an option is out of range.
     """
     start = time.perf_counter()
-    generation = request.generation
-    if len(request.prompt) > MAX_PROMPT_CHARACTERS:
-        raise GPT2LabError(
-            f"the prompt has {len(request.prompt):,} characters; the maximum is {MAX_PROMPT_CHARACTERS:,}"
-        )
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise GPT2LabError(f"the prompt has {len(prompt):,} characters; the maximum is {MAX_PROMPT_CHARACTERS:,}")
     if generation.max_new_tokens > MAX_NEW_TOKENS:
         raise GPT2LabError(f"max_new_tokens is {generation.max_new_tokens}; the maximum is {MAX_NEW_TOKENS}")
-    prompts = [text.encode(compared.model, tokenizer, request.prompt) for compared in models]
+    ids = [text.encode(compared.model, tokenizer, prompt) for compared in models]
     streams = [
         text.stream(
             compared.model,
             tokenizer,
-            [prompt],
+            [prompt_ids],
             generation.max_new_tokens,
             generation.sampling,
             seeds=[generation.seed],
             top=TOP_TOKENS,
         )
-        for compared, prompt in zip(models, prompts, strict=True)
+        for compared, prompt_ids in zip(models, ids, strict=True)
     ]
-    continuations = [Continuation() for _ in models]
-    active = list(zip(streams, continuations, strict=True))
+    active = [(side, stream, Continuation()) for side, stream in enumerate(streams)]
     try:
         while active:
-            for stream, continuation in list(active):
+            for turn in list(active):
+                side, stream, continuation = turn
                 turn_start = time.perf_counter()
                 delta = next(stream, None)
                 turn_end = time.perf_counter()
                 if delta is None:
-                    active.remove((stream, continuation))
+                    active.remove(turn)
                     continue
                 continuation.deltas.append(delta)
                 if continuation.seconds_to_first_token is None:
                     continuation.seconds_to_first_token = turn_end - start
                 else:
                     continuation.seconds += turn_end - turn_start
-                yield continuations
+                yield side, continuation
     finally:
         for stream in streams:
             stream.close()

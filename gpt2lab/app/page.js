@@ -1,4 +1,4 @@
-// Choosing a token and drawing the distribution it was sampled from. The data are attributes of the tokens (markup.py).
+// Choosing a token and drawing the distribution it was sampled from. The data are attributes of the tokens (page.html.j2).
 (() => {
   let chosen = 1; // position after the prompt, the same for both models
 

@@ -1,5 +1,7 @@
 """The page in Gradio: its layout, and what its buttons do."""
 
+import functools
+import logging
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -8,12 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2lab.app import markup
-from gpt2lab.app.compare import (
-    MAX_PROMPT_CHARACTERS,
-    ComparedModel,
-    Request,
-    compare,
-)
+from gpt2lab.app.compare import MAX_PROMPT_CHARACTERS, ComparedModel, compare
+from gpt2lab.app.markup import macros
 from gpt2lab.app.record import COLORS, Record
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
@@ -22,6 +20,9 @@ from gpt2lab.generation.options import GenerationOptions, Sampling
 if TYPE_CHECKING:
     import gradio
 
+logger = logging.getLogger(__name__)
+
+PORTS_TRIED = 100
 MAX_RUNNING = 2  # requests computed at the same time; more would make all of them slow
 MAX_WAITING = 32  # requests in the queue; Gradio refuses more with a message
 UPDATE_SECONDS = 0.05  # between two updates of the page
@@ -43,7 +44,7 @@ def build(
     models: Sequence[ComparedModel],
     tokenizer: Tokenizer,
     record: Callable[[], Record],
-    examples: Sequence[str] = EXAMPLES,
+    examples: Sequence[str],
 ) -> "gradio.Blocks":
     """Build the page.
 
@@ -60,9 +61,6 @@ def build(
     os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "100"  # requests recorded for Gradio's monitor, which is off here
     import gradio as gr
 
-    def respond_to(*values: Any) -> Generator[Outputs, None, None]:
-        yield from respond(models, tokenizer, *values)
-
     page = gr.Blocks(title="gpt2lab", analytics_enabled=False)
     with page:
         gr.HTML("<h1>One prompt, two models</h1>")
@@ -76,10 +74,10 @@ def build(
         with gr.Accordion("Sampling", open=False, elem_id="sampling"), gr.Row():
             inputs = [prompt, *(_input(gr, field, default) for field, default in _generation_fields(DEFAULTS))]
         message = gr.HTML(elem_id="message")
-        gr.HTML(markup.legend())
+        gr.HTML(macros.legend(markup.LEVELS))
         with gr.Row(elem_id="texts"):
             outputs = [message, *_column(gr, models[0], 0), *_column(gr, models[1], 1)]
-        gr.HTML(markup.distribution(models), elem_id="distribution")
+        gr.HTML(macros.distribution(models), elem_id="distribution")
         _add_curves(gr, page, record)
 
         event: dict[str, Any] = {
@@ -91,8 +89,9 @@ def build(
             "show_progress": "minimal",
             "show_progress_on": message,
         }
+        respond_to = functools.partial(respond, models, tokenizer)
         running: list[dict[str, Any]] = [write.click(respond_to, **event), prompt.submit(respond_to, **event)]
-        stopped = markup.message("Stopped.")
+        stopped = macros.message("Stopped.")
         stop.click(lambda: stopped, outputs=message, cancels=running, queue=False, api_visibility="private")
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=MAX_RUNNING, api_open=False)
     return page
@@ -109,39 +108,38 @@ def respond(models: Sequence[ComparedModel], tokenizer: Tokenizer, *values: Any)
     Yields:
         What the page shows, whenever it changes. An error of the user appears there as one line.
     """
-    texts, counts = ["", ""], [0, 0]
+    rates = ["", ""]
     shown: Outputs = ("", "", "", "", "")
     last_update = 0.0
     try:
-        request = _request(*values)
+        prompt, generation = _read_inputs(*values)
+        texts = [str(macros.prompt(prompt))] * 2
         yield shown
-        for continuations in compare(models, tokenizer, request):
-            for side, continuation in enumerate(continuations):
-                for delta in continuation.deltas[counts[side] :]:
-                    counts[side] += 1
-                    texts[side] += markup.token(delta, counts[side], tokenizer)
-            first, second = (markup.prompt(request.prompt) + text for text in texts)
-            shown = ("", first, markup.speed(continuations[0]), second, markup.speed(continuations[1]))
-            if sum(counts) <= len(models) or time.perf_counter() - last_update > UPDATE_SECONDS:
+        for side, continuation in compare(models, tokenizer, prompt, generation):
+            count = len(continuation.deltas)
+            texts[side] += markup.token(continuation.deltas[-1], count, tokenizer)
+            rates[side] = markup.speed(continuation)
+            shown = ("", texts[0], rates[0], texts[1], rates[1])
+            if count == 1 or time.perf_counter() - last_update > UPDATE_SECONDS:
                 yield shown
                 last_update = time.perf_counter()
         yield shown
     except GPT2LabError as error:
-        yield (markup.message(str(error)), *shown[1:])
+        yield (str(macros.message(str(error))), *shown[1:])
 
 
 def serve(page: "gradio.Blocks", port: int) -> str:
-    """Start serving on 127.0.0.1, in a thread.
+    """Start serving on the first free port of 127.0.0.1, in a thread.
 
     Args:
         page: the page.
-        port: TCP port.
+        port: first port to try.
 
     Returns:
         The address of the page.
 
     Raises:
-        OSError: the port is taken.
+        GPT2LabError: no port is free.
     """
     import gradio as gr
 
@@ -150,30 +148,32 @@ def serve(page: "gradio.Blocks", port: int) -> str:
         os.environ.pop(name, None)
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
-    _, address, _ = page.launch(
-        server_name="127.0.0.1",
-        server_port=port,
-        share=False,
-        inbrowser=False,
-        quiet=True,
-        prevent_thread_lock=True,
-        allowed_paths=[],
-        max_file_size=1,  # bytes; the page uploads nothing
-        show_error=False,
-        run_history=False,
-        footer_links=[],
-        enable_monitoring=False,
-        mcp_server=False,
-        ssr_mode=False,
-        pwa=False,
-        strict_cors=True,
-        state_session_capacity=100,
-        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
-        theme=gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=_FONTS[0], font_mono=_FONTS[1]),
-        css=(_FOLDER / "page.css").read_text(encoding="utf-8"),
-        head=f"<script>{(_FOLDER / 'page.js').read_text(encoding='utf-8')}</script>",
-    )
-    return str(address)
+    last = min(port + PORTS_TRIED, 65536) - 1
+    for candidate in range(port, last + 1):
+        try:
+            _, address, _ = page.launch(
+                server_name="127.0.0.1",
+                server_port=candidate,
+                share=False,
+                quiet=True,
+                prevent_thread_lock=True,
+                max_file_size=1,  # bytes; the page uploads nothing
+                run_history=False,
+                footer_links=[],
+                enable_monitoring=False,
+                mcp_server=False,
+                ssr_mode=False,
+                pwa=False,
+                state_session_capacity=100,
+                app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+                theme=gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=_FONTS[0], font_mono=_FONTS[1]),
+                css=(_FOLDER / "page.css").read_text(encoding="utf-8"),
+                head=f"<script>{(_FOLDER / 'page.js').read_text(encoding='utf-8')}</script>",
+            )
+            return str(address)
+        except OSError:
+            logger.info("port %d is taken", candidate)
+    raise GPT2LabError(f"no port from {port} to {last} is free; give another with --port")
 
 
 def _generation_fields(defaults: Any) -> Iterator[tuple[Field[Any], Any]]:
@@ -188,21 +188,14 @@ def _generation_fields(defaults: Any) -> Iterator[tuple[Field[Any], Any]]:
 
 def _input(gr: Any, field: Field[Any], default: float) -> Any:
     """A slider for an option; a number field if the option has no range."""
-    label, details = field.name.replace("_", " ").capitalize(), field.metadata
-    if "maximum" not in details:
-        return gr.Number(default, precision=0, label=label, info=details["help"], min_width=220)
-    return gr.Slider(
-        details["minimum"],
-        details["maximum"],
-        default,
-        step=details["step"],
-        label=label,
-        info=details["help"],
-        min_width=220,
-    )
+    details = dict(field.metadata)
+    label, info = field.name.replace("_", " ").capitalize(), details.pop("help")
+    details.pop("zero_is_none", None)  # the rest is the range of a slider
+    component = gr.Slider if details else functools.partial(gr.Number, precision=0)
+    return component(value=default, label=label, info=info, min_width=220, **details)
 
 
-def _request(prompt: Any, *values: Any) -> Request:
+def _read_inputs(prompt: Any, *values: Any) -> tuple[str, GenerationOptions]:
     """What the user entered; an empty field is None."""
     numbers: dict[str, Any] = {}
     for (field, _), value in zip(_generation_fields(DEFAULTS), values, strict=True):
@@ -212,13 +205,13 @@ def _request(prompt: Any, *values: Any) -> Request:
         number = int(value) if is_integer else value
         numbers[field.name] = None if field.metadata.get("zero_is_none") and number == 0 else number
     max_new_tokens, seed = numbers.pop("max_new_tokens"), numbers.pop("seed")
-    return Request(str(prompt or ""), GenerationOptions(max_new_tokens, Sampling(**numbers), seed))
+    return str(prompt or ""), GenerationOptions(max_new_tokens, Sampling(**numbers), seed)
 
 
 def _column(gr: Any, compared: ComparedModel, side: int) -> tuple[Any, Any]:
     with gr.Column(min_width=280):
-        gr.HTML(markup.heading(compared))
-        template = markup.text_template(compared, side)
+        gr.HTML(macros.heading(compared))
+        template = str(macros.text_template(compared, side))
         text = gr.HTML("", html_template=template, js_on_load=None, elem_id=f"text-{side}")
         rate = gr.HTML("", elem_id=f"rate-{side}", elem_classes="rate")
     return text, rate
@@ -233,7 +226,6 @@ def _add_curves(gr: Any, page: Any, record: Callable[[], Record]) -> None:
                 x="step",
                 y=column,
                 color="curve",
-                label=label,
                 x_title="optimizer step",
                 y_title=y_title,
                 color_title=" ",
@@ -242,10 +234,7 @@ def _add_curves(gr: Any, page: Any, record: Callable[[], Record]) -> None:
                 show_label=False,  # it would hide the legend
                 buttons=[],
             )
-            for column, label, y_title in (
-                ("loss", "Loss", "loss (nats per token)"),
-                ("accuracy", "HellaSwag", "HellaSwag acc_norm"),
-            )
+            for column, y_title in (("loss", "loss (nats per token)"), ("accuracy", "HellaSwag acc_norm"))
         ]
 
     def load() -> list[Any]:
@@ -254,7 +243,7 @@ def _add_curves(gr: Any, page: Any, record: Callable[[], Record]) -> None:
             gr.LinePlot(frame, visible=frame is not None, x_lim=_step_range(frame))
             for frame in (current.loss, current.hellaswag)
         ]
-        return [markup.tiles(current.figures) + markup.note(current.note), *curves]
+        return [macros.record(current.figures, current.note), *curves]
 
     page.load(load, outputs=[tiles, *plots], api_visibility="private", show_progress="hidden")
 

@@ -3,20 +3,21 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.tracking import records
-from gpt2lab.tracking.records import Run
+from gpt2lab.tracking import plots, records
+from gpt2lab.tracking.records import Curve, Run
 
 if TYPE_CHECKING:
     import pandas
 
 MAX_POINTS = 400  # of a curve: the charts are no wider in pixels
 
-TRAINING, VALIDATION, THIS_RUN = "training", "validation", "this run"
 # The accuracy of GPT-2 is measured as that of the run is; each item has four endings, so chance is 0.25.
-HELLASWAG_REFERENCES = {"GPT-2 124M: 0.2955": (0.2955, "#a35a00"), "chance: 0.25": (0.25, "#7d8794")}
-COLORS = {TRAINING: "#7fa8d9", VALIDATION: "#d9730d", THIS_RUN: "#3a7fc4"}
-COLORS |= {name: color for name, (_, color) in HELLASWAG_REFERENCES.items()}
+HELLASWAG_REFERENCES = {"GPT-2 124M: 0.2955": 0.2955, "chance: 0.25": 0.25}
+COLORS = {"training": "#7fa8d9", "validation": "#d9730d", "this run": "#3a7fc4"}
+COLORS |= dict(zip(HELLASWAG_REFERENCES, ("#a35a00", "#7d8794"), strict=True))
 
 
 class Record(NamedTuple):
@@ -52,9 +53,11 @@ def read(folder: Path | None) -> Record:
         return Record([], f"No curves: {error}.")
     if not run.metrics:
         return Record([], f"No curves: {run.name} has no metrics.jsonl, or it is empty.")
-    loss = _frame(run, {TRAINING: "train/loss", VALIDATION: "val/loss"}, "loss", {})
-    references = {name: accuracy for name, (accuracy, _) in HELLASWAG_REFERENCES.items()}
-    hellaswag = _frame(run, {THIS_RUN: "hellaswag/acc_norm"}, "accuracy", references)
+    loss = _frame("loss", {"training": run.curve("train/loss"), "validation": run.curve("val/loss")})
+    accuracy = run.curve("hellaswag/acc_norm")
+    ends = accuracy.steps[[0, -1]] if len(accuracy.steps) else accuracy.steps
+    references = {name: Curve(ends, np.full_like(ends, value)) for name, value in HELLASWAG_REFERENCES.items()}
+    hellaswag = _frame("accuracy", {"this run": accuracy, **references})
     missing = ["No losses in metrics.jsonl."] if loss is None else []
     missing += ["HellaSwag was not measured while training."] if hellaswag is None else []
     figures = [
@@ -70,18 +73,12 @@ def _last(run: Run, key: str, form: str) -> str:
     return format(values[-1], form) if len(values) else "not measured"
 
 
-def _frame(run: Run, keys: dict[str, str], column: str, references: dict[str, float]) -> "pandas.DataFrame | None":
-    """Curves by name, below each other, with horizontal lines for the references; None if there are no values."""
+def _frame(column: str, curves: dict[str, Curve]) -> "pandas.DataFrame | None":
+    """The curves below each other; None if they have no values."""
     import pandas
 
     rows: list[tuple[float, float, str]] = []
-    for name, key in keys.items():
-        steps, values = run.curve(key)
-        stride = max(1, -(-len(steps) // MAX_POINTS))
-        kept = sorted({*range(0, len(steps), stride), len(steps) - 1} - {-1})  # always the last
-        rows += [(float(steps[index]), float(values[index]), name) for index in kept]
-    if not rows:
-        return None
-    ends = (min(row[0] for row in rows), max(row[0] for row in rows))
-    rows += [(step, value, name) for name, value in references.items() for step in ends]
-    return pandas.DataFrame(rows, columns=["step", column, "curve"])
+    for name, curve in curves.items():
+        few = plots.downsample(curve, MAX_POINTS)
+        rows += zip(few.steps, few.mean, [name] * len(few.steps), strict=True)
+    return pandas.DataFrame(rows, columns=["step", column, "curve"]) if rows else None

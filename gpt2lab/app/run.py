@@ -5,7 +5,6 @@
 """
 
 import importlib.util
-import logging
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +12,7 @@ import torch
 from gpt2lab import config
 from gpt2lab.app import page as pages
 from gpt2lab.app import record
-from gpt2lab.app.compare import ComparedModel, Request, compare
+from gpt2lab.app.compare import ComparedModel, compare
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.generation import inference
@@ -28,10 +27,6 @@ from gpt2lab.system import precision as precisions
 if TYPE_CHECKING:
     import gradio
 
-logger = logging.getLogger(__name__)
-
-PORTS_TRIED = 100
-
 
 def run(options: AppOptions) -> None:
     """Serve the page until Ctrl-C.
@@ -44,7 +39,7 @@ def run(options: AppOptions) -> None:
     """
     devices.share_one_heap()  # requests are computed by different threads
     page = prepare(options)
-    print(f"{serve(page, options.port)}  (Ctrl-C ends it)", flush=True)
+    print(f"{pages.serve(page, options.port)}  (Ctrl-C ends it)", flush=True)
     page.block_thread()
 
 
@@ -65,54 +60,28 @@ def prepare(options: AppOptions) -> "gradio.Blocks":
     device = devices.choose(options.device)
     dtype = precisions.choose(options.precision, device).dtype
     checkpoint = resolve.find_checkpoint(options.trained)
-    settings = _settings(checkpoint)
+    path = checkpoint.run / "config.yaml" if checkpoint.run else None
+    settings = config.load([path] if path and path.is_file() else [])
     trained = GPT2.from_pretrained(checkpoint)
     if options.untrained == "random":
         seed = settings.run.seed
         untrained = GPT2(trained.config, generator=torch.Generator().manual_seed(seed))
         names = ("Trained", "Untrained")
-        notes = (_note(checkpoint, trained), f"the same architecture with the random weights of seed {seed}")
+        note = f"the same architecture with the random weights of seed {seed}"
     else:
         other = resolve.find_checkpoint(options.untrained)
         untrained = GPT2.from_pretrained(other)
         names = (_name(options.trained, checkpoint), _name(options.untrained, other))
-        notes = (_note(checkpoint, trained), _note(other, untrained))
+        note = _note(other, untrained)
     models = [
         ComparedModel(name, note, inference.optimize_for_inference(model.to(device), dtype))
-        for name, note, model in zip(names, notes, (trained, untrained), strict=True)
+        for name, note, model in zip(names, (_note(checkpoint, trained), note), (trained, untrained), strict=True)
     ]
     tokenizer = Tokenizer()
-    for _ in compare(models, tokenizer, Request("Once", GenerationOptions(max_new_tokens=2))):
+    for _ in compare(models, tokenizer, "Once", GenerationOptions(max_new_tokens=2)):
         pass  # the first tokens are slow: allocations and caches
     examples = (settings.train.sample_prompt, *pages.EXAMPLES)
     return pages.build(models, tokenizer, lambda: record.read(checkpoint.run), examples)
-
-
-def serve(page: "gradio.Blocks", port: int) -> str:
-    """Serve on the first free port.
-
-    Args:
-        page: the page.
-        port: first port to try.
-
-    Returns:
-        The address of the page.
-
-    Raises:
-        GPT2LabError: no port is free.
-    """
-    last = min(port + PORTS_TRIED, 65536) - 1
-    for candidate in range(port, last + 1):
-        try:
-            return pages.serve(page, candidate)
-        except OSError:
-            logger.info("port %d is taken", candidate)
-    raise GPT2LabError(f"no port from {port} to {last} is free; give another with --port")
-
-
-def _settings(checkpoint: ResolvedCheckpoint) -> config.Config:
-    path = checkpoint.run / "config.yaml" if checkpoint.run else None
-    return config.load([path] if path is not None and path.is_file() else [])
 
 
 def _name(name: str, checkpoint: ResolvedCheckpoint) -> str:

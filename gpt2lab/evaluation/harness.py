@@ -18,7 +18,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from gpt2lab.data.tokenizer import EOT, Tokenizer
 from gpt2lab.errors import GPT2LabError, did_you_mean
 from gpt2lab.evaluation import scoring
-from gpt2lab.evaluation.scoring import Request, Scores
+from gpt2lab.evaluation.scoring import Request
 from gpt2lab.generation import inference, text
 from gpt2lab.generation.sampling import Sampling
 from gpt2lab.model.gpt2 import GPT2
@@ -78,7 +78,10 @@ def run(
             f"lm-evaluation-harness cannot run {', '.join(names)}: {str(error).partition(chr(10))[0]}; it downloads "
             "data from the Hub: without a network fill its cache (HF_HOME) elsewhere, or use tasks without lm_eval:"
         ) from error
-    return {name: _numbers(values) for name, values in report["results"].items()}
+    return {  # the metrics that are numbers, their names without the filter `none`
+        task: {key.removesuffix(",none"): value for key, value in metrics.items() if isinstance(value, int | float)}
+        for task, metrics in report["results"].items()
+    }
 
 
 class Adapter(TemplateLM):  # type: ignore[misc]  # its base is untyped
@@ -105,8 +108,10 @@ class Adapter(TemplateLM):  # type: ignore[misc]  # its base is untyped
     ):
         super().__init__()
         self.max_length = model.config.block_size
-        self._model, self._tokenizer, self._batch_tokens = model, tokenizer, batch_tokens
-        self._dist, self._precision = dist, precision
+        self._model, self._tokenizer, self._precision = model, tokenizer, precision
+        self._score = functools.partial(
+            scoring.score, model, batch_tokens=batch_tokens, greedy=True, dist=dist, precision=precision
+        )
 
     def tok_encode(self, string: str, **_: Any) -> list[int]:
         """Token ids of a text.
@@ -164,16 +169,6 @@ class Adapter(TemplateLM):  # type: ignore[misc]  # its base is untyped
         with self._precision.autocast():
             return [self._generate(prepared, *request.args) for request in requests]
 
-    def _score(self, requests: list[Request]) -> Scores:
-        return scoring.score(
-            self._model,
-            requests,
-            batch_tokens=self._batch_tokens,
-            greedy=True,
-            dist=self._dist,
-            precision=self._precision,
-        )
-
     def _generate(self, model: GPT2, context: str, settings: Mapping[str, Any]) -> str:
         until = settings.get("until") or []
         stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
@@ -187,8 +182,3 @@ class Adapter(TemplateLM):  # type: ignore[misc]  # its base is untyped
 @functools.cache  # it reads the files of all tasks, which takes seconds
 def _task_manager(include: str | None) -> Any:
     return TaskManager(include_path=include)
-
-
-def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics that are numbers, their names without the filter `none`."""
-    return {key.removesuffix(",none"): value for key, value in values.items() if isinstance(value, int | float)}

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from gpt2lab import resources
 from gpt2lab.data.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ CONVENTIONS = ("completion", "harness")
 _UNFINISHED = re.compile(r"""^(.*[.!?]["')]*)\s+([^.!?]*[^.!?\s"')])\s*$""", re.DOTALL)
 
 
-class Item(jsonl.Record):
+class Item(BaseModel):
     """One line of the file."""
 
     activity_label: Text
@@ -95,10 +95,7 @@ def find(mirror: str | Path | None = None, file: str | Path | None = None, folde
         file = Path(folder) / NAME
     if file is not None:
         return read(Path(file))
-    try:
-        path = resources.find(NAME, None, mirror=mirror, url=URL)
-    except GPT2LabError as error:
-        raise GPT2LabError(f"HellaSwag: {error}") from None
+    path = resources.find(NAME, None, mirror=mirror, url=URL)
     try:
         data = read(path)
         if len(data.items) != ITEMS:
@@ -175,12 +172,8 @@ class Evaluation:
     def __init__(self, tokenizer: Tokenizer, data: Data, *, limit: int | None = None):
         items = multiple_choice.subset(data.items, limit)
         self.questions = {"completion": [*map(completion, items)], "harness": [*map(harness, items)]}
-        self._requests = {name: multiple_choice.encode(tokenizer, self.questions[name]) for name in CONVENTIONS}
-
-    @property
-    def requests(self) -> list[Request]:
-        """All requests: those of the completion convention, then those of the harness convention."""
-        return [request for name in CONVENTIONS for request in self._requests[name]]
+        # Those of the completion convention, then equally many of the harness convention.
+        self.requests = [r for name in CONVENTIONS for r in multiple_choice.encode(tokenizer, self.questions[name])]
 
     def as_json(self, scores: Scores) -> dict[str, Any]:
         """Count the answers.
@@ -191,7 +184,8 @@ class Evaluation:
         Returns:
             Convention -> acc, acc_norm, correct, predictions and so on.
         """
-        completion, harness = scores.split([len(self._requests[name]) for name in CONVENTIONS])
+        half = len(self.requests) // 2
+        completion, harness = scores.select(slice(half)), scores.select(slice(half, None))
         endings = [choice[1:] for question in self.questions["harness"] for choice in question.choices]
         characters = np.array([len(ending) for ending in endings])
         octets = np.array([len(ending.encode()) for ending in endings])

@@ -3,18 +3,11 @@
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 from gpt2lab.errors import GPT2LabError
 
-
-class Record(BaseModel):
-    """One line. Fields that a subclass does not declare are ignored."""
-
-    model_config = ConfigDict(frozen=True)
-
-
-RecordT = TypeVar("RecordT", bound=Record)
+RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
 def _check_not_blank(text: str) -> str:
@@ -38,7 +31,7 @@ def read(path: Path, record_type: type[RecordT]) -> list[RecordT]:
 
     Args:
         path: the file, in UTF-8.
-        record_type: what each line must be.
+        record_type: what each line must be. Fields that it does not declare are ignored.
 
     Returns:
         The records in the order of the lines.
@@ -59,9 +52,9 @@ def read(path: Path, record_type: type[RecordT]) -> list[RecordT]:
         except ValidationError as error:
             first = error.errors()[0]
             field = "".join(f"{part}: " for part in first["loc"])
-            problem = field + first["msg"].removeprefix("Value error, ")
+            problem = first["msg"].removeprefix("Value error, ")
             raise GPT2LabError(
-                f"{path}: line {number}: {problem}; correct the line or download the file again"
+                f"{path}: line {number}: {field}{problem}; correct it or download the file again"
             ) from None
     if not records:
         raise GPT2LabError(f"{path} is empty; download it again")

@@ -80,7 +80,8 @@ def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
     if harness:
         harness.check(harness_tasks, options.include)
     checkpoint = dist.on_main(lambda: resolve.find_checkpoint(options.checkpoint, mirror=options.mirror))
-    settings = _read_settings(checkpoint.run)
+    settings_file = checkpoint.run / "config.yaml" if checkpoint.run else None
+    settings = config.load([settings_file]) if settings_file and settings_file.is_file() else None
     if settings is not None and options.mirror is None:
         options = replace(options, mirror=settings.data.mirror)
     tokenizer = Tokenizer(options.mirror)
@@ -91,16 +92,17 @@ def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
     model = GPT2.from_pretrained(checkpoint).to(dist.device).eval()
     parameters = model.num_parameters()
     logger.info(f"{checkpoint.folder}: {parameters:,} parameters; {dist.device.type}, {precision.name}")
-    figures = _score(model, evaluations, options, dist, precision)
+    batch_tokens = options.batch_tokens
+    figures = {name: _score(model, name, task, batch_tokens, dist, precision) for name, task in evaluations.items()}
     if harness:
-        adapter = harness.Adapter(model, tokenizer, batch_tokens=options.batch_tokens, dist=dist, precision=precision)
+        adapter = harness.Adapter(model, tokenizer, batch_tokens=batch_tokens, dist=dist, precision=precision)
         results = harness.run(adapter, harness_tasks, limit=options.limit, include=options.include)
         figures |= {f"{LM_EVAL}{name}": values for name, values in results.items()}
     result: dict[str, Any] = {"checkpoint": str(checkpoint.folder), "step": checkpoint.step, "tasks": figures}
     result["val_loss"] = None
     if val_data is not None:
         tokens = options.val_tokens or (settings.train if settings else config.TrainConfig()).eval_tokens
-        result |= _measure_loss(model, tokenizer, val_data, tokens, options.batch_tokens, dist, precision)
+        result |= _measure_loss(model, tokenizer, val_data, tokens, batch_tokens, dist, precision)
     result |= {"precision": precision.name, "device": dist.device.type, "limit": options.limit}
     result["seconds"] = round(time.perf_counter() - began, 3)
     if checkpoint.run is not None and dist.is_main:
@@ -118,18 +120,10 @@ def _import_harness() -> Any:
     return harness
 
 
-def _read_settings(run_folder: Path | None) -> config.Config | None:
-    path = run_folder / "config.yaml" if run_folder else None
-    return config.load([path]) if path is not None and path.is_file() else None
-
-
 def _load(tokenizer: Tokenizer, name: str, options: EvaluateOptions, dist: DistContext) -> Evaluation:
     """Read and tokenize a task."""
     if name == "hellaswag":
-        try:
-            data = dist.on_main(lambda: hellaswag.find(options.mirror, options.hellaswag_file, options.data_dir))
-        except GPT2LabError as error:
-            raise GPT2LabError(f"{error}. --tasks everyday needs no file") from None
+        data = dist.on_main(lambda: hellaswag.find(options.mirror, options.hellaswag_file, options.data_dir))
         logger.info(data.describe())
         return hellaswag.Evaluation(tokenizer, data, limit=options.limit)
     find = functools.partial(tasks.find, name, options.mirror, options.data_dir)
@@ -138,27 +132,17 @@ def _load(tokenizer: Tokenizer, name: str, options: EvaluateOptions, dist: DistC
 
 
 def _score(
-    model: GPT2, evaluations: dict[str, Evaluation], options: EvaluateOptions, dist: DistContext, precision: Precision
+    model: GPT2, name: str, task: Evaluation, batch_tokens: int | None, dist: DistContext, precision: Precision
 ) -> dict[str, Any]:
-    """Task -> figures."""
-    requests = [list(evaluation.requests) for evaluation in evaluations.values()]
+    """The figures of a task, by JSON key."""
+    greedy = name == "lambada_openai"
     scores = scoring.score(
-        model,
-        [request for part in requests for request in part],
-        batch_tokens=options.batch_tokens,
-        greedy="lambada_openai" in evaluations,
-        dist=dist,
-        precision=precision,
+        model, task.requests, batch_tokens=batch_tokens, greedy=greedy, dist=dist, precision=precision
     )
-    figures: dict[str, Any] = {}
-    parts = scores.split([len(part) for part in requests])
-    for (name, evaluation), part in zip(evaluations.items(), parts, strict=True):
-        figures[name] = evaluation.as_json(part)
-        if truncated := int(part.truncated.sum()):
-            figures[name]["truncated"] = truncated
-            logger.info(
-                f"{name}: {truncated} of {len(part.loss)} texts are longer than the context window and were cut"
-            )
+    figures = task.as_json(scores)
+    if truncated := int(scores.truncated.sum()):
+        figures["truncated"] = truncated
+        logger.info(f"{name}: {truncated} of {len(scores.loss)} texts are longer than the context window and were cut")
     return figures
 
 
@@ -166,7 +150,7 @@ def _open_validation_data(options: EvaluateOptions, settings: config.Config | No
     """The val split of --data-dir if it has shards, else of the run's data; None if there is none."""
     if options.val_tokens == 0:
         return None
-    if options.data_dir is not None and Path(options.data_dir).is_dir() and is_ready(Path(options.data_dir)):
+    if options.data_dir is not None and is_ready(Path(options.data_dir)):
         return open_split(options.data_dir, "val")
     if settings is not None:
         folder = Path(settings.data.dir or DEFAULT_DIRS[settings.data.source])

@@ -55,18 +55,9 @@ class Scores:
     greedy: npt.NDArray[np.bool_]  # (n,) every token of the continuation was the most likely one
     truncated: npt.NDArray[np.bool_]  # (n,) tokens were cut on the left to fit the context window
 
-    def split(self, sizes: Sequence[int]) -> list["Scores"]:
-        """Split the scores into those of the first sizes[0] requests, of the next sizes[1], and so on.
-
-        Args:
-            sizes: number of requests of each part.
-
-        Returns:
-            The parts.
-        """
-        ends = np.cumsum(sizes).tolist()
-        parts = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-        return [Scores(self.loss[p], self.tokens[p], self.greedy[p], self.truncated[p]) for p in parts]
+    def select(self, part: slice) -> "Scores":
+        """The scores of some of the requests."""
+        return Scores(self.loss[part], self.tokens[part], self.greedy[part], self.truncated[part])
 
 
 class _Row(NamedTuple):
@@ -80,9 +71,9 @@ class _Row(NamedTuple):
 class _Batch(NamedTuple):
     tokens: Tensor  # int64 (B, T)
     positions: Tensor  # int64 (B, T)
-    segments: Tensor | None  # int64 (B, T); None if every row has one continuation, so that the causal mask is enough
     sources: Tensor  # int64 (P,) the position that predicts, as an index into B * T
     targets: Tensor  # int64 (P,) the token to predict
+    segments: Tensor | None  # int64 (B, T); None if every row has one continuation, so that the causal mask is enough
     requests: npt.NDArray[np.int64]  # (P,) index of the request
 
 
@@ -121,20 +112,18 @@ def score(
     device = dist.device.type
     rows, tokens, truncated = _group_by_context(requests, model.config.block_size)
     batches = list(_split_into_batches(rows, batch_tokens or BATCH_TOKENS[device]))
-    losses, misses, owners = [], [], []
+    values, owners = [], []
     with precision.autocast():  # around all batches, so that autocast keeps its cast weights
         weight = _head_weight(model, precision)
         for batch_rows in batches[dist.rank :: dist.world_size]:
             batch = _build_batch(batch_rows, dist.device)
-            loss, miss = _predict(model, weight, batch, HEAD_ROWS[device], greedy)
-            losses.append(loss)
-            misses.append(miss)
+            values.append(_predict(model, weight, batch, HEAD_ROWS[device], greedy))
             owners.append(batch.requests)
     totals = np.zeros((2, len(requests)))
     if owners:
         owner = np.concatenate(owners)
-        for total, values in zip(totals, (losses, misses), strict=True):  # synchronizes with the device here only
-            total += np.bincount(owner, weights=torch.cat(values).float().cpu().numpy(), minlength=len(requests))
+        for row, weights in enumerate(torch.cat(values, dim=1).cpu().numpy()):  # synchronizes with the device here only
+            totals[row] = np.bincount(owner, weights, minlength=len(requests))
     if dist.world_size > 1:
         totals = dist.sum(torch.from_numpy(totals).to(dist.device)).cpu().numpy()
     if not np.isfinite(totals[0]).all():
@@ -213,9 +202,9 @@ def _build_batch(rows: Sequence[_Row], device: torch.device) -> _Batch:
     return _Batch(
         tokens=on_device(tokens),
         positions=on_device(positions),
-        segments=None if one_each else on_device(segments),
         sources=on_device(np.array(sources)),
         targets=on_device(np.array(targets)),
+        segments=None if one_each else on_device(segments),
         requests=np.array(owners),
     )
 
@@ -238,14 +227,15 @@ def _head_weight(model: GPT2, precision: Precision) -> Tensor:
     return weight if precision.dtype == torch.float32 else (weight - weight.mean(dim=0)).to(precision.dtype)
 
 
-def _predict(model: GPT2, weight: Tensor, batch: _Batch, head_rows: int, greedy: bool) -> tuple[Tensor, Tensor]:
-    """For each prediction the loss in nats, float32 (P,), and whether another token was more likely, bool (P,)."""
+def _predict(model: GPT2, weight: Tensor, batch: _Batch, head_rows: int, greedy: bool) -> Tensor:
+    """For each prediction the loss in nats, and 1 if another token was more likely: float32 (2, P)."""
     mask = None if batch.segments is None else _attention_mask(batch.segments)
     hidden = model.transformer(batch.tokens, batch.positions, mask).flatten(0, 1)  # (B * T, C)
-    losses, misses = [], []
+    values = []
     for start in range(0, len(batch.targets), head_rows):
         targets = batch.targets[start : start + head_rows]
         logits = linear(hidden[batch.sources[start : start + head_rows]], weight).float()  # (rows, V)
-        losses.append(logits.logsumexp(dim=-1) - logits.gather(1, targets[:, None])[:, 0])
-        misses.append(logits.argmax(dim=-1) != targets if greedy else torch.zeros_like(targets, dtype=torch.bool))
-    return torch.cat(losses), torch.cat(misses)
+        loss = logits.logsumexp(dim=-1) - logits.gather(1, targets[:, None])[:, 0]
+        misses = (logits.argmax(dim=-1) != targets).float() if greedy else torch.zeros_like(loss)
+        values.append(torch.stack([loss, misses]))
+    return torch.cat(values, dim=1)

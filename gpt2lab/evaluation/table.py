@@ -19,7 +19,7 @@ def render(result: dict[str, Any]) -> str:
     """
     tasks = result["tasks"]
     blocks = []
-    if rows := [row for name, figures in tasks.items() for row in _rows(name, figures)]:
+    if rows := [_row(*row) for name, figures in tasks.items() for row in _split_conventions(name, figures)]:
         blocks.append(_columns([_HEAD, *rows]))
     if "hellaswag" in tasks:
         published = [(b.model, _format(b.acc), _format(b.acc_norm), b.convention, b.source) for b in BASELINES]
@@ -33,18 +33,16 @@ def render(result: dict[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
-def _rows(name: str, figures: dict[str, Any]) -> list[tuple[str, ...]]:
+def _split_conventions(name: str, figures: dict[str, Any]) -> list[tuple[str, dict[str, Any], str]]:
     if name == "hellaswag":
-        return [_row(f"{name} {style}", figures[style], style) for style in hellaswag.CONVENTIONS]
-    if "total" in figures:
-        return [_row(name, figures, figures["format"])]
-    return [(name, _format(figures.get("acc")), _format(figures.get("acc_norm")), "", "", "lm-evaluation-harness")]
+        return [(f"{name} {style}", figures[style], style) for style in hellaswag.CONVENTIONS]
+    return [(name, figures, figures.get("format", "lm-evaluation-harness"))]
 
 
 def _row(name: str, figures: dict[str, Any], style: str) -> tuple[str, ...]:
-    low, high = figures["interval95"]
-    acc, normed = _format(figures["acc"]), _format(figures.get("acc_norm"))
-    return (name, acc, normed, f"{low:.4f} to {high:.4f}", str(figures["total"]), style)
+    interval = "{:.4f} to {:.4f}".format(*figures["interval95"]) if "interval95" in figures else ""
+    acc, normed = _format(figures.get("acc")), _format(figures.get("acc_norm"))
+    return (name, acc, normed, interval, str(figures.get("total", "")), style)
 
 
 def _format(value: float | None) -> str:

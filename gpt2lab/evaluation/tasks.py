@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from pydantic import AfterValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, Field, ValidationInfo
 
 from gpt2lab import resources
 from gpt2lab.data.tokenizer import Tokenizer
@@ -34,8 +34,6 @@ from gpt2lab.evaluation.multiple_choice import Question, count_correct
 from gpt2lab.evaluation.scoring import Request, Scores
 from gpt2lab.files import sha256
 
-FOUNDRY = "LLM Foundry"
-OWN = "gpt2lab"
 _COMMIT = "8c8dd48f72168c5d51e2f7b151595892a8fba43d"
 _URL = f"https://raw.githubusercontent.com/mosaicml/llm-foundry/{_COMMIT}/scripts/eval/local_data"
 
@@ -47,13 +45,8 @@ class Task(NamedTuple):
     sha256: str
 
 
-def _read_digests() -> dict[str, Task]:
-    lines = (Path(__file__).parent / "tasks.sha256").read_text(encoding="utf-8").splitlines()
-    files = [Task(path, digest) for digest, path in map(str.split, lines)]
-    return {Path(file.path).stem: file for file in files}
-
-
-TASKS = _read_digests()
+_LINES = (Path(__file__).parent / "tasks.sha256").read_text(encoding="utf-8").splitlines()
+TASKS = {Path(path).stem: Task(path, digest) for digest, path in map(str.split, _LINES)}
 NAMES = ("hellaswag", *TASKS, "everyday")
 _ENDS_IN_ANSWER = {"arc_challenge", "arc_easy", "boolq", "piqa"}  # the delimiter of the others is a space
 
@@ -69,7 +62,7 @@ _Choices = Annotated[tuple[Text, ...], Field(min_length=2)]
 _Gold = Annotated[Index, AfterValidator(_check_gold)]
 
 
-class _ChoiceRecord(jsonl.Record):
+class _ChoiceRecord(BaseModel):
     query: Text
     choices: _Choices
     gold: _Gold
@@ -79,7 +72,7 @@ class _ChoiceRecord(jsonl.Record):
         return Question((_prompt(self.query, delimiter),), choices, self.gold)
 
 
-class _SchemaRecord(jsonl.Record):
+class _SchemaRecord(BaseModel):
     context_options: _Choices
     continuation: Text
     gold: _Gold
@@ -89,7 +82,7 @@ class _SchemaRecord(jsonl.Record):
         return Question(contexts, (f" {self.continuation.strip()}",) * len(contexts), self.gold)
 
 
-class _LastWordsRecord(jsonl.Record):
+class _LastWordsRecord(BaseModel):
     context: Text
     continuation: Text
 
@@ -181,7 +174,7 @@ def load(tokenizer: Tokenizer, name: str, path: Path, *, limit: int | None = Non
         GPT2LabError: the file cannot be read, or a line does not have the format of the first line; the message names
             the line and the field.
     """
-    source = {"format": FOUNDRY if name in TASKS else OWN, "sha256": sha256(path)}
+    source = {"format": "LLM Foundry" if name in TASKS else "gpt2lab", "sha256": sha256(path)}
     delimiter = "\nAnswer: " if name in _ENDS_IN_ANSWER else " "
     record_type = _record_type(path)
     records = multiple_choice.subset(jsonl.read(path, record_type), limit)

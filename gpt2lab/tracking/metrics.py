@@ -107,15 +107,9 @@ class Console:
         self._every, self._max_steps, self._progress = every, max_steps, None
         self._started: tuple[int, float] | None = None
         if terminal:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-            columns = (
-                TextColumn("training"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("steps, left"),
-                TimeRemainingColumn(),
-            )
+            columns = ("training", BarColumn(), MofNCompleteColumn(), "steps, left", TimeRemainingColumn())
             self._progress = Progress(*columns, speed_estimate_period=120)
             self._task = self._progress.add_task("", total=max_steps, completed=first_step)
             self._progress.start()

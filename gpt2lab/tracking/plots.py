@@ -170,7 +170,7 @@ def curve_figure(
     Returns:
         The figure.
     """
-    from matplotlib.ticker import FuncFormatter, PercentFormatter
+    from matplotlib.ticker import PercentFormatter
 
     figure, axes = _axes(lines, size)
     for line in lines:
@@ -178,10 +178,10 @@ def curve_figure(
     if references:
         _draw_references(axes, references)
     else:
-        values = [line.run.curve(key).values for line in lines if len(line.run.curve(key).values)]
-        top = max((float(np.percentile(v, 99)) for v in values), default=0.0)  # without outliers
+        curves = [line.run.curve(key).values for line in lines]
+        top = max((float(np.percentile(values, 99)) for values in curves if len(values)), default=0.0)  # no outliers
         axes.set_ylim(0, 1.15 * top or 1)
-        axes.yaxis.set_major_formatter(PercentFormatter(1) if share else FuncFormatter(lambda y, _: format_number(y)))
+        axes.yaxis.set_major_formatter(PercentFormatter(1) if share else lambda y, _: format_number(y))
     return figure
 
 
@@ -247,16 +247,14 @@ def format_number(number: float) -> str:
 
 def _axes(lines: Sequence[Line], size: tuple[int, int]) -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
     axes = figure.add_subplot()
     over_tokens = any(line.scale > 1 for line in lines)
     axes.set_xlabel("tokens" if over_tokens else "optimizer step", color=FAINT, fontsize=FONT)
-    tick_steps = [1, 2, 2.5, 5, 10]
-    axes.xaxis.set_major_locator(MaxNLocator(7 if size == WIDE else 4, steps=tick_steps, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_number(x) if over_tokens else f"{x:,.0f}"))
-    axes.yaxis.set_major_locator(MaxNLocator(7, steps=tick_steps))
+    axes.locator_params("x", nbins=7 if size == WIDE else 4, integer=True)
+    axes.locator_params("y", nbins=7)
+    axes.xaxis.set_major_formatter((lambda x, _: format_number(x)) if over_tokens else "{x:,.0f}")
     axes.grid(axis="y", color=FAINT, alpha=0.22)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, labelsize=FONT, labelcolor=FAINT)

@@ -6,6 +6,7 @@ runs/NAME/  config.yaml · environment.json · metrics.jsonl · samples.jsonl ·
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,17 @@ class Curve(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One generated text; `continuation` does not include the prompt."""
+    """One generated text, without the prompt, and with at most one empty line in a row."""
 
     step: int
     prompt: str
     seed: int | None
-    continuation: str
+    text: str
+
+    @property
+    def heading(self) -> str:
+        """When it was generated."""
+        return f"after step {self.step:,}" if self.step else "before training"
 
 
 @dataclass(frozen=True)
@@ -178,7 +184,8 @@ def _samples(lines: Iterable[Mapping[str, Any]]) -> list[Sample]:
     for line in lines:
         step, prompt, seed, text = (line.get(key) for key in ("step", "prompt", "seed", "text"))
         if isinstance(step, int) and isinstance(prompt, str) and isinstance(text, str):
-            samples.append(Sample(step, prompt, seed if isinstance(seed, int) else None, text.removeprefix(prompt)))
+            text = re.sub(r"\n\s*\n\s*", "\n\n", text.removeprefix(prompt).strip())
+            samples.append(Sample(step, prompt, seed if isinstance(seed, int) else None, text))
     return samples
 
 

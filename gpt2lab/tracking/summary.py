@@ -1,7 +1,6 @@
 """The content of a report as text and numbers, without layout: figures, samples, events, benchmarks of a run."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -74,19 +73,11 @@ def figures(run: Run, price_per_hour: float | None = None) -> dict[str, Figure]:
     return result
 
 
-class SampleText(NamedTuple):
-    """A sample with its heading; `run` is the index of the run whose color it has."""
-
-    heading: str
-    text: str
-    run: int | None = None
-
-
 class SampleTable(NamedTuple):
-    """Samples that continue one prompt, to be compared within each row."""
+    """Samples that continue one prompt, to be compared within each row; with the index of the run for its color."""
 
     prompt: str
-    rows: list[list[SampleText]]
+    rows: list[list[tuple[int | None, Sample]]]
 
 
 def before_and_after(run: Run) -> list[SampleTable]:
@@ -108,26 +99,21 @@ def side_by_side(runs: Sequence[Run]) -> list[SampleTable]:
 def _compare(columns: Sequence[Sequence[Sample]], runs: Sequence[int | None]) -> list[SampleTable]:
     tables = []
     for prompt in dict.fromkeys(sample.prompt for column in columns for sample in column):
-        texts = [
-            [_sample_text(sample, run) for sample in column if sample.prompt == prompt][:MAX_SAMPLES]
+        entries = [
+            [(run, sample) for sample in column if sample.prompt == prompt][:MAX_SAMPLES]
             for column, run in zip(columns, runs, strict=True)
         ]
-        tables.append(SampleTable(prompt, [[text for text in row if text] for row in zip_longest(*texts)]))
+        tables.append(SampleTable(prompt, [[entry for entry in row if entry] for row in zip_longest(*entries)]))
     return tables
 
 
-def timeline(samples: Sequence[Sample]) -> list[SampleText]:
+def timeline(samples: Sequence[Sample]) -> list[Sample]:
     """The first sample of each step: at most `MAX_SAMPLE_STEPS`, evenly spaced, with the first and the last step."""
     first_of_step = {sample.step: sample for sample in reversed(samples)}
-    texts = [_sample_text(first_of_step[step]) for step in sorted(first_of_step)]
-    if len(texts) <= MAX_SAMPLE_STEPS:
-        return texts
-    return [texts[round(i * (len(texts) - 1) / (MAX_SAMPLE_STEPS - 1))] for i in range(MAX_SAMPLE_STEPS)]
-
-
-def _sample_text(sample: Sample, run: int | None = None) -> SampleText:
-    text = re.sub(r"\n\s*\n\s*", "\n\n", sample.continuation.strip())  # at most one empty line in a row
-    return SampleText(f"after step {sample.step:,}" if sample.step else "before training", text, run)
+    steps = sorted(first_of_step)
+    if len(steps) > MAX_SAMPLE_STEPS:
+        steps = [steps[round(i * (len(steps) - 1) / (MAX_SAMPLE_STEPS - 1))] for i in range(MAX_SAMPLE_STEPS)]
+    return [first_of_step[step] for step in steps]
 
 
 class RunEvents(NamedTuple):
@@ -145,11 +131,9 @@ def run_events(run: Run) -> RunEvents:
         if key.startswith("guard/") and values[-1] > 0:  # a count that only grows
             first = steps[values > 0][0]
             warnings.append(f"{key}: {values[-1]:g} by step {steps[-1]:,.0f}, first at step {first:,.0f}")
-    events = list(run.events)
-    left_out = max(0, len(events) - MAX_EVENTS)
-    if left_out:
-        events = events[: MAX_EVENTS // 2] + events[-MAX_EVENTS // 2 :]
-    return RunEvents(warnings, events, left_out)
+    left_out = max(0, len(run.events) - MAX_EVENTS)
+    shown = [*run.events[: MAX_EVENTS // 2], *run.events[-MAX_EVENTS // 2 :]] if left_out else [*run.events]
+    return RunEvents(warnings, shown, left_out)
 
 
 def benchmarks(run: Run) -> dict[str, str]:
@@ -161,11 +145,8 @@ def benchmarks(run: Run) -> dict[str, str]:
         for convention, values in conventions.items():
             accuracy = values.get("acc_norm", values.get("acc")) if isinstance(values, Mapping) else None
             if isinstance(accuracy, int | float):
-                match values.get("interval95"):
-                    case [float(low), float(high)]:
-                        interval = f" ({low:.4f} to {high:.4f})"
-                    case _:
-                        interval = ""
+                interval = values.get("interval95")
+                interval = " ({:.4f} to {:.4f})".format(*interval) if isinstance(interval, list) else ""
                 rows[task if convention == task else f"{task}, {convention}"] = f"{accuracy:.4f}{interval}"
     return rows
 

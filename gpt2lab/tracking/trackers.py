@@ -115,8 +115,7 @@ def check_installed(settings: TrackingConfig) -> None:
 
 
 def _requested(settings: TrackingConfig) -> list[str]:
-    asked = {"tensorboard": settings.tensorboard, "wandb": settings.wandb != "off", "trackio": settings.trackio}
-    return [name for name, is_on in asked.items() if is_on]
+    return [name for name in _TRACKERS if getattr(settings, name) not in (False, "off")]
 
 
 def _read_record(folder: Path) -> Iterator[tuple[int, Mapping[str, float], Samples]]:

@@ -93,6 +93,6 @@ def served(run):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    yield app_run.serve(page, port), counter
+    yield app_run.pages.serve(page, port), counter
     counter.allow(None)
     page.close(verbose=False)

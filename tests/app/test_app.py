@@ -15,7 +15,7 @@ import torch
 from gpt2lab import GPT2, Tokenizer, cli
 from gpt2lab.app import markup, page, record
 from gpt2lab.app import run as app_run
-from gpt2lab.app.compare import MAX_NEW_TOKENS, MAX_PROMPT_CHARACTERS, ComparedModel, Request, compare
+from gpt2lab.app.compare import MAX_NEW_TOKENS, MAX_PROMPT_CHARACTERS, ComparedModel, compare
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import replace_control_characters
 from gpt2lab.generation.engine import Token
@@ -74,7 +74,7 @@ def test_models_take_turns_and_nothing_is_computed_ahead(models, tokenizer):
         compared.model.transformer.register_forward_pre_hook(lambda *_, side=side: steps.append(side))
         for side, compared in enumerate(models)
     ]
-    stream = compare(models, tokenizer, Request("Once", GenerationOptions(50)))
+    stream = compare(models, tokenizer, "Once", GenerationOptions(50))
     for _ in range(6):
         next(stream)
     stream.close()
@@ -84,11 +84,11 @@ def test_models_take_turns_and_nothing_is_computed_ahead(models, tokenizer):
 
 
 def test_probabilities_are_the_models_own(models, tokenizer):
-    *_, continuations = compare(models, tokenizer, Request("Once upon", GenerationOptions(1, Sampling(temperature=0))))
+    (_, continuation), _ = compare(models, tokenizer, "Once upon", GenerationOptions(1, Sampling(temperature=0)))
     with torch.no_grad():
         logits, _ = models[0].model(torch.tensor([tokenizer.encode("Once upon")]))
     probabilities = logits[0, -1, :50257].softmax(-1)
-    token = continuations[0].deltas[0].token
+    token = continuation.deltas[0].token
     assert token.probability == pytest.approx(float(probabilities.max()), rel=1e-4)
     assert [id_ for id_, _ in token.top] == probabilities.topk(8).indices.tolist()
 
@@ -126,7 +126,7 @@ def test_generated_text_is_escaped(tokenizer):
         html = markup.token(TextDelta(0, text, Token(0, id_, 0.5, ((id_, 0.5),))), 1, tokenizer)
         assert visible_text(html) == text
         assert re.fullmatch(r'<span [^<>]*"[^<>]*>[^<>"]*</span>', html)
-    assert "<script" not in markup.prompt("<script>") + markup.message("<script>")
+    assert "<script" not in markup.macros.prompt("<script>") + markup.macros.message("<script>")
 
 
 def test_levels_cover_all_probabilities():
@@ -169,7 +169,7 @@ def test_record_of_a_run(run, tmp_path):
     )
     long = record.read(tmp_path)
     assert len(long.loss) <= record.MAX_POINTS + 1
-    assert long.loss["step"].iloc[-1] == 5000
+    assert 4980 < long.loss["step"].iloc[-1] <= 5000  # the mean of the last steps
     assert long.hellaswag is None
     assert "HellaSwag" in long.note
 
@@ -192,21 +192,21 @@ def test_bad_options_are_one_line(tmp_path, capsys, monkeypatch):
     assert "pip install -e '.[app]'" in capsys.readouterr().err
 
 
-def test_taken_ports_are_logged_and_the_next_one_is_tried(monkeypatch, caplog):
+def test_taken_ports_are_logged_and_the_next_one_is_tried(caplog):
     caplog.set_level("INFO")
 
-    def serve(page, port):
-        if port < 9003:
-            raise OSError("taken")
-        return f"http://127.0.0.1:{port}/"
+    class Page:
+        def launch(self, server_port, **_):
+            if server_port < 9003:
+                raise OSError("taken")
+            return None, f"http://127.0.0.1:{server_port}/", None
 
-    monkeypatch.setattr(app_run.pages, "serve", serve)
-    assert app_run.serve(None, 9001) == "http://127.0.0.1:9003/"
+    assert page.serve(Page(), 9001) == "http://127.0.0.1:9003/"
     assert [port for port in ("9000", "9001", "9002", "9003") if port in caplog.text] == ["9001", "9002"]
     with pytest.raises(GPT2LabError, match="8000 to 8099"):
-        app_run.serve(None, 8000)
+        page.serve(Page(), 8000)
     with pytest.raises(GPT2LabError, match="8500"):
-        app_run.serve(None, 8500)
+        page.serve(Page(), 8500)
 
 
 def get(address):

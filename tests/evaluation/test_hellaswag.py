@@ -149,7 +149,7 @@ def test_missing_empty_and_mixed_files_are_errors(tmp_path):
 
 def test_without_a_network_the_error_names_the_mirror_option(tmp_path, monkeypatch):
     monkeypatch.setattr(hellaswag, "URL", "http://127.0.0.1:9/hellaswag_val.jsonl")
-    with pytest.raises(GPT2LabError, match=r"HellaSwag: .*--mirror"):
+    with pytest.raises(GPT2LabError, match=r"hellaswag_val\.jsonl.*--mirror"):
         hellaswag.find(mirror=tmp_path / "empty")
 
 

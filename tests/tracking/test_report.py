@@ -105,8 +105,8 @@ def test_before_and_after_have_the_same_prompt_and_seed(make_run):
         file.write('{"step": 20, "prompt": "Another", "seed": 1, "text": "Another day"}\n')
     (table,) = summary.before_and_after(records.read(folder))
     assert table.prompt == "Once"
-    assert [[sample.heading for sample in row] for row in table.rows] == [["before training", "after step 20"]] * 2
-    texts = [[sample.text for sample in row] for row in table.rows]
+    assert [[sample.heading for _, sample in row] for row in table.rows] == [["before training", "after step 20"]] * 2
+    texts = [[sample.text for _, sample in row] for row in table.rows]
     assert texts == [[f"<b>upon</b> a {seed} at {step}" for step in (0, 20)] for seed in (1, 2)]
 
 
@@ -140,7 +140,7 @@ def test_samples_of_different_prompts_are_not_compared(make_run):
     samples = folders[1] / "samples.jsonl"
     samples.write_text(samples.read_text().replace('"prompt": "Once"', '"prompt": "\\n"'))
     tables = summary.side_by_side([records.read(folder) for folder in folders])
-    assert [(table.prompt, {sample.run for row in table.rows for sample in row}) for table in tables] == [
+    assert [(table.prompt, {run for row in table.rows for run, _ in row}) for table in tables] == [
         ("Once", {0}),
         ("\n", {1}),
     ]

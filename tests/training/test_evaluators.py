@@ -77,7 +77,7 @@ def test_hellaswag_on_two_ranks_is_the_same(token_folder, tmp_path, mirror):
 def test_missing_hellaswag_is_refused_before_anything_is_written(token_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(hellaswag, "URL", "http://127.0.0.1:9/hellaswag_val.jsonl")
     monkeypatch.setenv("GPT2LAB_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(GPT2LabError, match=r"HellaSwag: .*--data\.mirror"):
+    with pytest.raises(GPT2LabError, match=r"hellaswag_val\.jsonl.*--data\.mirror"):
         training_run.run(with_hellaswag(token_folder, tmp_path / "runs", tmp_path, train__hellaswag_every=2))
     assert not (tmp_path / "runs").exists()
 
