@@ -62,28 +62,19 @@ def shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
         The shape of each tensor by name, linear layers as (out, in).
     """
     C, V = config.n_embd, config.vocab_size
-    block = {
-        "ln_1.weight": (C,),
-        "ln_1.bias": (C,),
-        "attn.c_attn.weight": (3 * C, C),
-        "attn.c_attn.bias": (3 * C,),
-        "attn.c_proj.weight": (C, C),
-        "attn.c_proj.bias": (C,),
-        "ln_2.weight": (C,),
-        "ln_2.bias": (C,),
-        "mlp.c_fc.weight": (4 * C, C),
-        "mlp.c_fc.bias": (4 * C,),
-        "mlp.c_proj.weight": (C, 4 * C),
-        "mlp.c_proj.bias": (C,),
+    layers = {
+        "ln_1": (C,),
+        "attn.c_attn": (3 * C, C),
+        "attn.c_proj": (C, C),
+        "ln_2": (C,),
+        "mlp.c_fc": (4 * C, C),
+        "mlp.c_proj": (C, 4 * C),
     }
-    return {
-        _EMBEDDING: (V, C),
-        "transformer.wpe.weight": (config.block_size, C),
-        **{f"transformer.h.{n}.{name}": shape for n in range(config.n_layer) for name, shape in block.items()},
-        "transformer.ln_f.weight": (C,),
-        "transformer.ln_f.bias": (C,),
-        _HEAD: (V, C),
-    }
+    tensors: dict[str, tuple[int, ...]] = {_EMBEDDING: (V, C), "transformer.wpe.weight": (config.block_size, C)}
+    blocks = {f"h.{n}.{name}": shape for n in range(config.n_layer) for name, shape in layers.items()}
+    for name, shape in (blocks | {"ln_f": (C,)}).items():
+        tensors |= {f"transformer.{name}.weight": shape, f"transformer.{name}.bias": shape[:1]}
+    return tensors | {_HEAD: (V, C)}
 
 
 def read(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[GPT2Config, dict[str, Tensor]]:
