@@ -149,7 +149,7 @@ def _instance(options: type[Options], namespace: argparse.Namespace) -> Options:
             values[field.name] = _instance(hints[field.name], namespace)
         elif field.name == "overrides":
             values["overrides"] = {name: value for name, value in vars(namespace).items() if "." in name}
-        else:
+        elif "help" in field.metadata:
             value = getattr(namespace, field.name)
             if get_origin(hints[field.name]) is tuple:
                 value = tuple(value or ())

@@ -79,32 +79,18 @@ def prepare(options: PrepareOptions) -> None:
     source = catalogue.open_source(
         options.source,
         subset=options.subset,
-        mirror=options.mirror,
+        mirror=options.shards.mirror,
         inputs=options.input,
         field=options.text_field,
-        seed=options.shuffle_seed,
+        seed=options.shards.shuffle_seed,
     )
     folder = Path(options.out or catalogue.default_folder(options.source, options.subset))
-    how = preparation.Options(
-        shard_tokens=options.shard_size,
-        val_tokens=options.val_tokens,
-        max_shards=options.shards,
-        shuffle_seed=options.shuffle_seed,
-        drop_duplicates=options.drop_duplicates,
-        on_error=options.on_error,
-        workers=options.workers,
-        executor="ray" if options.executor == "ray" else "local",
-        engine=options.tokenizer,
-        check=options.check,
-        mirror=options.mirror,
-        restart=options.restart,
-    )
-    if options.executor == "slurm":
+    if options.shards.executor == "slurm":
         from gpt2lab.data import slurm
 
-        print(slurm.submit(source, folder, how, slurm.parse(options.slurm)))
+        print(slurm.submit(source, folder, options.shards, slurm.parse(options.slurm)))
     else:
-        print(preparation.make(source, folder, how).line(folder))
+        print(preparation.make(source, folder, options.shards).line(folder))
 
 
 def data(options: DataOptions) -> None:

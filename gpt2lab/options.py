@@ -136,6 +136,27 @@ gpt2lab bench --config config/quickstart.yaml --train.micro_batch_size 2
 
 
 @dataclass(frozen=True)
+class ShardOptions:
+    """How to make token shards; their content depends on the first six."""
+
+    shard_tokens: int = option("tokens of a full shard, such as 100M", 100_000_000, flag="--shard-size", minimum=1)
+    val_tokens: int | None = option("maximum size of the validation split (default: by source)", None, minimum=1)
+    max_shards: int | None = option("stop after N full shards", None, flag="--shards", minimum=1)
+    shuffle_seed: int | None = option("shuffle row groups and the documents in each", None)
+    drop_duplicates: bool = option("leave out documents that occurred before", False)
+    on_error: Literal["stop", "skip"] = option("what to do about unreadable input; skip records it", "stop")
+    workers: int | None = option("parallel encoders (default: one per core)", None, minimum=1)
+    executor: Literal["local", "ray", "slurm"] = option("local threads, or a cluster", "local")
+    engine: Literal["auto", "gigatoken", "tiktoken"] = option(
+        "implementation; all give the same ids", "auto", flag="--tokenizer"
+    )
+    check: bool = option("do not compare a sample of every shard with tiktoken", True, flag="--no-check")
+    mirror: str | None = option(MIRROR_HELP, None)
+    restart: bool = option("discard what an interrupted run with other options wrote", False)
+    encode_first: bool = False  # encode everything before the first shard is written, also where it is not necessary
+
+
+@dataclass(frozen=True)
 class PrepareOptions:
     """Make token shards from a corpus. An interrupted run is resumed and gives the same bytes."""
 
@@ -154,19 +175,8 @@ gpt2lab prepare tinyshakespeare                              1 MB, to try it out
     input: tuple[str, ...] = option("files, glob patterns, or the directory of shards", (), nargs="+")
     text_field: str = option("JSON field or parquet column that holds the text", "text")
     subset: str = option("subset of fineweb-edu: sample-10BT, sample-100BT, …", "sample-10BT")
-    mirror: str | None = option(MIRROR_HELP, None)
-    shards: int | None = option("stop after N full shards", None, minimum=1)
-    shard_size: int = option("tokens of a full shard, such as 100M", 100_000_000, minimum=1)
-    val_tokens: int | None = option("maximum size of the validation split (default: by source)", None, minimum=1)
-    shuffle_seed: int | None = option("shuffle row groups and the documents in each", None)
-    drop_duplicates: bool = option("leave out documents that occurred before", False)
-    on_error: Literal["stop", "skip"] = option("what to do about unreadable input", "stop")
-    tokenizer: Literal["auto", "gigatoken", "tiktoken"] = option("implementation; all give the same ids", "auto")
-    check: bool = option("do not compare a sample of every shard with tiktoken", True, flag="--no-check")
-    workers: int | None = option("parallel encoders (default: one per core)", None, minimum=1)
-    executor: Literal["local", "ray", "slurm"] = option("local threads, or a cluster", "local")
+    shards: ShardOptions = ShardOptions()
     slurm: tuple[str, ...] = option("tasks, time, partition, or any sbatch option; repeatable", ())
-    restart: bool = option("discard what an interrupted run with other options wrote", False)
 
 
 @dataclass(frozen=True)

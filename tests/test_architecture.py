@@ -81,7 +81,7 @@ ALLOWED = {
     "bench.ladder": {"bench.rivals", "model.gpt2"},
     "bench.measure": {"system.device", "training.run_directory"},
     "bench": {"options", "bench", "training.run", "training.run_directory", "model", "system", "files"},
-    "data": {"resources", "files", "disk", "data"},
+    "data": {"resources", "files", "disk", "options", "data"},
     "model.huggingface": {"files", "model.weight_files"},
     "model.resolve": {"files", "resources", "model.huggingface", "model.weight_files"},
     "model.gpt2": {"model", "generation", "data.tokenizer"},

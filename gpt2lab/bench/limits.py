@@ -28,7 +28,7 @@ def run_matmuls(on_step: OnStep, shape: Shape, dtype: torch.dtype) -> NoReturn:
     C, rows = shape.model.n_embd, shape.B * shape.model.block_size
     block = [(C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)]
     operands = [
-        (torch.randn(rows, n_in, device=shape.device).to(dtype), torch.randn(n_out, n_in, device=shape.device).to(dtype))
+        tuple(torch.randn(*size, device=shape.device).to(dtype) for size in ((rows, n_in), (n_out, n_in)))
         for n_in, n_out in [*block * 3, (C, shape.model.vocab_size)]
     ]
     while True:

@@ -9,16 +9,16 @@ training calls: it makes small corpora itself, and for others names the command 
 """
 
 import contextlib
+import functools
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt2lab import disk
 from gpt2lab.data import catalogue, executors, shards
 from gpt2lab.data.encoded_cache import EncodedCache
-from gpt2lab.data.encoder import EncodeOptions, Engine, OnError
+from gpt2lab.data.encoder import EncodeOptions
 from gpt2lab.data.journal import Journal, close_journal, describe_changes, discard, open_journal
 from gpt2lab.data.progress import Progress
 from gpt2lab.data.shard_builder import ShardBuilder
@@ -26,55 +26,13 @@ from gpt2lab.data.sources import Source
 from gpt2lab.data.tokenizer import NAME as TOKENIZER
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import DirectoryLock
+from gpt2lab.options import ShardOptions as Options
 
 MADE_BY_TRAINING = ("stdlib", "tinyshakespeare")
 
 _MIN_VAL_SHARDS = 10  # a corpus with at least so many shards may have one of them as val, a smaller one a tenth
 _BYTES_PER_TOKEN = 4  # of English text, a low estimate: too much disk space is required rather than too little
 _EXTRA_DOWNLOADS = 3  # files that are downloaded ahead and may not be needed
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to prepare a corpus. The shards depend on the first six.
-
-    Attributes:
-        shard_tokens: tokens of a full shard.
-        val_tokens: the validation split is the first documents that fit into so many tokens; None: see `Source.val`.
-        max_shards: stop when so many shards are full.
-        shuffle_seed: shuffle the chunks, and the documents in each, with this seed; None for the order of the corpus.
-        drop_duplicates: leave out documents that occurred before.
-        on_error: `skip` leaves out what cannot be read and records it in the manifest; `stop` raises an error.
-        workers: number of chunks that are encoded at the same time; None for one a core.
-        executor: where to encode.
-        engine: tokenizer, see `EncodeOptions`.
-        check: compare a sample with tiktoken.
-        mirror: folder with the tokenizer's files.
-        restart: discard an unfinished preparation with other settings.
-        encode_first: encode everything before the first shard is written, also where that is not necessary.
-    """
-
-    shard_tokens: int = shards.SHARD_TOKENS
-    val_tokens: int | None = None
-    max_shards: int | None = None
-    shuffle_seed: int | None = None
-    drop_duplicates: bool = False
-    on_error: OnError = "stop"
-    workers: int | None = None
-    executor: executors.Executor = "local"
-    engine: Engine = "auto"
-    check: bool = True
-    mirror: str | None = None
-    restart: bool = False
-    encode_first: bool = False
-
-    def encode_chunks(self, chunks: executors.Chunks) -> executors.EncodedChunks:
-        """Encode chunks in parallel; returns them in order."""
-        workers = self.workers
-        if workers is None:
-            workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        encode_options = EncodeOptions(self.engine, self.check, self.on_error, self.mirror)
-        return executors.run(self.executor, chunks, encode_options, workers)
 
 
 class Summary(NamedTuple):
@@ -216,6 +174,15 @@ def open_cache(source: Source, folder: Path, options: Options) -> EncodedCache:
     return EncodedCache(folder, options.shuffle_seed if source.shuffle_seed is None else None)
 
 
+def encode_chunks(options: Options, chunks: executors.Chunks) -> executors.EncodedChunks:
+    """Encode chunks in parallel; returns them in order."""
+    workers = options.workers
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    encode_options = EncodeOptions(options.engine, options.check, options.on_error, options.mirror)
+    return executors.run("ray" if options.executor == "ray" else "local", chunks, encode_options, workers)
+
+
 def _build_shards(source: Source, folder: Path, options: Options, settings: dict[str, Any]) -> ShardBuilder:
     """Encode the corpus and write all shards. The caller holds the lock of the folder."""
     journal = open_journal(folder, settings, options.restart)
@@ -235,13 +202,13 @@ def _build_shards(source: Source, folder: Path, options: Options, settings: dict
         stack.callback(builder.writer.abandon)  # deletes the unfinished shard after an error
         progress = stack.enter_context(Progress(source.text_bytes))
         if _needs_cache(source, options) or cache.folder.exists():
-            cache.fill(source, options.encode_chunks, progress=progress)
+            cache.fill(source, functools.partial(encode_chunks, options), progress=progress)
             positions = cache.positions(len(source.files))
             if settings["val_tokens"] is None:
                 builder.val_tokens = cache.tokens_in_tenth(positions)
             stream = cache.read_from(positions, builder.position)
         else:
-            stream = options.encode_chunks(source.chunks(builder.position))
+            stream = encode_chunks(options, source.chunks(builder.position))
         stack.enter_context(contextlib.closing(stream))
         for position, encoded in stream:
             if not builder.add(position, encoded):

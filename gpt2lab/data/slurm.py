@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab.data import prepare
-from gpt2lab.data.prepare import Options
 from gpt2lab.data.sources import Source
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.options import ShardOptions as Options
 
 FOLDER = ".slurm"
 
@@ -107,7 +107,7 @@ def encode_share(source: Source, folder: Path, options: Options, _: object, rank
         world_size: number of tasks.
     """
     files = range(rank, len(source.files), world_size)
-    prepare.open_cache(source, folder, options).fill(source, options.encode_chunks, files)
+    prepare.open_cache(source, folder, options).fill(source, functools.partial(prepare.encode_chunks, options), files)
 
 
 def build_shards(source: Source, folder: Path, options: Options, _: object, rank: int, world_size: int) -> None:  # noqa: ARG001
