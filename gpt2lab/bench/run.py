@@ -83,11 +83,9 @@ def _ladder_stages(shape: Shape) -> Contenders:
 
 
 def _rivals(options: BenchOptions, shape: Shape) -> Contenders:
-    checkouts = dict(options.checkouts)
-    return {
-        name: (rivals.RIVALS[name], (shape, checkouts.get(name, "")) if name in rivals.NEED_CHECKOUT else (shape,))
-        for name in dict.fromkeys((*options.rivals, *checkouts))
-    }
+    checkouts = {"nanogpt": options.nanogpt, "build-nanogpt": options.build_nanogpt}
+    names = dict.fromkeys((*options.rivals, *(name for name, folder in checkouts.items() if folder)))
+    return {name: (rivals.RIVALS[name], (shape, checkouts[name]) if name in checkouts else (shape,)) for name in names}
 
 
 def _time_contenders(contenders: Contenders, options: BenchOptions, device: torch.device) -> dict[str, StepTimes]:
