@@ -33,7 +33,7 @@ def option(help: str, default: Any = MISSING, **metadata: Any) -> Any:
             - flag: name of the option, or the bare name of a positional argument; default: `--` and the field's name.
             - parse: converts the text of the value; default: by the type of the field. For a tuple, the whole text.
             - nargs: as in argparse, for a tuple; default: the option may be repeated.
-            - at_least: smallest integer that is accepted.
+            - at_least: smallest number that is accepted.
             - zero_is_none: True: 0 on the command line means None.
 
     Returns:
@@ -52,17 +52,6 @@ def port(text: str) -> int:
     if not text.isdecimal() or not 1024 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1024 to 65535")
     return int(text)
-
-
-def price(text: str) -> float:
-    """A finite price, 0 or more."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a price such as 2.50")
-    return value
 
 
 @dataclass(frozen=True)
@@ -238,7 +227,7 @@ gpt2lab report runs/x runs/y          writes runs/compare_x_y.html
 
     runs: tuple[str, ...] = option("run directories, such as runs/quickstart", flag="runs", nargs="+")
     out: str | None = option("file of the page (default: report.html in the run)", None)
-    price_per_hour: float | None = option("price of all machines of a run together", None, parse=price)
+    price_per_hour: float | None = option("price of all machines of a run together", None, at_least=0)
 
 
 @dataclass(frozen=True)

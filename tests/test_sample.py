@@ -145,7 +145,7 @@ BAD_INPUT = [
     (["--top-k", "-3"], None, "top_k"),
     (["--temperature", "-1"], None, "temperature"),
     (["--top-p", "1.5"], None, "top_p"),
-    (["--min-p", "nan"], None, "min_p"),
+    (["--min-p", "nan"], None, "min-p"),
     (["--seed", str(2**64)], None, "seed"),
     (["--stop", ""], None, "stop"),
     (["--model-checkpoint", "runs/nowhere"], None, "runs/nowhere"),

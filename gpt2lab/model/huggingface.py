@@ -96,8 +96,7 @@ def read(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[GPT2Co
     if not folder.is_dir():
         raise GPT2LabError(f"{folder}: no such folder; give one that holds {CONFIG} and {WEIGHTS}")
     config = read_config(folder)
-    stored = _match_names(folder, weight_files.read_folder(folder), config)
-    _check_tensors(stored, config)
+    stored = _match_tensors(folder, weight_files.read_folder(folder), config)
     weights = {
         name: _transpose_conv1d(name, entry.tensor).to(dtype, memory_format=torch.contiguous_format, copy=True)
         for name, entry in stored.items()
@@ -206,8 +205,8 @@ def _transpose_conv1d(name: str, tensor: Tensor) -> Tensor:
     return tensor.t() if _CONV1D.search(name) else tensor
 
 
-def _match_names(folder: Path, stored: list[StoredTensor], config: GPT2Config) -> dict[str, StoredTensor]:
-    """The stored tensors by their names in a state dict: all that are needed, and no others."""
+def _match_tensors(folder: Path, stored: list[StoredTensor], config: GPT2Config) -> dict[str, StoredTensor]:
+    """The stored tensors by their names in a state dict: those needed, no others, with checked shapes."""
     expected = shapes(config)
     matched: dict[str, StoredTensor] = {}
     unexpected = []
@@ -226,13 +225,7 @@ def _match_names(folder: Path, stored: list[StoredTensor], config: GPT2Config) -
             path = stored[0].path if len({entry.path for entry in stored}) == 1 else folder
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise GPT2LabError(f"{path}: tensor {names[0]}{more} {problem}; use {CONFIG} and weights of one GPT-2")
-    return matched
-
-
-def _check_tensors(stored: Mapping[str, StoredTensor], config: GPT2Config) -> None:
-    """Check shapes and dtypes."""
-    expected = shapes(config)
-    for name, (path, stored_name, tensor) in stored.items():
+    for name, (path, stored_name, tensor) in matched.items():
         shape = expected[name][::-1] if _CONV1D.search(name) else expected[name]
         if tensor.shape != shape:
             raise GPT2LabError(
@@ -240,6 +233,6 @@ def _check_tensors(stored: Mapping[str, StoredTensor], config: GPT2Config) -> No
                 "use files of one model"
             )
         if tensor.dtype not in _WEIGHT_DTYPES:
-            dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in _WEIGHT_DTYPES)
             dtype = str(tensor.dtype).removeprefix("torch.")
-            raise GPT2LabError(f"{path}: {stored_name} is {dtype}; convert it to one of {dtypes}")
+            raise GPT2LabError(f"{path}: {stored_name} is {dtype}; convert it to float32, float16 or bfloat16")
+    return matched
