@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gpt2lab.config import GPT2_VOCAB_SIZE, SIZES, GPT2Config
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.files import atomic_write, make_folder
+from gpt2lab.files import atomic_write
 from gpt2lab.model import weight_files
 from gpt2lab.model.weight_files import StoredTensor
 
@@ -125,7 +125,6 @@ def write(folder: str | Path, config: GPT2Config, state: Mapping[str, Tensor]) -
     """
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == shapes(config)
     folder = Path(folder)
-    make_folder(folder)
     tensors = {
         name: _transpose_conv1d(name, tensor)
         for name, tensor in state.items()
