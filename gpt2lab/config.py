@@ -24,8 +24,6 @@ from pydantic import (
 )
 
 from gpt2lab import config_errors, config_files
-from gpt2lab.config_files import find_recipe as find_recipe
-from gpt2lab.config_files import recipes as recipes
 from gpt2lab.errors import GPT2LabError
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -292,11 +290,8 @@ class Config(Section):
                 f"micro_batch_size {micro} x {world_size} processes); the nearest that works: {nearest}"
             )
         share = total // (block * world_size)
-        if micro == "auto":
-            largest = max(1, min(share, max_micro_tokens // block))
-            size = next(n for n in range(largest, 0, -1) if share % n == 0)
-        else:
-            size = micro
+        largest = max(1, min(share, max_micro_tokens // block))
+        size = next(n for n in range(largest, 0, -1) if share % n == 0) if micro == "auto" else micro
         return BatchPlan(sequences=share * world_size, micro_batch_size=size, grad_accum_steps=share // size)
 
     def to_yaml(self) -> str:
@@ -327,7 +322,7 @@ def load(files: Iterable[str | Path] = (), overrides: Mapping[str, Any] | None =
             wrong type or out of range. The message names the file or the key.
     """
     known = [name for name, _ in leaves()]
-    paths = [find_recipe(file) for file in files]
+    paths = [config_files.find_recipe(file) for file in files]
     layers = [(config_files.read_settings(path, known), f"{path}: ") for path in paths]
     layers.append((dict(overrides or {}), "--"))
     merged: dict[str, Any] = {}
