@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         143 SIGTERM, 138 SIGUSR1, 140 SIGUSR2). 141: the reader of the output is gone.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.stdout is None:  # closed, as by `>&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # as long as the process
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character must not end a run
     logs.configure()
@@ -93,7 +95,7 @@ def _run_verb(arguments: list[str]) -> int:
         startup.prepare()
     parsed: object = cli_parser.parse(verb.options, rest, f"gpt2lab {verb.name}")
     # Standard output of these holds the result alone, for other programs to read.
-    logs.configure(to_stderr=verb.name in ("sample", "bench") or getattr(parsed, "as_json", False))
+    logs.configure(to_stderr=verb.name in ("sample", "bench", "prepare") or getattr(parsed, "as_json", False))
     module, _, function = verb.function.partition(":")
     getattr(importlib.import_module(module), function)(parsed)
     return 0

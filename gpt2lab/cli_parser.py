@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from types import NoneType
@@ -35,7 +36,7 @@ def parse(options: type[Options], arguments: Sequence[str], prog: str) -> Option
     """Parse the arguments of a verb.
 
     Args:
-        options: the verb's class in `options`.
+        options: a class with fields made by `options.option`; nested dataclasses add their own fields.
         arguments: what follows the verb on the command line.
         prog: the command, such as `gpt2lab train`, for help and errors.
 
@@ -45,32 +46,16 @@ def parse(options: type[Options], arguments: Sequence[str], prog: str) -> Option
     Raises:
         GPT2LabError: an argument is unknown, missing or not valid.
     """
-    parser = parser_from(options, prog)
+    parser = Parser(prog=prog, description=inspect.getdoc(options), epilog=getattr(options, "EXAMPLES", None))
+    _add_fields(parser, options)
     if not issubclass(options, SettingsOptions):
         return _instance(options, parser.parse_args(arguments))
+    parser.usage = f"{prog} [OPTION ...] [--config FILE] [--section.key VALUE ...]"
+    _add_settings(parser)
     namespace, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise GPT2LabError(_unknown_argument(unknown[0].partition("=")[0]))
     return _instance(options, namespace)
-
-
-def parser_from(options: type, prog: str) -> Parser:
-    """Build the parser of a verb.
-
-    Args:
-        options: a class with fields made by `options.option`; nested dataclasses add their own fields.
-        prog: the command, for help and errors.
-
-    Returns:
-        The parser. The names in its result are those of the fields, or the dotted names of settings.
-    """
-    parser = Parser(prog=prog, description=inspect.getdoc(options), epilog=getattr(options, "EXAMPLES", None))
-    if issubclass(options, SettingsOptions):
-        parser.usage = f"{prog} [OPTION ...] [--config FILE] [--section.key VALUE ...]"
-    _add_fields(parser, options)
-    if issubclass(options, SettingsOptions):
-        _add_settings(parser)
-    return parser
 
 
 def _add_fields(parser: Parser, options: type, defaults: object = None) -> None:
@@ -103,7 +88,7 @@ def _keywords(field: Field[Any], annotation: Any, default: Any) -> dict[str, Any
         nargs = metadata.get("nargs")
         keywords |= {"nargs": nargs, "action": "extend"} if nargs else {"action": "append"}
     else:
-        keywords["type"] = _integer(metadata.get("at_least")) if value_type is int else value_type
+        keywords["type"] = str if value_type is str else _number(value_type, metadata.get("at_least"))
     if default is not MISSING:
         shown = ",".join(default) if isinstance(default, tuple) else default
         keywords["default"] = None if default == () else default
@@ -111,19 +96,22 @@ def _keywords(field: Field[Any], annotation: Any, default: Any) -> dict[str, Any
     return keywords | {"help": help_text.replace("%", "%%")}
 
 
-def _integer(minimum: int | None) -> Callable[[str], int]:
-    def integer(text: str) -> int:
+def _number(number_type: type[float], minimum: float | None) -> Callable[[str], float]:
+    """A parser of finite numbers, also such as 100M."""
+
+    def number(text: str) -> float:
         factor = {"K": 10**3, "M": 10**6, "B": 10**9}.get(text[-1:].upper(), 1)
         try:
-            value = float(text[:-1]) * factor if factor > 1 else int(text)
-            number = int(value)
+            value = float(text[:-1]) * factor if factor > 1 else number_type(text)
+            if math.isfinite(value) and value == number_type(value) and (minimum is None or value >= minimum):
+                return number_type(value)
         except (ValueError, OverflowError):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number such as 100000 or 100M") from None
-        if number != value or (minimum is not None and number < minimum):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {minimum or 0}")
-        return number
+            pass
+        description = "a whole number such as 100000 or 100M" if number_type is int else "a number such as 2.50"
+        limit = "" if minimum is None else f", at least {minimum}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {description}{limit}")
 
-    return integer
+    return number
 
 
 def _add_settings(parser: Parser) -> None:
@@ -149,7 +137,7 @@ def _instance(options: type[Options], namespace: argparse.Namespace) -> Options:
             values[field.name] = _instance(hints[field.name], namespace)
         elif field.name == "overrides":
             values["overrides"] = {name: value for name, value in vars(namespace).items() if "." in name}
-        else:
+        elif "help" in field.metadata:
             value = getattr(namespace, field.name)
             if get_origin(hints[field.name]) is tuple:
                 value = tuple(value or ())

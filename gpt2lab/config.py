@@ -24,8 +24,6 @@ from pydantic import (
 )
 
 from gpt2lab import config_errors, config_files
-from gpt2lab.config_files import find_recipe as find_recipe
-from gpt2lab.config_files import recipes as recipes
 from gpt2lab.errors import GPT2LabError
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -39,7 +37,8 @@ SIZES = {"124M": (12, 12, 768), "medium": (24, 16, 1024), "large": (36, 20, 1280
 _SHAPE = ("n_layer", "n_head", "n_embd")
 _SIZE_ALIASES = {"gpt2": "124M", "small": "124M", "355M": "medium", "774M": "large", "1558M": "xl"}
 
-RENAMED_SETTINGS = {"guard.deviations": "guard.spike_sigma"}  # old names, accepted for one release
+# Current names by old name. Recipes and options may use an old name for one release.
+RENAMED_SETTINGS = {"guard.deviations": "guard.spike_sigma"}
 
 
 class Section(BaseModel):
@@ -292,11 +291,8 @@ class Config(Section):
                 f"micro_batch_size {micro} x {world_size} processes); the nearest that works: {nearest}"
             )
         share = total // (block * world_size)
-        if micro == "auto":
-            largest = max(1, min(share, max_micro_tokens // block))
-            size = next(n for n in range(largest, 0, -1) if share % n == 0)
-        else:
-            size = micro
+        largest = max(1, min(share, max_micro_tokens // block))
+        size = next(n for n in range(largest, 0, -1) if share % n == 0) if micro == "auto" else micro
         return BatchPlan(sequences=share * world_size, micro_batch_size=size, grad_accum_steps=share // size)
 
     def to_yaml(self) -> str:
@@ -311,13 +307,16 @@ def leaves() -> Iterator[tuple[str, Any]]:
             yield f"{section}.{key}", leaf
 
 
-def load(files: Iterable[str | Path] = (), overrides: Mapping[str, Any] | None = None) -> Config:
+def load(
+    files: Iterable[str | Path] = (), overrides: Mapping[str, Any] | None = None, *, log_renames: bool = True
+) -> Config:
     """Merge the defaults, YAML files and overrides, and validate the result.
 
     Args:
         files: paths of YAML files, or names of shipped recipes. A file overrides the files before it. The run is named
             after the last file, unless `run.name` is set.
         overrides: values by dotted name, which override the files; text is converted as on the command line.
+        log_renames: log old names of settings. False for the config.yaml of a run, which no user wrote.
 
     Returns:
         The settings.
@@ -327,13 +326,13 @@ def load(files: Iterable[str | Path] = (), overrides: Mapping[str, Any] | None =
             wrong type or out of range. The message names the file or the key.
     """
     known = [name for name, _ in leaves()]
-    paths = [find_recipe(file) for file in files]
+    paths = [config_files.find_recipe(file) for file in files]
     layers = [(config_files.read_settings(path, known), f"{path}: ") for path in paths]
     layers.append((dict(overrides or {}), "--"))
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}  # precedes the name of a setting in messages
     for layer, origin in layers:
-        values = config_files.rename(layer, RENAMED_SETTINGS, origin)
+        values = config_files.rename(layer, RENAMED_SETTINGS, origin, log_renames)
         if values.get("model.size") is not None:  # replaces the shape of the layers before
             merged = {name: value for name, value in merged.items() if name.removeprefix("model.") not in _SHAPE}
         merged |= values

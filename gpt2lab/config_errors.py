@@ -27,12 +27,6 @@ _FOREIGN_NAMES = {
     "wandb_project": "tracking.project",
     "warmup_iters": "optimizer.warmup_steps",
 }
-# What pydantic expects, by the type of its error, where its own message is meant for programmers.
-_TYPE_NAMES = {"int": "a whole number", "float": "a number", "string": "text", "bool": "true or false"}
-_CONSTRAINTS = {
-    "string_pattern_mismatch": "letters, digits, '.', '_' and '-', beginning with a letter or digit",
-    "string_too_short": "text that is not empty",
-}
 
 
 def unknown_setting(name: str, known: Sequence[str]) -> str:
@@ -69,19 +63,11 @@ def translate(error: ValidationError, origins: Mapping[str, str], known: Sequenc
     origin = origins.get(name, "")
     if first["type"] == "extra_forbidden":
         return GPT2LabError(f"{'' if origin == '--' else origin}{unknown_setting(name, known)}")
+    prefix = f"{origin}{name}: " if name else ""
     if first["type"] == "value_error":
-        message = first["msg"].removeprefix("Value error, ")
-        return GPT2LabError(f"{origin}{name}: {message}" if "." in name else f"{message} ({name})" if name else message)
-    expected = [_expected(problem) for problem in error.errors() if problem["loc"][:2] == first["loc"][:2]]
-    alternatives = " or ".join(dict.fromkeys(expected))
-    return GPT2LabError(f"{origin}{name}: should be {alternatives}, not {shorten(first['input'])}")
-
-
-def _expected(problem: Any) -> str:
-    type_name, _, reason = problem["type"].partition("_")
-    if type_name in _TYPE_NAMES and reason in ("type", "parsing", "parsing_size", "from_float"):
-        return _TYPE_NAMES[type_name]
-    return _CONSTRAINTS.get(problem["type"]) or str(problem["msg"]).removeprefix("Input should be ")
+        return GPT2LabError(prefix + first["msg"].removeprefix("Value error, "))
+    problems = [problem["msg"] for problem in error.errors() if problem["loc"][:2] == first["loc"][:2]]
+    return GPT2LabError(f"{prefix}{' or '.join(dict.fromkeys(problems))}, not {shorten(first['input'])}")
 
 
 def shorten(value: Any) -> str:

@@ -66,13 +66,14 @@ def read_settings(file: Path, known: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def rename(values: Mapping[str, Any], renamed: Mapping[str, str], origin: str) -> dict[str, Any]:
-    """Replace old names of settings by the current ones, with a log message for each.
+def rename(values: Mapping[str, Any], renamed: Mapping[str, str], origin: str, log: bool) -> dict[str, Any]:
+    """Replace old names of settings by the current ones.
 
     Args:
         values: settings by dotted name.
         renamed: current names by old name.
         origin: precedes the names in messages: `FILE: ` or `--`.
+        log: log the old names.
 
     Returns:
         The settings by current name.
@@ -85,7 +86,8 @@ def rename(values: Mapping[str, Any], renamed: Mapping[str, str], origin: str) -
         new = renamed[old]
         if new in values:
             raise GPT2LabError(f"{origin}{old} is the old name of {new}; give only {new}")
-        logger.info("%s%s is now called %s; the old name will be removed in the next release", origin, old, new)
+        if log:
+            logger.info("%s%s is now called %s; the old name will be removed in the next release", origin, old, new)
         values[new] = values.pop(old)
     return values
 
@@ -114,19 +116,15 @@ def to_yaml(content: Mapping[str, Any]) -> str:
 def _read_yaml(file: Path) -> Mapping[Any, Any]:
     """Read a YAML 1.2 mapping: `6e-4` is a number, `on` is text; repeated keys and Python tags are errors."""
     from ruamel.yaml import YAML
-    from ruamel.yaml.constructor import DuplicateKeyError
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
         content = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
-    except DuplicateKeyError as error:
-        repeated = str(error.problem).split(" with value")[0]
-        raise GPT2LabError(f"{file}: line {_line(error)}: {repeated}; keep one") from None
     except MarkedYAMLError as error:
-        raise GPT2LabError(f"{file}: line {_line(error)}: not valid YAML: {error.problem}") from None
-    except RecursionError:
-        raise GPT2LabError(f"{file}: nested too deep for a recipe; sections hold plain values") from None
-    except (YAMLError, ValueError) as error:  # not UTF-8, an impossible date, a number of thousands of digits
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        problem = str(error.problem).partition(" with value")[0]  # the values of a repeated key can be huge
+        raise GPT2LabError(f"{file}: line {line}: not valid YAML: {problem}") from None
+    except (YAMLError, ValueError, RecursionError) as error:  # not UTF-8, impossible dates or numbers, nested too deep
         raise GPT2LabError(f"{file}: not valid YAML: {error}") from None
     except OSError as error:
         raise GPT2LabError(f"{file}: cannot read it: {error.strerror}") from None
@@ -135,10 +133,6 @@ def _read_yaml(file: Path) -> Mapping[Any, Any]:
     if not isinstance(content, Mapping):
         raise GPT2LabError(f"{file}: expected sections such as 'train:', found {type(content).__name__}")
     return content
-
-
-def _line(error: Any) -> int:
-    return error.problem_mark.line + 1 if error.problem_mark else 1
 
 
 def _represent_float(representer: Any, value: float) -> Any:

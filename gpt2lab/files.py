@@ -4,6 +4,7 @@
   sync to disk, then rename.
 - `write_digests` and `verify_digests` for a `SHA256SUMS` that `sha256sum --check` reads as well.
 - `DirectoryLock` against two processes that write to one directory.
+- `require_space` before a long job.
 """
 
 import contextlib
@@ -14,8 +15,10 @@ import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.formatting import format_bytes
 
 DIGESTS = "SHA256SUMS"
 _TEMPORARY = ".tmp-"
@@ -42,21 +45,6 @@ def remove_temporaries(folder: Path) -> None:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
-def make_folder(path: Path) -> None:
-    """Create a directory and its parents, unless they exist.
-
-    Args:
-        path: the directory.
-
-    Raises:
-        GPT2LabError: the file system refused, or there is a file of that name.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GPT2LabError(f"cannot make the folder {path}: {error.strerror}; write elsewhere") from error
-
-
 def publish(temporary: Path, path: Path) -> None:
     """Sync a file written under a temporary name next to `path`, and rename it to `path`."""
     sync(temporary)
@@ -74,7 +62,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Write a file. On error, the old file stays as it was.
 
     Args:
-        path: the file.
+        path: the file; its directory is created if missing.
 
     Yields:
         A temporary path to write to. It is synced and renamed to `path` at the end.
@@ -85,12 +73,14 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = temporary_name(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         publish(temporary, path)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there may be no directory
+            temporary.unlink()
 
 
 @contextlib.contextmanager
@@ -243,3 +233,34 @@ class DirectoryLock:
         if self._file is not None:
             os.close(self._file)  # the file stays: deleting it would race with the next owner's open
             self._file = None
+
+
+class SpaceNeeded(NamedTuple):
+    """`size` bytes for `what` below `folder`, which need not exist yet."""
+
+    folder: Path
+    size: int
+    what: str
+
+
+def require_space(needs: list[SpaceNeeded], advice: str) -> None:
+    """Check that the disks have room for all of `needs` together.
+
+    Args:
+        needs: what is about to be written; several may go to one disk.
+        advice: what the user can do if space is missing; the end of the message.
+
+    Raises:
+        GPT2LabError: a disk does not have enough space; the message says how much is needed.
+    """
+    on_disk: dict[int, list[SpaceNeeded]] = {}
+    for need in needs:
+        folder = need.folder
+        while not folder.exists():
+            folder = folder.parent
+        on_disk.setdefault(os.stat(folder).st_dev, []).append(need._replace(folder=folder))
+    for same_disk in on_disk.values():
+        folder, free = same_disk[0].folder, shutil.disk_usage(same_disk[0].folder).free
+        if sum(need.size for need in same_disk) > free:
+            needed = " and ".join(f"{format_bytes(need.size)} for {need.what}" for need in same_disk)
+            raise GPT2LabError(f"{folder}: {needed} needed, {format_bytes(free)} free; {advice}")

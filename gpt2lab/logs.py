@@ -31,6 +31,10 @@ class _Handler(logging.StreamHandler[TextIO]):
     def stream(self, value: TextIO) -> None:
         pass
 
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802
+        """Raise the error of a failed write, such as a closed pipe or a full disk, instead of printing a traceback."""
+        raise
+
 
 def configure(*, to_stderr: bool = False) -> None:
     """Print the messages of gpt2lab, on rank 0 only. A second call replaces the first.

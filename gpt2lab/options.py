@@ -6,7 +6,6 @@ so that help and errors are printed immediately.
 """
 
 import argparse
-from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -23,32 +22,24 @@ MIRROR_HELP = "directory to read downloads from instead of the network (or $GPT2
 JSON_HELP = "print one JSON object, and nothing else, to standard output"
 
 
-def option(
-    help: str,
-    default: Any = MISSING,
-    *,
-    flag: str | None = None,
-    parse: Callable[[str], Any] | None = None,
-    nargs: str | None = None,
-    minimum: int | None = None,
-    zero_is_none: bool = False,
-) -> Any:
+def option(help: str, default: Any = MISSING, **metadata: Any) -> Any:
     """A dataclass field that is also a command-line option.
 
     Args:
         help: text in `--help`. The default is appended to it.
         default: value without the option; MISSING: the option is required.
-        flag: name of the option, or the bare name of a positional argument; None: `--` and the name of the field.
-        parse: converts the text of the value; None: by the type of the field. For a tuple, it converts the whole text.
-        nargs: as in argparse, for a tuple; None: the option may be repeated.
-        minimum: smallest integer that is accepted.
-        zero_is_none: 0 on the command line means None.
+        metadata: any of
+
+            - flag: name of the option, or the bare name of a positional argument; default: `--` and the field's name.
+            - parse: converts the text of the value; default: by the type of the field. For a tuple, the whole text.
+            - nargs: as in argparse, for a tuple; default: the option may be repeated.
+            - at_least: smallest number that is accepted.
+            - zero_is_none: True: 0 on the command line means None.
 
     Returns:
-        The field, with the arguments in its metadata.
+        The field.
     """
-    metadata = {"help": help, "flag": flag, "parse": parse, "nargs": nargs}
-    return field(default=default, metadata=metadata | {"at_least": minimum, "zero_is_none": zero_is_none})
+    return field(default=default, metadata={"help": help, **metadata})
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -61,17 +52,6 @@ def port(text: str) -> int:
     if not text.isdecimal() or not 1024 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1024 to 65535")
     return int(text)
-
-
-def price(text: str) -> float:
-    """A finite price, 0 or more."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a price such as 2.50")
-    return value
 
 
 @dataclass(frozen=True)
@@ -121,18 +101,12 @@ gpt2lab bench --config config/quickstart.yaml --train.micro_batch_size 2
     )
     nanogpt: str | None = option("checkout of nanoGPT to measure as well", None)
     build_nanogpt: str | None = option("checkout of build-nanogpt to measure as well", None)
-    rounds: int = option("rounds; each implementation has one turn per round", 5, minimum=1)
-    steps: int = option("steps per turn", 2, minimum=1)
+    rounds: int = option("rounds; each implementation has one turn per round", 5, at_least=1)
+    steps: int = option("steps per turn", 2, at_least=1)
     ladder: bool = option("measure from plain fp32 to fused AdamW, adding one optimization at a time", False)
     profile: str | None = option("write a Chrome trace of a step, print its longest operations", None)
     chart: str | None = option("draw the table as a PNG", None)
     as_json: bool = option(JSON_HELP, False, flag="--json")
-
-    @property
-    def checkouts(self) -> tuple[tuple[str, str], ...]:
-        """(name, folder) of the checkouts that were given."""
-        folders = {"nanogpt": self.nanogpt, "build-nanogpt": self.build_nanogpt}
-        return tuple((name, folder) for name, folder in folders.items() if folder)
 
 
 @dataclass(frozen=True)
@@ -155,15 +129,15 @@ gpt2lab prepare tinyshakespeare                              1 MB, to try it out
     text_field: str = option("JSON field or parquet column that holds the text", "text")
     subset: str = option("subset of fineweb-edu: sample-10BT, sample-100BT, …", "sample-10BT")
     mirror: str | None = option(MIRROR_HELP, None)
-    shards: int | None = option("stop after N full shards", None, minimum=1)
-    shard_size: int = option("tokens of a full shard, such as 100M", 100_000_000, minimum=1)
-    val_tokens: int | None = option("maximum size of the validation split (default: by source)", None, minimum=1)
+    shards: int | None = option("stop after N full shards", None, at_least=1)
+    shard_size: int = option("tokens of a full shard, such as 100M", 100_000_000, at_least=1)
+    val_tokens: int | None = option("maximum size of the validation split (default: by source)", None, at_least=1)
     shuffle_seed: int | None = option("shuffle row groups and the documents in each", None)
     drop_duplicates: bool = option("leave out documents that occurred before", False)
     on_error: Literal["stop", "skip"] = option("what to do about unreadable input", "stop")
     tokenizer: Literal["auto", "gigatoken", "tiktoken"] = option("implementation; all give the same ids", "auto")
     check: bool = option("do not compare a sample of every shard with tiktoken", True, flag="--no-check")
-    workers: int | None = option("parallel encoders (default: one per core)", None, minimum=1)
+    workers: int | None = option("parallel encoders (default: one per core)", None, at_least=1)
     executor: Literal["local", "ray", "slurm"] = option("local threads, or a cluster", "local")
     slurm: tuple[str, ...] = option("tasks, time, partition, or any sbatch option; repeatable", ())
     restart: bool = option("discard what an interrupted run with other options wrote", False)
@@ -187,13 +161,15 @@ class EvaluateOptions:
     hellaswag_file: str | None = option("HellaSwag's validation set, in either schema (default: downloaded)", None)
     data_dir: str | None = option("token shards for the validation loss, or the tasks' files", None)
     mirror: str | None = option(MIRROR_HELP, None)
-    limit: int | None = option("first N items of each task (default: all)", None, minimum=0, zero_is_none=True)
-    val_tokens: int | None = option("tokens of the validation loss; 0: skip it (default: the run's)", None, minimum=0)
+    limit: int | None = option(
+        "N items of each task, always the same ones (default: all)", None, at_least=0, zero_is_none=True
+    )
+    val_tokens: int | None = option("tokens of the validation loss; 0: skip it (default: the run's)", None, at_least=0)
     as_json: bool = option(JSON_HELP, False, flag="--json")
     precision: Precision = option(PRECISION_HELP, "auto")
     device: Device = option(DEVICE_HELP, "auto")
     batch_tokens: int | None = option(
-        "tokens of a forward pass (default: by device)", None, minimum=0, zero_is_none=True
+        "tokens of a forward pass (default: by device)", None, at_least=0, zero_is_none=True
     )
     include: str | None = option("directory of more task files for lm_eval:NAME", None)
 
@@ -211,7 +187,7 @@ echo "Once upon" | gpt2lab sample --model-checkpoint runs/x --json             f
     checkpoint: str = option(MODEL_HELP, flag="--model-checkpoint")
     prompt: str | None = option("text to continue; - for standard input (default: piped input)", None)
     prompt_file: str | None = option("read the prompt from a UTF-8 file", None)
-    num_samples: int = option("number of continuations", 4, minimum=1)
+    num_samples: int = option("number of continuations", 4, at_least=1)
     generation: GenerationOptions = field(default=GenerationOptions(sampling=Sampling(top_k=50)))
     stop: tuple[str, ...] = option("end a sample before this text; repeatable", ())
     as_json: bool = option(JSON_HELP, False, flag="--json")
@@ -243,7 +219,7 @@ gpt2lab report runs/x runs/y          writes runs/compare_x_y.html
 
     runs: tuple[str, ...] = option("run directories, such as runs/quickstart", flag="runs", nargs="+")
     out: str | None = option("file of the page (default: report.html in the run)", None)
-    price_per_hour: float | None = option("price of all machines of a run together", None, parse=price)
+    price_per_hour: float | None = option("price of all machines of a run together", None, at_least=0)
 
 
 @dataclass(frozen=True)

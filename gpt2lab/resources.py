@@ -83,7 +83,6 @@ def _in_package(package: str, base_name: str) -> list[Path]:
 
 def _download(url: str, digest: str | None, path: Path, name: str) -> Path:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         request = urllib.request.Request(url, headers={"User-Agent": "gpt2lab"})
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
             content: bytes = response.read()

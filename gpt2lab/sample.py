@@ -89,20 +89,17 @@ def in_order(prompt: str, num_samples: int, deltas: Iterable[TextDelta]) -> Iter
     Yields:
         Text to print, with SEPARATOR between samples.
     """
-    pending = [prompt] * num_samples
+    texts = [prompt] * num_samples
     finished = [False] * num_samples
-    current = 0
+    current = -1  # nothing is printed before the first token, which checks the options
     for delta in deltas:
-        pending[delta.row] += delta.text
+        texts[delta.row] += delta.text
         finished[delta.row] = delta.end is not None
-        while True:
-            if pending[current]:
-                yield pending[current]
-                pending[current] = ""
-            if not finished[current] or current + 1 == num_samples:
-                break
+        if delta.row == current:
+            yield delta.text
+        while current + 1 < num_samples and (current < 0 or finished[current]):
             current += 1
-            yield SEPARATOR
+            yield SEPARATOR * (current > 0) + texts[current]
 
 
 def _as_json(options: SampleOptions, prompt: str, deltas: Iterable[TextDelta]) -> dict[str, Any]:

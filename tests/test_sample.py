@@ -125,7 +125,8 @@ def test_the_first_sample_is_printed_as_it_grows_and_the_others_follow_in_order(
     deltas = [delta(0, "a"), delta(1, "b"), delta(2, "c"), delta(0, "d"), delta(1, "e"), delta(2, "f", "stop")]
     deltas += [delta(0, "", "stop"), delta(1, "g"), delta(1, "h", "length")]
     separator = sample.SEPARATOR
-    assert list(sample.in_order("P", 3, deltas)) == ["Pa", "d", separator, "Pbe", "g", "h", separator, "Pcf"]
+    parts = ["Pa", "d", "", f"{separator}Pbe", "g", "h", f"{separator}Pcf"]
+    assert list(sample.in_order("P", 3, deltas)) == parts
 
 
 # Options, piped input, and the key that the message names.
@@ -144,7 +145,7 @@ BAD_INPUT = [
     (["--top-k", "-3"], None, "top_k"),
     (["--temperature", "-1"], None, "temperature"),
     (["--top-p", "1.5"], None, "top_p"),
-    (["--min-p", "nan"], None, "min_p"),
+    (["--min-p", "nan"], None, "min-p"),
     (["--seed", str(2**64)], None, "seed"),
     (["--stop", ""], None, "stop"),
     (["--model-checkpoint", "runs/nowhere"], None, "runs/nowhere"),

@@ -61,7 +61,7 @@ def prepare(options: AppOptions) -> "gradio.Blocks":
     dtype = precisions.choose(options.precision, device).dtype
     checkpoint = resolve.find_checkpoint(options.trained)
     path = checkpoint.run / "config.yaml" if checkpoint.run else None
-    settings = config.load([path] if path and path.is_file() else [])
+    settings = config.load([path] if path and path.is_file() else [], log_renames=False)
     trained = GPT2.from_pretrained(checkpoint)
     if options.untrained == "random":
         seed = settings.run.seed

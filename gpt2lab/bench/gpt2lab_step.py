@@ -1,6 +1,5 @@
 """The training step of gpt2lab as a contender, and its profile."""
 
-import itertools
 import logging
 import tempfile
 from pathlib import Path
@@ -12,7 +11,6 @@ from gpt2lab import files
 from gpt2lab.bench.rivals import OnStep
 from gpt2lab.config import Config
 from gpt2lab.errors import RunStoppedError
-from gpt2lab.system import device as devices
 from gpt2lab.training import run as training_run
 
 logger = logging.getLogger(__name__)
@@ -68,29 +66,24 @@ def profile_step(config: Config, device: torch.device, path: Path, *, warm_up: i
     Raises:
         KeyboardInterrupt: a signal stopped the run.
     """
-    from torch.profiler import ProfilerActivity, profile
+    from torch.profiler import ProfilerActivity, profile, schedule
 
     on_cuda = device.type == "cuda"
-    profiler = profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_cuda)
-    calls = itertools.count()
 
-    def on_step() -> None:
-        done = next(calls)
-        if done == warm_up:
-            profiler.start()
-        if done == warm_up + 2:
-            devices.synchronize(device)
-            profiler.stop()
-            raise _ProfileCompleteError
+    def write(profiler: profile) -> None:
+        with files.atomic_write(path) as temporary:
+            profiler.export_chrome_trace(str(temporary))
+        sort_by = "self_cuda_time_total" if on_cuda else "self_cpu_time_total"
+        print(profiler.key_averages().table(sort_by=sort_by, row_limit=20, max_name_column_width=60))
+        logger.info("wrote %s; open it in chrome://tracing or ui.perfetto.dev", path)
+        raise _ProfileCompleteError
 
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_cuda
+    steps = schedule(wait=warm_up - 1, warmup=1, active=2)
     try:
-        gpt2lab_step(on_step, config)
+        with profile(activities=activities, schedule=steps, on_trace_ready=write) as profiler:
+            gpt2lab_step(profiler.step, config)
     except _ProfileCompleteError:
         pass
     except RunStoppedError:  # the run that was saved is deleted with its temporary folder
         raise KeyboardInterrupt from None
-    with files.atomic_write(path) as temporary:
-        profiler.export_chrome_trace(str(temporary))
-    sort_by = "self_cuda_time_total" if on_cuda else "self_cpu_time_total"
-    print(profiler.key_averages().table(sort_by=sort_by, row_limit=20, max_name_column_width=60))
-    logger.info("wrote %s; open it in chrome://tracing or ui.perfetto.dev", path)

@@ -38,9 +38,9 @@ class Timing:
         """Units of work a second, if each repetition does `amount` of them; by the median."""
         return amount / self.median
 
-    def rate_range(self, amount: float, digits: int = 1) -> str:
+    def rate_range(self, amount: float) -> str:
         """The slowest and the fastest rate as text, `4.1-5.0`."""
-        return f"{amount / max(self.seconds):.{digits}f}-{amount / min(self.seconds):.{digits}f}"
+        return f"{amount / max(self.seconds):.1f}-{amount / min(self.seconds):.1f}"
 
 
 def take_turns(contenders: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:

@@ -128,7 +128,7 @@ def transformers_trainer(on_step: OnStep, shape: Shape) -> None:
     transformers.Trainer(model=model, args=arguments, train_dataset=RandomRows(), callbacks=[StepCallback()]).train()
 
 
-def nanogpt(on_step: OnStep, shape: Shape, checkout: str) -> None:
+def nanogpt(on_step: OnStep, shape: Shape, checkout: str | None) -> None:
     """Model and optimizer of nanoGPT with the defaults of its train.py: compiled; on a CPU no autocast, so fp32."""
     sys.path.insert(0, str(_find_file(checkout, "model.py").parent))
     import model as module  # type: ignore[import-not-found]  # in the checkout
@@ -141,7 +141,7 @@ def nanogpt(on_step: OnStep, shape: Shape, checkout: str) -> None:
     train_loop(model, optimizer, lambda x, y: compiled(x, y)[1], shape, on_step, autocast)
 
 
-def build_nanogpt(on_step: OnStep, shape: Shape, checkout: str) -> None:
+def build_nanogpt(on_step: OnStep, shape: Shape, checkout: str | None) -> None:
     """Model and optimizer of build-nanogpt as its script uses them: bf16 autocast on every device, not compiled.
 
     The script trains when it is imported, so only its classes and imports are executed.
@@ -166,7 +166,6 @@ RIVALS: dict[str, Callable[..., None]] = {
     "nanogpt": nanogpt,
     "build-nanogpt": build_nanogpt,
 }
-NEED_CHECKOUT = ("nanogpt", "build-nanogpt")
 
 
 def _build_transformers_gpt2(shape: Shape) -> nn.Module:
@@ -188,8 +187,7 @@ def _bf16(shape: Shape) -> Autocast:
     return lambda: torch.autocast(shape.device, torch.bfloat16)
 
 
-def _find_file(checkout: str, name: str) -> Path:
-    file = Path(checkout) / name
-    if not checkout or not file.is_file():
-        raise GPT2LabError(f"{checkout or 'no folder given'}: no {name} there; give the folder of a checkout")
-    return file
+def _find_file(checkout: str | None, name: str) -> Path:
+    if checkout is None or not (Path(checkout) / name).is_file():
+        raise GPT2LabError(f"{checkout}: no {name} there; give the folder of a checkout")
+    return Path(checkout) / name

@@ -17,7 +17,7 @@ import torch
 
 from gpt2lab.bench import ladder, measure, results, rivals
 from gpt2lab.bench.gpt2lab_step import gpt2lab_step, profile_step
-from gpt2lab.bench.limits import MatmulSizes, run_matmuls
+from gpt2lab.bench.limits import matmul_flops, run_matmuls
 from gpt2lab.bench.process import ContenderProcess, StepTimes
 from gpt2lab.bench.rivals import Shape
 from gpt2lab.config import Config
@@ -53,21 +53,19 @@ def run(config: Config, options: BenchOptions) -> None:
     if options.profile:
         profile_step(config, device, Path(options.profile), warm_up=WARM_UP)
         return
-    dtype = str(policy.dtype).removeprefix("torch.")
-    sizes = MatmulSizes(shape.B * shape.model.block_size, shape.model.n_embd, shape.model.vocab_size)
     contenders: Contenders = {"gpt2lab": (gpt2lab_step, (config,))}
     contenders |= _ladder_stages(shape) if options.ladder else _rivals(options, shape)
-    contenders["limit"] = (run_matmuls, (sizes, dtype, device.type))
+    contenders["limit"] = (run_matmuls, (shape, policy.dtype))
     times = _time_contenders(contenders, options, device)
 
-    limit = sizes.flops / statistics.median(times.pop("limit").seconds)
+    limit = matmul_flops(shape) / statistics.median(times.pop("limit").seconds)
     rows = [results.build_row(name, steps, shape, limit, device) for name, steps in times.items()]
     if options.ladder:
         rows.append(rows.pop(0))  # gpt2lab is the last stage
     environment = measure.environment(device)
     environment |= {"B": shape.B, "T": shape.model.block_size, "accumulation": shape.accumulation}
     environment |= {"precision": policy.name, "compile": config.system.compile}
-    limits = {"matrix_products": dtype, "flops_per_second": limit}
+    limits = {"matrix_products": str(policy.dtype).removeprefix("torch."), "flops_per_second": limit}
     if options.chart:
         results.draw_chart(rows, Path(options.chart))
         logger.info("wrote %s", options.chart)
@@ -85,11 +83,9 @@ def _ladder_stages(shape: Shape) -> Contenders:
 
 
 def _rivals(options: BenchOptions, shape: Shape) -> Contenders:
-    checkouts = dict(options.checkouts)
-    return {
-        name: (rivals.RIVALS[name], (shape, checkouts.get(name, "")) if name in rivals.NEED_CHECKOUT else (shape,))
-        for name in dict.fromkeys((*options.rivals, *checkouts))
-    }
+    checkouts = {"nanogpt": options.nanogpt, "build-nanogpt": options.build_nanogpt}
+    names = dict.fromkeys((*options.rivals, *(name for name, folder in checkouts.items() if folder)))
+    return {name: (rivals.RIVALS[name], (shape, checkouts[name]) if name in checkouts else (shape,)) for name in names}
 
 
 def _time_contenders(contenders: Contenders, options: BenchOptions, device: torch.device) -> dict[str, StepTimes]:

@@ -21,7 +21,7 @@ from gpt2lab.data.permutation import permute
 from gpt2lab.data.progress import Progress
 from gpt2lab.data.sources import Position, Source
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.files import atomic_write, make_folder
+from gpt2lab.files import atomic_write
 
 FOLDER = ".parts"
 
@@ -53,7 +53,9 @@ class EncodedCache:
         Raises:
             GPT2LabError: something cannot be read or written.
         """
-        make_folder(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for file_of_earlier_version in self.folder.glob("*.part"):
+            file_of_earlier_version.unlink()
         chunk_counts: dict[int, int] = {}
 
         def missing_chunks() -> Chunks:

@@ -36,7 +36,6 @@ def write(folder: Path, merges: Path, ids: Path, *, eot_text: str, block_size: i
         "tokenizer.json": _to_json(_tokenizer_json(vocabulary, lines, eot_text)),
         "tokenizer_config.json": _to_json(_tokenizer_config(eot_text, block_size)),
     }
-    files.make_folder(folder)
     for name in NAMES:
         with files.atomic_write(folder / name) as temporary:
             temporary.write_bytes(contents[name])

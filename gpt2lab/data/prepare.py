@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from gpt2lab import disk
 from gpt2lab.data import catalogue, executors, shards
 from gpt2lab.data.encoded_cache import EncodedCache
 from gpt2lab.data.journal import Journal, close_journal, describe_changes, discard, open_journal
@@ -25,7 +24,7 @@ from gpt2lab.data.shard_builder import ShardBuilder
 from gpt2lab.data.sources import Source
 from gpt2lab.data.tokenizer import NAME as TOKENIZER
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.files import DirectoryLock
+from gpt2lab.files import DirectoryLock, SpaceNeeded, require_space
 from gpt2lab.options import PrepareOptions
 
 logger = logging.getLogger(__name__)
@@ -249,10 +248,10 @@ def _require_space(source: Source, folder: Path, options: PrepareOptions, journa
         if options.shards is not None:
             tokens = min(tokens, options.shards * options.shard_size)
     size += 2 * tokens - 2 * sum(shard["tokens"] for shard in journal.shards) - cache.size()
-    needs = [disk.SpaceNeeded(folder, max(0, size), "shards")]
+    needs = [SpaceNeeded(folder, max(0, size), "shards")]
     if source.downloads:
         from huggingface_hub import constants
 
         share = min(1.0, tokens / max(1, all_tokens) + _EXTRA_DOWNLOADS / len(source.files))
-        needs.append(disk.SpaceNeeded(Path(constants.HF_HUB_CACHE), int(source.downloads * share), "downloads"))
-    disk.require_space(needs, "free some space, write elsewhere with --out, or take fewer shards with --shards")
+        needs.append(SpaceNeeded(Path(constants.HF_HUB_CACHE), int(source.downloads * share), "downloads"))
+    require_space(needs, "free some space, write elsewhere with --out, or take fewer shards with --shards")

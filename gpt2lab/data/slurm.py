@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gpt2lab import logs
 from gpt2lab.data import executors, prepare
 from gpt2lab.data.sources import Source
 from gpt2lab.errors import GPT2LabError
@@ -69,9 +70,9 @@ def submit(source: Source, folder: Path, options: PrepareOptions) -> str:
     }
 
     def job(name: str, function: Any, tasks: int, depends: Any = None) -> Any:
-        step, logs = functools.partial(function, source, folder, options), str(folder / FOLDER / name)
+        step, log_folder = functools.partial(function, source, folder, options), str(folder / FOLDER / name)
         return SlurmPipelineExecutor(
-            [step], tasks=tasks, job_name=f"gpt2lab-{name}", logging_dir=logs, depends=depends, **common
+            [step], tasks=tasks, job_name=f"gpt2lab-{name}", logging_dir=log_folder, depends=depends, **common
         )
 
     build = job("build", build_shards, 1, depends=job("encode", encode_share, tasks))
@@ -92,6 +93,7 @@ def encode_share(source: Source, folder: Path, options: PrepareOptions, _: objec
         rank: index of the task.
         world_size: number of tasks.
     """
+    logs.configure(to_stderr=True)
     files = range(rank, len(source.files), world_size)
     cache = prepare.open_cache(source, folder, options)
     cache.fill(source, functools.partial(executors.run, options), files)
@@ -105,4 +107,5 @@ def build_shards(source: Source, folder: Path, options: PrepareOptions, *_: obje
         folder: as for `submit`.
         options: as for `submit`.
     """
+    logs.configure(to_stderr=True)
     print(prepare.make(source, folder, options).line(folder), flush=True)

@@ -53,14 +53,12 @@ def run(options: EvaluateOptions) -> None:
         redirect = contextlib.redirect_stdout(sys.stderr) if options.as_json else contextlib.nullcontext()
         with redirect:
             result = evaluate(options, dist)
-            if dist.is_main:
-                print(table.render(result), flush=True)
         if dist.is_main and options.as_json:
             print(json.dumps(result))
 
 
 def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
-    """Evaluate a checkpoint, and write the result to its run directory if it has one.
+    """Evaluate a checkpoint, print a table on rank 0, and write the result to its run directory if it has one.
 
     Args:
         options: of the command.
@@ -81,7 +79,7 @@ def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
         harness.check(harness_tasks, options.include)
     checkpoint = dist.on_main(lambda: resolve.find_checkpoint(options.checkpoint, mirror=options.mirror))
     settings_file = checkpoint.run / "config.yaml" if checkpoint.run else None
-    settings = config.load([settings_file]) if settings_file and settings_file.is_file() else None
+    settings = config.load([settings_file], log_renames=False) if settings_file and settings_file.is_file() else None
     if settings is not None and options.mirror is None:
         options = replace(options, mirror=settings.data.mirror)
     tokenizer = Tokenizer(options.mirror)
@@ -105,6 +103,8 @@ def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
         result |= _measure_loss(model, tokenizer, val_data, tokens, batch_tokens, dist, precision)
     result |= {"precision": precision.name, "device": dist.device.type, "limit": options.limit}
     result["seconds"] = round(time.perf_counter() - began, 3)
+    if dist.is_main:
+        print(table.render(result), flush=True)
     if checkpoint.run is not None and dist.is_main:
         _write(checkpoint, checkpoint.run, result)
     return result

@@ -153,24 +153,12 @@ def stream(
         The tokens of one step, one per row that is not finished.
 
     Raises:
-        GPT2LabError: an argument is out of range; from the iterator: the logits are not finite.
+        GPT2LabError: an argument is out of range, or the logits are not finite.
     """
     sampling = sampling or Sampling()
     _check_arguments(model, prompts, max_new_tokens, top)
     generators = _make_generators(len(prompts), seeds)
     finished = set() if finished is None else finished
-    return _generate_steps(model, prompts, max_new_tokens, sampling, generators, top, finished)
-
-
-def _generate_steps(
-    model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    sampling: Sampling,
-    generators: Sequence[torch.Generator],
-    top: int | None,
-    finished: set[int],
-) -> Generator[list[Token], None, None]:
     texts = [list(prompt) for prompt in prompts]
     rows = [row for row in range(len(texts)) if row not in finished]  # the rows of the cache and of the logits
     if not rows or max_new_tokens == 0:

@@ -35,7 +35,13 @@ class Sampling:
 
     temperature: float = _setting(1.0, "0: always the most likely token", minimum=0.0, maximum=2.0, step=0.05)
     top_k: int | None = _setting(
-        None, "sample from the k most likely tokens; 0: all", minimum=0, maximum=200, step=1, zero_is_none=True
+        None,
+        "sample from the k most likely tokens; 0: all",
+        minimum=0,
+        at_least=0,
+        maximum=200,
+        step=1,
+        zero_is_none=True,
     )
     top_p: float = _setting(
         1.0, "sample from the most likely tokens with this total probability", minimum=0.05, maximum=1.0, step=0.05
@@ -73,7 +79,7 @@ class GenerationOptions:
         GPT2LabError: max_new_tokens is below 1.
     """
 
-    max_new_tokens: int = _setting(64, "new tokens of each text", minimum=1, maximum=512, step=1)
+    max_new_tokens: int = _setting(64, "new tokens of each text", minimum=1, at_least=1, maximum=512, step=1)
     sampling: Sampling = Sampling()
     seed: int = _setting(42, "seed of the first text; the next has seed + 1")
 

@@ -7,6 +7,7 @@ is complete. So is text that may turn out to be the beginning of a stop string.
 """
 
 import codecs
+import contextlib
 from collections.abc import Generator, Sequence
 from typing import Literal, NamedTuple
 
@@ -92,17 +93,24 @@ def stream(
         seeds: see `engine.stream`.
         top: see `engine.stream`.
 
-    Returns:
-        An iterator of text deltas.
+    Yields:
+        One delta per new token.
 
     Raises:
-        GPT2LabError: an argument is out of range; from the iterator: the logits are not finite.
+        GPT2LabError: an argument is out of range, or the logits are not finite.
     """
     if "" in stop:
         raise GPT2LabError("a stop string is empty; take it out")
+    decoders = [RowDecoder(tokenizer, stop, max_new_tokens) for _ in prompts]
     finished: set[int] = set()
     steps = engine.stream(model, prompts, max_new_tokens, sampling, seeds=seeds, top=top, finished=finished)
-    return _decode_steps(steps, [RowDecoder(tokenizer, stop, max_new_tokens) for _ in prompts], finished)
+    with contextlib.closing(steps):
+        for tokens in steps:
+            for token in tokens:
+                delta = decoders[token.row].decode(token)
+                if delta.end:
+                    finished.add(delta.row)
+                yield delta
 
 
 def complete(
@@ -137,20 +145,6 @@ def complete(
     for delta in stream(model, tokenizer, ids, max_new_tokens, sampling, stop=stop, seeds=seeds):
         texts[delta.row] += delta.text
     return texts
-
-
-def _decode_steps(
-    steps: Generator[list[Token], None, None], decoders: Sequence["RowDecoder"], finished: set[int]
-) -> Generator[TextDelta, None, None]:
-    try:
-        for tokens in steps:
-            for token in tokens:
-                delta = decoders[token.row].decode(token)
-                if delta.end:
-                    finished.add(delta.row)
-                yield delta
-    finally:
-        steps.close()
 
 
 class RowDecoder:

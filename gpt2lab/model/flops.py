@@ -19,24 +19,22 @@ def parameters(config: GPT2Config) -> int:
     return _matmul_parameters(config) + config.block_size * config.n_embd + (not config.tie_word_embeddings) * table
 
 
-def flops_per_token(config: GPT2Config, block_size: int | None = None) -> int:
+def flops_per_token(config: GPT2Config) -> int:
     """Count the floating-point operations of training per token, forward and backward: 6 N + 12 L C T.
 
     6 N: each weight is used in one multiply-add per token (2 operations), and the backward pass costs twice the
     forward pass. N excludes tables that are only looked up (positions, and the token embedding unless it is the
-    output head as well). 12 L C T: the two products of attention over T positions, with the same factor of 3; the
-    causal mask is not deducted. This is the estimate of the PaLM paper (Chowdhery et al. 2022, appendix B), which
-    nanoGPT uses as well.
+    output head as well). 12 L C T: the two products of attention over T = block_size positions, with the same factor
+    of 3; the causal mask is not deducted. This is the estimate of the PaLM paper (Chowdhery et al. 2022, appendix B),
+    which nanoGPT uses as well.
 
     Args:
         config: the architecture.
-        block_size: tokens per sequence, T; the config's if None.
 
     Returns:
         The number of operations.
     """
-    length = config.block_size if block_size is None else block_size
-    return 6 * _matmul_parameters(config) + 12 * config.n_layer * config.n_embd * length
+    return 6 * _matmul_parameters(config) + 12 * config.n_layer * config.n_embd * config.block_size
 
 
 def _matmul_parameters(config: GPT2Config) -> int:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt2lab.config import GPT2Config
+from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.generation import engine, inference, text
+from gpt2lab.generation.cache import KVCache
+from gpt2lab.generation.engine import TokenIds
+from gpt2lab.generation.sampling import Sampling
 from gpt2lab.model import huggingface, ops, resolve
 from gpt2lab.model.ops import Embedding, Linear
 
-if TYPE_CHECKING:
-    from gpt2lab.data.tokenizer import Tokenizer
-    from gpt2lab.generation.cache import KVCache
-
-TokenIds = TypeVar("TokenIds", Tensor, list[list[int]])
 CachedAttention = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys and values of new tokens to (B, H, T, D)
 
 INIT_STD = 0.02
@@ -97,7 +97,7 @@ class Transformer(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
 
     def forward(
-        self, idx: Tensor, positions: Tensor | None = None, mask: Tensor | None = None, cache: "KVCache | None" = None
+        self, idx: Tensor, positions: Tensor | None = None, mask: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
         """Compute hidden states.
 
@@ -114,12 +114,9 @@ class Transformer(nn.Module):
             GPT2LabError: T is above block_size and `positions` is None.
         """
         length, block_size = idx.shape[1], self.wpe.num_embeddings
-        if positions is not None:
-            x = self.wte(idx) + self.wpe(positions)  # (B, T, C)
-        elif length <= block_size:
-            x = self.wte(idx) + self.wpe.weight[:length]  # (B, T, C) + (T, C)
-        else:
+        if positions is None and length > block_size:
             raise GPT2LabError(f"{length} tokens do not fit into block_size {block_size}; shorten the sequence")
+        x = self.wte(idx) + (self.wpe.weight[:length] if positions is None else self.wpe(positions))  # (B, T, C)
         for layer, block in enumerate(self.h):
             if self.activation_checkpointing and self.training and cache is None:
                 x = checkpoint(block, x, mask, use_reentrant=False)
@@ -193,7 +190,7 @@ class GPT2(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     @classmethod
-    def from_pretrained(cls, name: "str | Path | resolve.ResolvedCheckpoint") -> "GPT2":
+    def from_pretrained(cls, name: str | Path | resolve.ResolvedCheckpoint) -> "GPT2":
         """Load a model, float32 on the CPU.
 
         Args:
@@ -203,8 +200,8 @@ class GPT2(nn.Module):
         Raises:
             GPT2LabError: see `resolve.find_checkpoint` and `huggingface.read`.
         """
-        found = name if isinstance(name, resolve.ResolvedCheckpoint) else resolve.find_checkpoint(name)
-        config, weights = huggingface.read(found.folder)
+        checkpoint = name if isinstance(name, resolve.ResolvedCheckpoint) else resolve.find_checkpoint(name)
+        config, weights = huggingface.read(checkpoint.folder)
         with torch.device("meta"):  # no memory yet: all weights come from the file
             model = cls(config)
         model.load_state_dict(weights, assign=True)
@@ -212,36 +209,23 @@ class GPT2(nn.Module):
         return model
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`, which `transformers` opens.
-
-        Args:
-            folder: created if need be.
-
-        Raises:
-            GPT2LabError: see `huggingface.write`.
-        """
+        """Write `config.json` and `model.safetensors`, which `transformers` opens; see `huggingface.write`."""
         huggingface.write(folder, self.config, self.state_dict())
 
     def generate(
         self, idx: TokenIds, max_new_tokens: int = 64, *, seed: int | None = None, **sampling: Any
     ) -> TokenIds:
-        """Continue token ids.
+        """Continue token ids; see `generation.engine.generate`.
 
         Args:
             idx: int64 (B, T), or lists of any lengths.
-            max_new_tokens: per row. Beyond block_size the window moves on (generation/engine.py).
+            max_new_tokens: per row. Beyond block_size the window moves on.
             seed: row i uses seed + i, so its tokens are the same alone and in a batch; None: a random seed.
-            sampling: temperature, top_k, top_p, min_p, repetition_penalty: see `generation.sampling.Sampling`.
+            sampling: temperature, top_k, top_p, min_p, repetition_penalty: see `generation.options.Sampling`.
 
         Returns:
             Prompts and new tokens: int64 (B, T + max_new_tokens) on the device of `idx`, or lists for lists.
-
-        Raises:
-            GPT2LabError: an argument is out of range.
         """
-        from gpt2lab.generation import engine, inference
-        from gpt2lab.generation.sampling import Sampling
-
         model = inference.optimize_for_inference(self)
         seeds = None if seed is None else range(seed, seed + len(idx))
         return engine.generate(model, idx, max_new_tokens, Sampling(**sampling), seeds=seeds)
@@ -253,29 +237,19 @@ class GPT2(nn.Module):
         *,
         stop: Sequence[str] = (),
         seed: int | None = None,
-        tokenizer: "Tokenizer | None" = None,
+        tokenizer: Tokenizer | None = None,
         **sampling: Any,
     ) -> str:
         """Return a text and its continuation, which ends at `<|endoftext|>`, a stop string or `max_new_tokens`.
 
         Args:
-            prompt: the text.
+            prompt: the text, not empty and at most block_size tokens.
             max_new_tokens: at most.
             stop: strings that end the text and are not part of it.
-            seed: the same prompt and seed give the same text; None: a random seed.
+            seed: as in `generate`.
             tokenizer: GPT-2's if None (loading it takes 0.1 s).
             sampling: as in `generate`.
-
-        Raises:
-            GPT2LabError: an argument is out of range; the prompt is empty or longer than block_size tokens.
         """
-        from gpt2lab.data.tokenizer import Tokenizer
-        from gpt2lab.generation import inference, text
-        from gpt2lab.generation.sampling import Sampling
-
-        model = inference.optimize_for_inference(self)
-        seeds = None if seed is None else [seed]
-        (continuation,) = text.complete(
-            model, tokenizer or Tokenizer(), [prompt], max_new_tokens, Sampling(**sampling), stop=stop, seeds=seeds
-        )
-        return prompt + continuation
+        model, tokenizer = inference.optimize_for_inference(self), tokenizer or Tokenizer()
+        seeds, options = None if seed is None else [seed], Sampling(**sampling)
+        return prompt + text.complete(model, tokenizer, [prompt], max_new_tokens, options, stop=stop, seeds=seeds)[0]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gpt2lab.config import GPT2_VOCAB_SIZE, SIZES, GPT2Config
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.files import atomic_write, make_folder
+from gpt2lab.files import atomic_write
 from gpt2lab.model import weight_files
 from gpt2lab.model.weight_files import StoredTensor
 
@@ -62,28 +62,19 @@ def shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
         The shape of each tensor by name, linear layers as (out, in).
     """
     C, V = config.n_embd, config.vocab_size
-    block = {
-        "ln_1.weight": (C,),
-        "ln_1.bias": (C,),
-        "attn.c_attn.weight": (3 * C, C),
-        "attn.c_attn.bias": (3 * C,),
-        "attn.c_proj.weight": (C, C),
-        "attn.c_proj.bias": (C,),
-        "ln_2.weight": (C,),
-        "ln_2.bias": (C,),
-        "mlp.c_fc.weight": (4 * C, C),
-        "mlp.c_fc.bias": (4 * C,),
-        "mlp.c_proj.weight": (C, 4 * C),
-        "mlp.c_proj.bias": (C,),
+    layers = {
+        "ln_1": (C,),
+        "attn.c_attn": (3 * C, C),
+        "attn.c_proj": (C, C),
+        "ln_2": (C,),
+        "mlp.c_fc": (4 * C, C),
+        "mlp.c_proj": (C, 4 * C),
     }
-    return {
-        _EMBEDDING: (V, C),
-        "transformer.wpe.weight": (config.block_size, C),
-        **{f"transformer.h.{n}.{name}": shape for n in range(config.n_layer) for name, shape in block.items()},
-        "transformer.ln_f.weight": (C,),
-        "transformer.ln_f.bias": (C,),
-        _HEAD: (V, C),
-    }
+    tensors: dict[str, tuple[int, ...]] = {_EMBEDDING: (V, C), "transformer.wpe.weight": (config.block_size, C)}
+    blocks = {f"h.{n}.{name}": shape for n in range(config.n_layer) for name, shape in layers.items()}
+    for name, shape in (blocks | {"ln_f": (C,)}).items():
+        tensors |= {f"transformer.{name}.weight": shape, f"transformer.{name}.bias": shape[:1]}
+    return tensors | {_HEAD: (V, C)}
 
 
 def read(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[GPT2Config, dict[str, Tensor]]:
@@ -105,8 +96,7 @@ def read(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[GPT2Co
     if not folder.is_dir():
         raise GPT2LabError(f"{folder}: no such folder; give one that holds {CONFIG} and {WEIGHTS}")
     config = read_config(folder)
-    stored = _match_names(folder, weight_files.read_folder(folder), config)
-    _check_tensors(stored, config)
+    stored = _match_tensors(folder, weight_files.read_folder(folder), config)
     weights = {
         name: _transpose_conv1d(name, entry.tensor).to(dtype, memory_format=torch.contiguous_format, copy=True)
         for name, entry in stored.items()
@@ -135,7 +125,6 @@ def write(folder: str | Path, config: GPT2Config, state: Mapping[str, Tensor]) -
     """
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == shapes(config)
     folder = Path(folder)
-    make_folder(folder)
     tensors = {
         name: _transpose_conv1d(name, tensor)
         for name, tensor in state.items()
@@ -215,8 +204,8 @@ def _transpose_conv1d(name: str, tensor: Tensor) -> Tensor:
     return tensor.t() if _CONV1D.search(name) else tensor
 
 
-def _match_names(folder: Path, stored: list[StoredTensor], config: GPT2Config) -> dict[str, StoredTensor]:
-    """The stored tensors by their names in a state dict: all that are needed, and no others."""
+def _match_tensors(folder: Path, stored: list[StoredTensor], config: GPT2Config) -> dict[str, StoredTensor]:
+    """The stored tensors by their names in a state dict: those needed, no others, with checked shapes."""
     expected = shapes(config)
     matched: dict[str, StoredTensor] = {}
     unexpected = []
@@ -235,13 +224,7 @@ def _match_names(folder: Path, stored: list[StoredTensor], config: GPT2Config) -
             path = stored[0].path if len({entry.path for entry in stored}) == 1 else folder
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise GPT2LabError(f"{path}: tensor {names[0]}{more} {problem}; use {CONFIG} and weights of one GPT-2")
-    return matched
-
-
-def _check_tensors(stored: Mapping[str, StoredTensor], config: GPT2Config) -> None:
-    """Check shapes and dtypes."""
-    expected = shapes(config)
-    for name, (path, stored_name, tensor) in stored.items():
+    for name, (path, stored_name, tensor) in matched.items():
         shape = expected[name][::-1] if _CONV1D.search(name) else expected[name]
         if tensor.shape != shape:
             raise GPT2LabError(
@@ -249,6 +232,6 @@ def _check_tensors(stored: Mapping[str, StoredTensor], config: GPT2Config) -> No
                 "use files of one model"
             )
         if tensor.dtype not in _WEIGHT_DTYPES:
-            dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in _WEIGHT_DTYPES)
             dtype = str(tensor.dtype).removeprefix("torch.")
-            raise GPT2LabError(f"{path}: {stored_name} is {dtype}; convert it to one of {dtypes}")
+            raise GPT2LabError(f"{path}: {stored_name} is {dtype}; convert it to float32, float16 or bfloat16")
+    return matched

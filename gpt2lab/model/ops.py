@@ -22,6 +22,9 @@ IGNORE_INDEX = -100  # a target that does not count, as in torch
 _QUERY_BLOCK = 256  # queries per block of attention
 _MAX_BLOCKWISE_LENGTH = 2048
 _MIN_CONVOLUTION_ROWS = 16  # with fewer, as in decoding, the product is limited by reading the weights
+# Logits converted to float32 at a time, by device: what the second-level cache of a CPU holds, on a GPU 1 GiB.
+_FLOAT32_CHUNKS = {"cpu": 2**20, "cuda": 2**28, "mps": 2**28}
+_WEIGHT_GRADIENT_COLUMNS = 8192  # of the logits' gradient at a time: a CPU is slow to read all of it transposed
 _CONVOLUTION_IMAGES = 16  # with one thread, torch uses oneDNN only for a batch of images
 
 
@@ -219,7 +222,7 @@ class _CrossEntropy(torch.autograd.Function):
         targets = targets.clamp(min=0)[:, None]
         logits = _compute_logits(x, w)
         losses = []
-        rows = max(1, _float32_chunk_size(logits.device) // logits.shape[1])
+        rows = max(1, _FLOAT32_CHUNKS[logits.device.type] // logits.shape[1])
         for z, target in zip(torch.split(logits, rows), torch.split(targets, rows), strict=True):
             p = torch.softmax(z, dim=-1, dtype=torch.float32)
             # log-sum-exp by way of the most likely token, whose probability cannot underflow
@@ -240,7 +243,7 @@ class _CrossEntropy(torch.autograd.Function):
         row_weight = row_weight * grad  # (N, 1), 0 where the target is ignored
         x = (x * row_weight).to(x.dtype)
         dweight = torch.empty_like(w, dtype=ctx.dtypes[1])
-        columns = _weight_gradient_columns(w)
+        columns = _WEIGHT_GRADIENT_COLUMNS if w.device.type == "cpu" else len(w)
         for chunk, dz in zip(torch.split(dweight, columns), torch.split(dlogits, columns, dim=1), strict=True):
             chunk.copy_(linear(dz.t(), x.t()))
         return (linear(dlogits, w.t()) * row_weight).to(ctx.dtypes[0]), dweight, None, None
@@ -252,13 +255,3 @@ def _compute_logits(x: Tensor, w: Tensor) -> Tensor:
         return linear(x, w)
     width = -(-len(w) // 64) * 64
     return torch.mm(x, w.t(), out=x.new_empty(len(x), width)[:, : len(w)])
-
-
-def _float32_chunk_size(device: torch.device) -> int:
-    """Logits converted to float32 at a time: on a CPU what fits into the second-level cache, on a GPU 1 GiB."""
-    return 2**20 if device.type == "cpu" else 2**28
-
-
-def _weight_gradient_columns(weight: Tensor) -> int:
-    """Columns of the logits' gradient multiplied at a time: on a CPU, reading the whole matrix transposed is slow."""
-    return 8192 if weight.device.type == "cpu" else len(weight)

@@ -5,7 +5,6 @@ runs/x/checkpoints/step_00001000 ───────────────�
 gpt2, openai-community/gpt2 ──mirror, Hub────────┘
 """
 
-import json
 import logging
 import os
 import re
@@ -108,30 +107,23 @@ def _find_in_folder(path: Path) -> ResolvedCheckpoint:
         return _find_newest(path.parent, path)
     if (path / files.DIGESTS).exists():
         files.verify_digests(path, ignored=(huggingface.CARD,))  # users may edit the model card
-    if (path / "state.json").exists() and path.parent.name == "checkpoints":
-        return ResolvedCheckpoint(path, path.parent.parent, _read_step(path))
+    for step, checkpoint in list_checkpoints(path.parent):
+        if checkpoint == path and path.parent.name == "checkpoints":
+            return ResolvedCheckpoint(path, path.parent.parent, step)
     if not (path / huggingface.CONFIG).exists() and (runs := sorted(path.glob("*/checkpoints"))):
         raise GPT2LabError(f"{path} holds runs, not a model; give one of them, such as {runs[0].parent}")
     return ResolvedCheckpoint(path)
 
 
 def _find_newest(run: Path, checkpoints: Path) -> ResolvedCheckpoint:
-    path = newest_valid(checkpoints, _verify)
+    def verify(path: Path) -> Path:
+        files.verify_digests(path, required=(huggingface.CONFIG, huggingface.WEIGHTS))
+        return path
+
+    path = newest_valid(checkpoints, verify)
     if path is None:
         raise GPT2LabError(f"{run} has no checkpoint yet; wait for the first one (checkpoint.every)")
     return ResolvedCheckpoint(path, run, int(path.name[5:]))
-
-
-def _verify(checkpoint: Path) -> Path:
-    files.verify_digests(checkpoint, required=(huggingface.CONFIG, huggingface.WEIGHTS))
-    return checkpoint
-
-
-def _read_step(checkpoint: Path) -> int | None:
-    try:
-        return int(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _find_on_hub(name: str, mirror: str | Path | None) -> Path:

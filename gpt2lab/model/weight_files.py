@@ -53,13 +53,8 @@ def read_folder(folder: Path) -> list[StoredTensor]:
         return [stored for path in _list_shards(folder / INDEX) for stored in _read_safetensors(path)]
     if (folder / PICKLE).is_file():
         return _read_pickle(folder / PICKLE)
-    names = sorted(file.name for file in folder.iterdir())
-    if pickles := [name for name in names if name.endswith((".bin", ".pt", ".pth"))]:
-        raise GPT2LabError(
-            f"{folder / pickles[0]} is a pickle, which can run code when opened, and is not read; "
-            f"convert it to {SAFETENSORS}"
-        )
-    raise GPT2LabError(f"{folder}: no {SAFETENSORS}; the folder holds {', '.join(names)}")
+    names = ", ".join(sorted(file.name for file in folder.iterdir()))
+    raise GPT2LabError(f"{folder}: no {SAFETENSORS}; the folder holds {names}; convert its weights to {SAFETENSORS}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

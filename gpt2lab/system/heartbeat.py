@@ -18,6 +18,7 @@ from gpt2lab.errors import LostRankError, RunStoppedError
 from gpt2lab.system.rendezvous import Generation
 
 _FINISHED, _FAILED = b"finished", b"failed"  # last values, in place of a counter
+_EXIT_SECONDS = 10.0  # for this rank to notice by itself, in a collective, that another one has failed
 _CONTINUE = "the same command continues from the last checkpoint"
 
 
@@ -111,7 +112,9 @@ class Heartbeat:
                     # One that wrote its last value is exiting.
                     if rank is not None and self._counts[rank][0] not in (_FINISHED, _FAILED):
                         self._generation.processes[rank].kill_if_local()
-                text = f"gpt2lab: [rank {self._rank}] {self._names(lost)} silent for {self._timeout:g} s; {_CONTINUE}\n"
+                failed = all(rank is not None and self._counts[rank][0] == _FAILED for rank in lost)
+                reason = "failed" if failed else f"silent for {self._timeout:g} s"
+                text = f"gpt2lab: [rank {self._rank}] {self._names(lost)} {reason}; {_CONTINUE}\n"
                 sys.stderr.write(text)  # in one piece: other ranks write at the same time
                 sys.stderr.flush()
                 os._exit(LostRankError.status)
@@ -124,7 +127,8 @@ class Heartbeat:
         return [
             rank
             for rank, (count, changed) in self._counts.items()
-            if count != _FINISHED and self._store_answered - changed > seconds
+            if count != _FINISHED
+            and self._store_answered - changed > (min(_EXIT_SECONDS, seconds) if count == _FAILED else seconds)
         ]
 
     def _names(self, ranks: list[int | None]) -> str:

@@ -109,7 +109,7 @@ def read(folder: Path) -> Run:
     return Run(
         name=os.fsencode(folder.resolve().name).decode(errors="replace"),  # file names are bytes, not always UTF-8
         folder=folder,
-        settings=load([folder / "config.yaml"]),
+        settings=load([folder / "config.yaml"], log_renames=False),
         environment=read_json(folder / "environment.json"),
         metrics=metrics,
         samples=_samples(_lines(folder / "samples.jsonl", warnings)),

@@ -67,10 +67,6 @@ def write(*folders: Path, out: Path | None = None, price_per_hour: float | None 
     page = out or _default_path(runs)
     if page.is_dir():
         raise GPT2LabError(f"--out {page} is a folder; name a file in it, such as {page / 'report.html'}")
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise files.cannot_write(page, error) from error
     prefix = "" if page.name == "report.html" else f"{page.stem}_"
     lines = plots.build_lines(runs)
     charts, pictures = _draw_charts(lines, page.parent, prefix)

@@ -37,7 +37,7 @@ class _RunInfo(NamedTuple):
     def config(self) -> dict[str, Any]:
         """The settings by section, with versions, hardware and commit."""
         environment = json.loads((self.folder / "environment.json").read_text(encoding="utf-8"))
-        return load([self.folder / "config.yaml"]).model_dump() | {"environment": environment}
+        return load([self.folder / "config.yaml"], log_renames=False).model_dump() | {"environment": environment}
 
 
 class Trackers:
@@ -73,8 +73,9 @@ class Trackers:
             return
         samples: Samples = []
         if (size := _size(self._samples_path)) != self._samples_size:
+            new_samples = _read_jsonl(self._samples_path, self._samples_size)
+            samples = [sample for sample in new_samples if sample["step"] == step]
             self._samples_size = size
-            samples = [sample for sample in _read_jsonl(self._samples_path) if sample["step"] == step]
         for name in list(self._trackers):
             with self._remove_on_failure(name):
                 self._log(name, step, values, samples)
@@ -128,8 +129,9 @@ def _read_record(folder: Path) -> Iterator[tuple[int, Mapping[str, float], Sampl
         yield step, {key: math.nan if value is None else value for key, value in line.items()}, samples.get(step, [])
 
 
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+def _read_jsonl(path: Path, offset: int = 0) -> list[dict[str, Any]]:
+    """The lines after the first `offset` bytes."""
+    return [json.loads(line) for line in path.read_bytes()[offset:].splitlines()] if path.exists() else []
 
 
 def _size(path: Path) -> int:

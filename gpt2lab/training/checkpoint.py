@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gpt2lab import disk, files
+from gpt2lab import files
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import huggingface, weight_files
@@ -151,7 +151,7 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
     path = folder / f"step_{snapshot.step:08d}"
     size = sum(t.nbytes for t in (*snapshot.weights.values(), *snapshot.optimizer.values()))
     advice = "free space, lower checkpoint.keep_last, or move run.out_dir"
-    disk.require_space([disk.SpaceNeeded(folder, size, "a checkpoint")], advice)
+    files.require_space([files.SpaceNeeded(folder, size, "a checkpoint")], advice)
     with files.atomic_directory(path) as temporary:
         huggingface.write(temporary, snapshot.config, snapshot.weights)
         weight_files.save_tensors(temporary / "optimizer.safetensors", snapshot.optimizer)

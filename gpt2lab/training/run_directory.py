@@ -104,7 +104,7 @@ class RunDirectory:
     def _started_from(self) -> str:
         """The `run.resume` of the first start: the same command again resumes the run itself."""
         try:
-            return load([self.path / "config.yaml"]).run.resume
+            return load([self.path / "config.yaml"], log_renames=False).run.resume
         except GPT2LabError:
             return ""
 

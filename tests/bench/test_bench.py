@@ -8,7 +8,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from gpt2lab.bench import ladder, limits, rivals
-from gpt2lab.bench.limits import MatmulSizes, run_matmuls
+from gpt2lab.bench.limits import matmul_flops, run_matmuls
 from gpt2lab.cli import main
 from gpt2lab.config import GPT2Config
 
@@ -118,7 +118,5 @@ def test_stages_take_steps(stage):
 def test_the_flops_of_the_limit_are_those_of_its_products(monkeypatch):
     flops = []
     monkeypatch.setattr(limits, "linear", lambda x, weight: flops.append(2 * x.numel() * len(weight)))
-    sizes = MatmulSizes(tokens=8, channels=16, vocabulary=100)
-    count_steps(run_matmuls, 1, sizes, "float32", "cpu")
-    assert sum(flops) == sizes.flops
-    assert MatmulSizes(1, 1, 0).flops == 2 * 36
+    count_steps(run_matmuls, 1, SHAPE, torch.float32)
+    assert sum(flops) == matmul_flops(SHAPE) == 2 * 2 * 16 * 32 * (3 * 12 * 32 + 50304)

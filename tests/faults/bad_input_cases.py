@@ -150,7 +150,7 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], str]] = {
     "report: negative price": (("report", "runs/tiny", "--price-per-hour", "-1"), "-1"),
     "report: out is below a file": (
         ("report", "runs/tiny", "--out", "runs/tiny/config.yaml/page.html"),
-        "runs/tiny/config.yaml/page.html",
+        "runs/tiny/config.yaml/",
     ),
     "report: out is a folder": (("report", "runs/tiny", "--out", "data"), "--out data"),
     "verify: no such folder": (("data", "verify", "nowhere"), "nowhere"),

@@ -260,9 +260,9 @@ def test_arguments_out_of_range_are_rejected(model, idx, count, options, message
 
 def test_arguments_are_checked_before_the_first_step(model):
     with pytest.raises(GPT2LabError, match="2 seeds for 1 prompts"):
-        stream(model, [[1]], 3, seeds=[1, 2])
+        next(stream(model, [[1]], 3, seeds=[1, 2]))
     with pytest.raises(GPT2LabError, match="top is -1"):
-        stream(model, [[1]], 3, top=-1)
+        next(stream(model, [[1]], 3, top=-1))
 
 
 def test_an_unknown_sampling_setting_is_named(model):

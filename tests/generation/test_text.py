@@ -151,4 +151,4 @@ def test_a_prompt_with_tokens_outside_the_vocabulary_is_rejected(tokenizer):
 
 def test_an_empty_stop_string_is_rejected(model, tokenizer):
     with pytest.raises(GPT2LabError, match="stop string"):
-        text.stream(model, tokenizer, [[1]], 3, Sampling(), stop=["a", ""])
+        next(text.stream(model, tokenizer, [[1]], 3, Sampling(), stop=["a", ""]))

@@ -258,7 +258,7 @@ def test_wrong_tensors(folder, edit, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("consolidated.pth", "consolidated.pth is a pickle"),
+        ("consolidated.pth", "consolidated.pth"),
         ("weights.gguf", "config.json, weights.gguf"),
     ],
 )

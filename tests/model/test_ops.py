@@ -95,8 +95,8 @@ N, C, V = 13, 6, 40
 
 @pytest.fixture(params=[1000, 100], ids=["one chunk", "several chunks"])
 def _chunks(request, monkeypatch):
-    monkeypatch.setattr(ops, "_float32_chunk_size", lambda device: request.param)
-    monkeypatch.setattr(ops, "_weight_gradient_columns", lambda weight: 16)
+    monkeypatch.setitem(ops._FLOAT32_CHUNKS, "cpu", request.param)
+    monkeypatch.setattr(ops, "_WEIGHT_GRADIENT_COLUMNS", 16)
 
 
 def random_inputs(scale=1.0):

@@ -235,7 +235,7 @@ def test_text_that_utf_8_cannot_encode_is_replaced(make_run):
         (["{tmp}"], "{tmp}"),
         (["{tmp}/a", "{tmp}/absent"], "{tmp}/absent"),
         (["{tmp}/a", "--out", "{tmp}"], "--out {tmp}"),
-        (["{tmp}/a", "--out", "{tmp}/a/config.yaml/page.html"], "{tmp}/a/config.yaml/page.html"),
+        (["{tmp}/a", "--out", "{tmp}/a/config.yaml/page.html"], "{tmp}/a/config.yaml/"),
         (["{tmp}/a", "--price-per-hour", "nan"], "'nan'"),
         (["{tmp}/a", "--price-per-hour", "-1"], "'-1'"),
         ([], "runs"),
