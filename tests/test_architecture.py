@@ -53,7 +53,14 @@ ALLOWED = {
     "training.memory": {"system", "training.run_directory"},
     "training.state": {"model", "system", "training.guard"},
     "training.batches": {"data"},
-    "training.run_directory": {"files", "model.resolve", "system", "tracking.metrics", "training.checkpoint"},
+    "training.run_directory": {
+        "files",
+        "model.flops",
+        "model.resolve",
+        "system",
+        "tracking.metrics",
+        "training.checkpoint",
+    },
     "training.async_checkpointer": {
         "files",
         "training.checkpoint",

@@ -188,11 +188,10 @@ def _generation_fields(defaults: Any) -> Iterator[tuple[Field[Any], Any]]:
 
 def _input(gr: Any, field: Field[Any], default: float) -> Any:
     """A slider for an option; a number field if the option has no range."""
-    details = dict(field.metadata)
-    label, info = field.name.replace("_", " ").capitalize(), details.pop("help")
-    details.pop("zero_is_none", None)  # the rest is the range of a slider
-    component = gr.Slider if details else functools.partial(gr.Number, precision=0)
-    return component(value=default, label=label, info=info, min_width=220, **details)
+    label, info = field.name.replace("_", " ").capitalize(), field.metadata["help"]
+    bounds = {key: field.metadata[key] for key in ("minimum", "maximum", "step") if key in field.metadata}
+    component = gr.Slider if bounds else functools.partial(gr.Number, precision=0)
+    return component(value=default, label=label, info=info, min_width=220, **bounds)
 
 
 def _read_inputs(prompt: Any, *values: Any) -> tuple[str, GenerationOptions]:

@@ -1,4 +1,4 @@
-"""Batches for training. They are computed from the step number alone, without any state.
+"""Batches for training. They depend only on the step number; the loader has no state.
 
 How one batch is made, for sequences of T tokens (`block_size`) and a split of N tokens:
 
@@ -12,7 +12,7 @@ How one batch is made, for sequences of T tokens (`block_size`) and a split of N
 4. Rank r of R reads the r-th of R equal parts of these sequences through the memory maps of the shards: tokens
    `x` and targets `y`, each int64 `(S / R, T)`.
 
-So a run resumes by asking for the next step, and a step has the same tokens for every number of processes. `prefetch`
+A resumed run requests the next step, and a step has the same tokens for every number of processes. `prefetch`
 computes the next batch in the background.
 """
 

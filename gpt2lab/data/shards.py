@@ -6,8 +6,8 @@ A shard is a one-dimensional uint16 array of GPT-2 token ids. Every document beg
 continue in the next shard. The shards of both splits are numbered together, val first. `manifest.json` lists them with
 their digests and is written last. Until then the folder holds a file `.preparing` and is not read.
 
-`open_split` maps the shards of a split into memory, and `TokenStream` reads any range of tokens across their borders.
-It also reads shards of other projects that have no manifest: `.npy` files of the same kind, and the `.bin` files of
+`open_split` maps the shards of a split into memory. `TokenStream` reads any range of tokens across shard boundaries. It
+also reads shards of other projects that have no manifest: `.npy` files of the same kind, and the `.bin` files of
 llm.c. Their file names must contain `train` or `val`.
 """
 
@@ -224,7 +224,7 @@ def open_split(folder: str | Path, split: Split) -> TokenStream:
     manifest = read_manifest(folder)
     if manifest is None:
         if (folder / PREPARING).exists():
-            raise GPT2LabError(f"{folder} is half prepared; run the same prepare command again, or remove it")
+            raise GPT2LabError(f"{folder} is incomplete; run the same prepare command again, or remove it")
         if not present:
             raise GPT2LabError(f"{folder} holds no shards (.npy or .bin); put some there or set --data.dir")
         files = [file for file in present if split_of(file.name) == split]

@@ -1,4 +1,4 @@
-"""Attention, linear layer and cross-entropy, each by the fastest implementation for the tensors at hand.
+"""Attention, linear layer and cross-entropy, each by the fastest implementation for its inputs.
 
     attention      softmax(q k^T / sqrt(D)) v       torch's fused kernel; in 16 bits on a CPU, blocks of matrix products
     linear         x W^T + b                        torch; in float32 on AMD CPUs, oneDNN's convolution
@@ -189,7 +189,7 @@ def _is_mkl_slow() -> bool:
 
 
 def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Mean of -log softmax(hidden W^T)[target] over the targets that count.
+    """Mean of -log softmax(hidden W^T)[target] over the targets that are not IGNORE_INDEX.
 
     The product uses autocast's dtype where autocast is enabled, else that of `hidden`; softmax and loss are float32.
     The logits, V = 50,257 numbers per token, are the largest tensor of a training step. Composed of torch's functions

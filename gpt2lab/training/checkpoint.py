@@ -1,4 +1,4 @@
-"""The format of checkpoints: complete or absent, and verified when read.
+"""The format of checkpoints: written atomically, and verified when read.
 
     runs/NAME/checkpoints/step_00001000/
         config.json, model.safetensors     a Hugging Face model directory

@@ -46,7 +46,7 @@ class Guard:
         return self._skipped_in_a_row >= self._config.stop_after
 
     def skip_flag(self, loss_and_norm: Tensor) -> Tensor:
-        """Decide whether the optimizer skips this step, without waiting for the device unless spikes are detected.
+        """Decide whether the optimizer skips this step. Does not synchronize with the device if `spike_sigma` is 0.
 
         Args:
             loss_and_norm: loss and gradient norm of the step, `(2,)` floats, equal on all ranks.
@@ -74,10 +74,10 @@ class Guard:
         return self._spike("loss", loss, self._losses) or self._spike("gradient norm", norm, self._norms)
 
     def record(self, loss: float, norm: float) -> str | None:
-        """Check a step that was just taken or skipped, and remember its numbers.
+        """Record the loss and gradient norm of a step that was taken or skipped.
 
-        Values that are not finite are not remembered. A spike is: if the loss stays at the new level, the following
-        steps are taken again.
+        Values that are not finite are not remembered. Spikes are, so steps are no longer skipped if the loss stays at
+        the new level.
 
         Args:
             loss: mean over the whole step, in nats per token.

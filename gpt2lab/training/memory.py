@@ -1,4 +1,4 @@
-"""The micro batch that fits into memory: found before the first step, and made smaller if memory runs out later.
+"""Find the largest micro batch that fits in memory, and reduce it on out-of-memory errors.
 
 Smaller micro batches take more micro-steps for the same optimizer step, so the result of training does not change.
 """
@@ -32,7 +32,7 @@ class TrainingModel:
 
     module: nn.Module
     wrap: Callable[[], nn.Module]  # builds `module` again
-    micro_batch_size: int  # sequences a rank in a forward pass
+    micro_batch_size: int  # sequences per rank in a forward pass
     block_size: int  # tokens a sequence
     sharded: bool  # every rank holds a part of the parameters, and all ranks compute each layer together
     dist: DistContext

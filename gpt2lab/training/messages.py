@@ -1,6 +1,7 @@
 """Log messages about a run as a whole: before the first step, and at the end."""
 
 import logging
+import time
 
 from gpt2lab.config import OptimizerConfig, TrainConfig
 from gpt2lab.formatting import format_duration
@@ -27,15 +28,17 @@ def log_finished(directory: RunDirectory, train: TrainConfig, start: Checkpoint)
     )
 
 
-def log_done(directory: RunDirectory, seconds: float) -> None:
+def log_done(directory: RunDirectory, began: float) -> None:
     """Log where to look after the last step.
 
     Args:
         directory: of the run.
-        seconds: duration of this start.
+        began: `time.perf_counter()` at the beginning.
     """
     hint = f"gpt2lab sample --model-checkpoint {directory.path} continues a prompt"
-    logger.info(f"done in {format_duration(seconds)}. Open {directory.path}/report.html in a browser; {hint}.")
+    logger.info(
+        f"done in {format_duration(time.perf_counter() - began)}. Open {directory.path}/report.html in a browser; {hint}."
+    )
 
 
 def log_summary(

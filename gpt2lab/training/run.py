@@ -62,10 +62,7 @@ def run(config: Config, extra_sinks: Sequence[Sink] = ()) -> None:
         attention = stack.enter_context(build.fastest_attention(config.model, plan, dist, precision))
         model = build.wrap_for_training(state, config.train, config.system, plan, dist, precision)
         messages.log_summary(config.train, config.optimizer, state, data, model)
-        facts = {"parameters": state.model.num_parameters(), "data": data.describe(), **attention}
-        directory.prepare(config, start, changed, facts)
-
-        # Train and save checkpoints, then draw the report.
+        directory.prepare(config, start, changed, {"data": data.describe(), **attention})
         sinks = stack.enter_context(build.open_sinks(config.tracking, config.train, directory, start, extra_sinks))
         fingerprint = {"data": data.digest, "settings": config.flat()}
         checkpointer = stack.enter_context(AsyncCheckpointer(config.checkpoint, directory, state, fingerprint))
@@ -75,11 +72,10 @@ def run(config: Config, extra_sinks: Sequence[Sink] = ()) -> None:
         )
         with translate_errors(trainer):
             stop = trainer.run(start.step if start else 0)
-            checkpointer.wait()
         checkpointer.report.finish()
         if stop:
             raise RunStoppedError(stop, f"stopped by {signal.Signals(stop).name}: {directory.resume_hint()}")
-        messages.log_done(directory, time.perf_counter() - began)
+        messages.log_done(directory, began)
 
 
 @contextlib.contextmanager

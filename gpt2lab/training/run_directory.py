@@ -18,7 +18,7 @@ from typing import Any
 from gpt2lab import __version__, files
 from gpt2lab.config import RENAMED_SETTINGS, Config, GPT2Config, RunConfig, load
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import resolve
+from gpt2lab.model import flops, resolve
 from gpt2lab.system.device import describe
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.tracking.metrics import JsonLines, truncate_jsonl
@@ -40,7 +40,7 @@ RESUME_LOGGED = (RESUME_MUTABLE, "optimizer.", "guard.", "system.device", "syste
 
 
 class RunDirectory:
-    """The files of one run. Every rank has one; rank 0 reads and writes.
+    """The files of one run. Every rank has an instance; only rank 0 accesses the files.
 
     Args:
         run: its name, where it is, and the checkpoint to resume from.
@@ -112,7 +112,7 @@ class RunDirectory:
         """Return which checkpoint an interrupted run can be resumed from, as the end of a message."""
         if existing := resolve.list_checkpoints(self.checkpoints):
             return f"{existing[-1][1]} is kept, and the same command resumes from it"
-        return "nothing is kept yet: the first checkpoint had not been written (checkpoint.every)"
+        return "no checkpoint has been written yet (checkpoint.every)"
 
     def prepare(
         self, config: Config, start: Checkpoint | None, changed: Mapping[str, str], facts: Mapping[str, Any]
@@ -146,7 +146,7 @@ class RunDirectory:
         with files.atomic_write(self.path / "config.yaml") as temporary:
             temporary.write_text(config.to_yaml(), encoding="utf-8")
         with files.atomic_write(self.path / "environment.json") as temporary:
-            environment = _environment(self.dist) | {**facts}
+            environment = _environment(self.dist) | {"parameters": flops.parameters(config.model), **facts}
             temporary.write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
 
     def record_event(self, step: int, event: str, details: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The training loop. It is given everything it uses, and builds nothing itself (`build.py` does)."""
+"""The training loop. All components are passed in; `build.py` creates them."""
 
 import contextlib
 import gc
@@ -54,7 +54,7 @@ def exclude_from_garbage_collection() -> Generator[None, None, None]:
 
 @dataclass
 class Trainer:
-    """The training loop of one run, from any step to the last."""
+    """The training loop of one run, from `first_step` to `train.max_steps`."""
 
     train: TrainConfig
     optimizer: OptimizerConfig
@@ -74,7 +74,8 @@ class Trainer:
     def run(self, first_step: int) -> int:
         """Take the optimizer steps from `first_step` + 1 to `train.max_steps`, or fewer if a stop is requested.
 
-        The last step is saved. After a request to stop its evaluations are left to the run that resumes.
+        A checkpoint is saved after the last step. After a stop request, the evaluations of that step run when training
+        is resumed.
 
         Args:
             first_step: steps already taken.
@@ -98,15 +99,17 @@ class Trainer:
                 if stop and step < last_step:
                     self.state.unlogged = values
                     self.checkpointer.save(step, values)  # raises if the last write failed
+                    self.checkpointer.wait()
                     return stop
                 values |= self._evaluate(step)
                 self._log(step, values)
                 if step == last_step or self.checkpointer.is_due(step):
                     self.checkpointer.save(step, values)
+        self.checkpointer.wait()
         return 0
 
     def _train_step(self, step: int, batches: Iterator[tuple[Tensor, Tensor]]) -> dict[str, float]:
-        """Take one optimizer step; its values by metric key."""
+        """Take one optimizer step and return its metrics."""
         start = time.perf_counter()
         x, y = next(batches)
         data_seconds = time.perf_counter() - start
@@ -155,7 +158,7 @@ class Trainer:
         guard, scaler = self.state.guard, self.state.scaler
         scale = scaler.get_scale()  # 1 without fp16
         if scale > 1 and math.isfinite(loss) and not math.isfinite(norm):
-            scaler.update(scale / 2)  # fp16 gradients overflowed: the scale is too large, the step is not at fault
+            scaler.update(scale / 2)  # fp16 gradients overflowed because of the loss scale, not of the data
             return
         reason = guard.record(loss, norm)
         scaler.update(scale if reason else None)
@@ -183,7 +186,7 @@ class Trainer:
         return values
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        """Run what is due: before the first step, at multiples of its `every`, and after the last."""
+        """Run the evaluators that are due: before the first step, at multiples of its `every`, and after the last."""
         last = step == self.train.max_steps
         due = [evaluator for evaluator in self.evaluators if last or step % evaluator.every == 0]
         if not due:
