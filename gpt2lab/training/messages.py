@@ -37,7 +37,8 @@ def log_done(directory: RunDirectory, began: float) -> None:
     """
     hint = f"gpt2lab sample --model-checkpoint {directory.path} continues a prompt"
     logger.info(
-        f"done in {format_duration(time.perf_counter() - began)}. Open {directory.path}/report.html in a browser; {hint}."
+        f"done in {format_duration(time.perf_counter() - began)}. "
+        f"Open {directory.path}/report.html in a browser; {hint}."
     )
 
 
