@@ -108,7 +108,9 @@ def test_greedy_equals_transformers_at_all_four_architectures(n_layer, n_head, t
     assert without_cache(model, prompts[17].tolist(), 64) == generated[17].tolist()
 
 
-@settings(max_examples=25, deadline=None)
+# The same examples in each run: a batch rounds logits differently from a single row, so one draw in about 10 million
+# falls between two tokens.
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(prompts=prompts_of_any_length, seed=st.integers(-5, 2**40), data=st.data())
 def test_a_row_with_its_seed_is_the_same_alone_or_in_a_batch(model, prompts, seed, data):
     sampling = Sampling(
