@@ -30,14 +30,14 @@ def format_time_left(seconds: float) -> str:
 
 
 def format_count(number: float) -> str:
-    """A number with two or three digits: `850`, `1.2k`, `944k`, `1.1M`; `?` if not finite.
+    """A number with two or three digits: `850`, `1.2k`, `944k`, `1.1M`, `10B`; `?` if not finite.
 
     Args:
         number: at least 0.
     """
     if not math.isfinite(number):
         return "?"
-    for unit, size in (("M", 1e6), ("k", 1e3)):
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= 0.9995 * size:  # the smallest number that rounds to it
             return f"{number / size:.1f}{unit}" if number < 9.95 * size else f"{number / size:.0f}{unit}"
     return f"{number:.0f}"

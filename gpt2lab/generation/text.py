@@ -68,7 +68,7 @@ def describe_window(model: LanguageModel, ids: Sequence[int]) -> str:
     """Which part of a prompt the model reads, for the user; empty if it reads all of it.
 
     Args:
-        model: a GPT2.
+        model: any language model.
         ids: the prompt (see `encode`).
     """
     window = model.config.block_size

@@ -112,8 +112,10 @@ def find(name: str, table: Mapping[str, GPU]) -> GPU:
     if (gpu := table.get(_normalize(name))) is not None:
         return gpu
     names = sorted({gpu.name for gpu in table.values()})
-    guess = did_you_mean(_normalize(name), names)
-    raise GPT2LabError(f"--gpu {name}: not in the table{guess} (it has {', '.join(names)}; add yours with --gpus-file)")
+    guess = did_you_mean(_normalize(name), table)
+    raise GPT2LabError(
+        f"--gpu {name}: not in the table{guess} (it has {', '.join(names)}; add yours with --gpus-file of gpt2lab plan)"
+    )
 
 
 def _normalize(name: str) -> str:

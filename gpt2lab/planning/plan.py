@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, replace
 
 from gpt2lab.config import SIZES, Config, GPT2Config
+from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import flops
 from gpt2lab.planning import cost, memory, speed
 from gpt2lab.planning.cost import Duration, Limits
@@ -61,8 +62,11 @@ def make(
         The plan.
 
     Raises:
-        GPT2LabError: the tokens of a step do not divide among the GPUs, or the GPU lacks the precision.
+        GPT2LabError: the tokens of a step do not divide among the GPUs, the GPU lacks the precision, or the model or
+            the optimizer is another one than GPT-2 and AdamW.
     """
+    if config.model.architecture != "gpt2" or config.optimizer.name != "adamw":
+        raise GPT2LabError("plan estimates model.architecture gpt2 with optimizer.name adamw only")
     precision = gpu.choose_precision(config.system.precision)
     gpu.peak_flops(precision)
     layout = _layout(config, gpu, gpus, precision)

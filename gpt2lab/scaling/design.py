@@ -9,6 +9,7 @@ import numpy as np
 from gpt2lab.config import Config
 from gpt2lab.config.settings import SHAPE
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.formatting import format_count
 from gpt2lab.model import flops
 from gpt2lab.scaling import family
 from gpt2lab.scaling.family import Design
@@ -118,11 +119,3 @@ def name_run(design: Design) -> str:
     """By compute, width and depth: `c1.0e13_w64_l2`."""
     model = design.config.model
     return f"c{design.flops:.1e}_w{model.n_embd}_l{model.n_layer}".replace("+", "")
-
-
-def format_count(number: float) -> str:
-    """A number with one decimal and a unit: `124.4M`."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if number >= size:
-            return f"{number / size:.1f}{unit}"
-    return f"{number:.0f}"

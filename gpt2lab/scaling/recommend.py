@@ -1,13 +1,12 @@
 """Recommends a size, tokens, batch and learning rate for a given compute, as a recipe that `gpt2lab train` takes."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from gpt2lab.config import Config, yaml_format
-from gpt2lab.errors import GPT2LabError, did_you_mean
+from gpt2lab.formatting import format_count
 from gpt2lab.model import flops
+from gpt2lab.planning import gpus
 from gpt2lab.scaling import family
-from gpt2lab.scaling.design import format_count
 from gpt2lab.scaling.family import Design
 from gpt2lab.scaling.forms import Law
 from gpt2lab.scaling.points import Counted, count_parameters
@@ -16,24 +15,18 @@ from gpt2lab.scaling.points import Counted, count_parameters
 CHINCHILLA = Law(E=1.8172, A=482.01, alpha=0.3478, B=2085.43, beta=0.3658)
 
 
-def flops_of_gpu_hours(hours: float, gpu: str, mfu: float, peaks: Mapping[str, float]) -> float:
+def flops_of_gpu_hours(hours: float, gpu: str, mfu: float) -> float:
     """The FLOPs that GPUs compute in some hours.
 
     Args:
         hours: of all GPUs together.
-        gpu: name, such as A100.
-        mfu: share of the peak that training reaches.
-        peaks: dense bf16 peak of a GPU in FLOP/s, by name.
+        gpu: name in the planner's table, such as A100.
+        mfu: share of the bf16 peak that training reaches.
 
     Raises:
-        GPT2LabError: the GPU is not known.
+        GPT2LabError: the table does not have the GPU, or its bf16 peak.
     """
-    found = next((peak for name, peak in peaks.items() if name.lower() == gpu.lower()), None)
-    if found is None:
-        raise GPT2LabError(
-            f"--gpu {gpu}: unknown{did_you_mean(gpu, peaks)} (known: {', '.join(peaks)}); or give --flops"
-        )
-    return hours * 3600 * found * mfu
+    return hours * 3600 * gpus.find(gpu, gpus.load()).peak_flops("bf16") * mfu
 
 
 def recommend(config: Config, compute: float, law: Law, counted: Counted) -> Design:

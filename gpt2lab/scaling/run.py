@@ -124,7 +124,5 @@ def _find_compute(options: ScalingOptions) -> float:
     if options.flops is not None and options.gpu_hours is None and options.gpu is None and len(options.flops) == 1:
         return options.flops[0]
     if options.flops is None and options.gpu_hours and options.gpu:
-        from gpt2lab.system.device import PEAK_FLOPS  # imports torch
-
-        return recommend.flops_of_gpu_hours(options.gpu_hours, options.gpu, options.mfu, PEAK_FLOPS)
+        return recommend.flops_of_gpu_hours(options.gpu_hours, options.gpu, options.mfu)
     raise GPT2LabError("recommend takes one number, --flops 1e18, or --gpu-hours 100 --gpu A100")

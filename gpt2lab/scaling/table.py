@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gpt2lab.formatting import format_duration
-from gpt2lab.scaling.design import format_count
+from gpt2lab.formatting import format_count, format_duration
 from gpt2lab.scaling.forms import Law
 
 EQUATIONS = {

@@ -183,6 +183,14 @@ def test_errors_are_shown_on_the_page(tab):
     one.wait_for_tokens(1)
 
 
+def test_a_prompt_longer_than_the_window_is_cut_with_a_note(tab):
+    one = tab()
+    one.write("word " * 40)
+    one.wait_for_tokens(1)
+    one.page.wait_for_function("document.body.innerText.includes('block_size')", timeout=TIMEOUT)
+    assert "Traceback" not in one.page.inner_text("body")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_readable_on_a_phone_in_light_and_dark(tab, scheme):
     one = tab(viewport={"width": 390, "height": 844}, color_scheme=scheme)

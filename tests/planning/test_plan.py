@@ -168,6 +168,12 @@ def test_more_gpus_finish_earlier_but_cost_no_less():
     assert few.cost.estimate <= many.cost.estimate
 
 
+@pytest.mark.parametrize("setting", [("--model.architecture", "modern"), ("--optimizer.name", "muon")])
+def test_what_the_estimates_do_not_cover_is_refused(capsys, setting):
+    assert cli.main(["plan", "--gpu", "h100", *setting]) == 2
+    assert setting[0][2:] in capsys.readouterr().err
+
+
 def test_every_recipe_has_a_plan(capsys):
     for name in config.recipes():
         assert plan_as_json(capsys, "--config", name, "--gpu", "h200")["plans"][0]["fits"], name
