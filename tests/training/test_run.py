@@ -1,9 +1,9 @@
 """A tiny run: its files, that it learns, that it resumes exactly, and that ranks and micro batches do not matter."""
 
 import json
-import re
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
