@@ -103,7 +103,7 @@ gpt2lab bench                                           GPT-2 124M, compared wit
 gpt2lab bench --nanogpt DIR --build-nanogpt DIR         and with checkouts of these projects
 gpt2lab bench --ladder --chart ladder.png               the gain of each common optimization
 gpt2lab bench --profile trace.json                      where the time of a step is spent
-gpt2lab bench --config config/quickstart.yaml --train.micro_batch_size 2
+gpt2lab bench --config config/quickstart.yaml            another recipe
 """
 
     rivals: tuple[str, ...] = option(

@@ -120,13 +120,11 @@ def _describe(config: Config, each: Plan) -> list[str]:
         helps = plan.suggest_settings(config, each.gpu, each.gpus)
         advice = f"add {' '.join(helps)}" if helps else "take more or larger GPUs, or a smaller model"
         return [title, f"  does not fit: one sequence takes {memory}", f"  {advice}"]
-    asked = config.train.micro_batch_size
-    lowered = f"; {asked} does not fit, so training lowers it" if asked not in ("auto", each.micro_batch_size) else ""
     hours, low, high = (format_duration(3600 * value) for value in outlook.duration.total)
     lines = [
         title,
         f"  micro batch   {each.micro_batch_size} sequences, {each.grad_accum_steps} in a step "
-        f"(largest that fits: {each.largest_micro_batch_size}{lowered})",
+        f"(largest that fits: {each.largest_micro_batch_size}{_why_lowered(config, each)})",
         f"  memory        {memory}",
         f"  speed         {_range(outlook.tokens_per_second)} tokens/s, MFU {outlook.mfu:.0%}",
         f"                as fast as: {each.stack.source}",
@@ -136,6 +134,17 @@ def _describe(config: Config, each: Plan) -> list[str]:
         cost = f"${_range(outlook.cost, 2)} at ${each.price_per_hour:,.2f} per hour"
         lines.append(f"  cost          {cost}{_price_source(each)}")
     return [*lines, f"  held up by    {_describe_limits(outlook)}"]
+
+
+def _why_lowered(config: Config, each: Plan) -> str:
+    """Why the micro batch is smaller than the setting, which is its upper limit."""
+    limit = config.train.micro_batch_size
+    if limit in ("auto", each.micro_batch_size):
+        return ""
+    divides = config.batch_plan(each.gpus, max_micro_tokens=0).micro_batch_size
+    if divides == each.micro_batch_size:
+        return f"; {limit} does not divide the {each.micro_batch_size * each.grad_accum_steps} sequences of a GPU"
+    return f"; {divides} does not fit, so training lowers it"
 
 
 def _price_source(each: Plan) -> str:
