@@ -126,7 +126,7 @@ gpt2lab bench --config config/quickstart.yaml            another recipe
 class PlanOptions(SettingsOptions):
     """Estimate memory, speed, hours and cost of a recipe (default: gpt2_124m) on GPUs that need not be here.
 
-    Several GPUs give one table; without --gpu it has all that are known.
+    Several GPUs give one table; without --gpu it has all with a known price.
     """
 
     RECIPE: ClassVar[str] = "gpt2_124m"
@@ -143,7 +143,7 @@ gpt2lab plan --config gpt2_xl --gpu rtx-4090 --gpus 2 --system.shard --json
     budget: float | None = option(
         "money to spend: print the tokens that it buys, for each size of GPT-2", None, at_least=0
     )
-    gpus_file: str | None = option("YAML file of more GPUs, in the form of gpt2lab/planning/gpus.yaml", None)
+    gpus_file: str | None = option("YAML file of more GPUs, in the form of gpt2lab/system/gpus.yaml", None)
     validate: str | None = option("CSV file of measured runs: print the errors of the estimated speeds instead", None)
     as_json: bool = option(JSON_HELP, False, flag="--json")
 

@@ -20,7 +20,6 @@ from pydantic import (
 
 from gpt2lab.config import yaml_format
 from gpt2lab.config.batches import BatchPlan, plan_batches
-from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import parse_whole_number
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -254,7 +253,8 @@ class SystemConfig(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device: auto, cpu, cuda or mps; auto: cuda, else mps, else cpu."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
-    """Precision of matrix products: auto (bf16 if supported), fp32, tf32, bf16 or fp16; weights stay fp32."""
+    """Precision of matrix products: auto (bf16; on GPUs before Ampere fp16; on other hardware without bf16 fp32), fp32,
+    tf32, bf16 or fp16, which scales the loss; weights stay fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for the training step: auto (on CUDA), on or off; if it fails, training continues without it."""
     shard: bool = False

@@ -8,9 +8,9 @@ from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import flops
 from gpt2lab.planning import cost, memory, speed
 from gpt2lab.planning.cost import Duration, Limits
-from gpt2lab.planning.gpus import GPU
 from gpt2lab.planning.memory import GIB, Layout, Memory
 from gpt2lab.planning.speed import Range, Stack, StepTime, Work
+from gpt2lab.system.gpus import GPU
 
 FIT_FRACTION = 0.97  # of a GPU's memory: the allocator cannot use the last parts of it
 _CPU_FRACTION = 0.9  # the system needs the rest

@@ -11,10 +11,11 @@ from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import format_duration
 from gpt2lab.model import flops
 from gpt2lab.options import PlanOptions
-from gpt2lab.planning import gpus, plan, validate
+from gpt2lab.planning import plan, validate
 from gpt2lab.planning.memory import GIB
 from gpt2lab.planning.plan import Offer, Outlook, Plan
 from gpt2lab.planning.speed import Range
+from gpt2lab.system import gpus
 
 
 def run(options: PlanOptions) -> None:
@@ -33,7 +34,8 @@ def run(options: PlanOptions) -> None:
         print(json.dumps(summary) if options.as_json else _describe_errors(summary, validate.count_too_big(rows)))
         return
     config = settings.load(options.config or [options.RECIPE], options.overrides)
-    kinds = [gpus.find(name, table) for name in options.gpu or sorted({g.name for g in table.values() if not g.is_cpu})]
+    priced = sorted({gpu.name for gpu in table.values() if gpu.price_per_hour})
+    kinds = [gpus.find(name, table) for name in options.gpu or priced]
     price = options.price_per_hour
     if price is not None and len(kinds) > 1:
         raise GPT2LabError("--price-per-hour is the price of one choice; with several GPUs the table's prices are used")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from gpt2lab import config
 from gpt2lab.bench import ladder, limits, measure, results, rivals, run
 from gpt2lab.bench.limits import matmul_flops, run_matmuls
-from gpt2lab import config
 from gpt2lab.cli import main
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
