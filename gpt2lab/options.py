@@ -283,13 +283,18 @@ echo "Once upon" | gpt2lab sample --model-checkpoint runs/x --json             f
 
 @dataclass(frozen=True)
 class AppOptions:
-    """Serve a page on this machine where a trained and an untrained model continue the same prompt."""
+    """Serve a page where a trained and an untrained model continue the same prompt.
+
+    Only this machine can open the page, unless --host or --share opens it to others.
+    """
 
     trained: str = option(MODEL_HELP)
     untrained: str = option(
         "model to compare with: random (the initial weights of the run), or a name as above", "random"
     )
+    host: str = option("address to listen on; 0.0.0.0: every network of this machine", "127.0.0.1")
     port: int = option("first port to try; the next ones follow", 7860, parse=port)
+    share: bool = option("also open the page at a public address, through Gradio's servers, for a week", False)
     device: Device = option(DEVICE_HELP, "auto")
     precision: InferencePrecision = option(PRECISION_HELP, "auto")
 
