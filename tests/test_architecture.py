@@ -66,6 +66,7 @@ ALLOWED = {
         "system",
         "tracking.metrics",
         "training.checkpoint",
+        "training.schedule",
     },
     "training.async_checkpointer": {
         "files",
