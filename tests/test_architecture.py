@@ -67,6 +67,7 @@ ALLOWED = {
         "system",
         "tracking.metrics",
         "training.checkpoint",
+        "training.schedule",
     },
     "training.async_checkpointer": {
         "files",
