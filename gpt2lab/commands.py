@@ -54,7 +54,7 @@ def train(options: TrainOptions) -> None:
     with progress.Phase("loading torch"):  # takes seconds: only once the settings are valid
         from gpt2lab.training import run
 
-    run.run(settings)
+    run.run(settings, given=options.overrides)
 
 
 def bench(options: BenchOptions) -> None:

@@ -82,6 +82,7 @@ ALLOWED = {
         "training.run_directory",
         "training.state",
     },
+    "training.initial_weights": {"model", "system", "training.checkpoint"},
     "training.live_report": {"tracking.report", "training.run_directory"},
     "training.checkpoint": {"files", "model", "system", "training.optimizer", "training.state"},
     "training.muon": {"system.distributed"},

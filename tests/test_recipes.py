@@ -5,11 +5,12 @@ import re
 import pytest
 
 from gpt2lab import cli, config
-from gpt2lab.config import Config, notes
+from gpt2lab.config import Config, GPT2Config, notes
 from gpt2lab.data import prepare
 from gpt2lab.data.loader import fixed_sequences
 from gpt2lab.data.shards import open_split
 from gpt2lab.model import flops
+from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.training import run as training_run
 
 # recipe: parameters, sequences a step, tokens of the run, GPUs of the original run, micro-steps a step on those
@@ -17,6 +18,7 @@ ARITHMETIC = {
     "quickstart": (6_837_888, 24, 921_600, 1, None),
     "shakespeare": (124_475_904, 16, 3_276_800, 1, 4),
     "shakespeare_cpu": (6_837_888, 8, 1_228_800, 1, None),
+    "finetune_shakespeare": (124_439_808, 32, 655_360, 1, None),
     "gpt2_124m": (124_439_808, 480, 9_374_760_960, 8, 15),
     "minigpt": (124_475_904, 480, 9_374_760_960, 6, 5),
     "minillm": (124_475_904, 512, 9_999_745_024, 8, 1),
@@ -54,7 +56,10 @@ def test_recipes_need_no_note_or_warning(name):
     assert not list(notes.find_unusual(settings))
 
 
-@pytest.mark.parametrize("name", [name for name in ARITHMETIC if name not in ("quickstart", "shakespeare_cpu")])
+OTHER_OPTIMIZERS = ("quickstart", "shakespeare_cpu", "finetune_shakespeare")
+
+
+@pytest.mark.parametrize("name", [name for name in ARITHMETIC if name not in OTHER_OPTIMIZERS])
 def test_optimizer_settings_of_the_papers(name):
     settings = config.load([config.find_recipe(name)])
     assert settings.optimizer.min_lr == pytest.approx(settings.optimizer.max_lr / 10)
@@ -71,6 +76,9 @@ def test_a_shrunk_model_trains_one_step(name, token_folder, hellaswag_mirror, tm
     settings["run"]["out_dir"] = str(tmp_path)
     settings["model"] |= {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8}
     settings["data"]["dir"] = str(token_folder)
+    if settings["train"]["init_from"] is not None:
+        GPT2(GPT2Config(**settings["model"])).save_pretrained(tmp_path / "gpt2")
+        settings["train"]["init_from"] = str(tmp_path / "gpt2")
     settings["train"] |= {"max_steps": 1, "total_batch_size": 64, "micro_batch_size": 4, "eval_tokens": 64}
     settings["train"] |= {"sample_count": 1, "sample_tokens": 2, "hellaswag_limit": 2}
     settings["system"] |= {"device": "cpu", "compile": "off"}

@@ -3,6 +3,7 @@
 from gpt2lab.config.loading import RENAMED_SETTINGS, find_recipe, load, load_run, recipes
 from gpt2lab.config.settings import (
     GPT2_VOCAB_SIZE,
+    SHAPE,
     SIZES,
     BatchPlan,
     CheckpointConfig,
@@ -21,6 +22,7 @@ from gpt2lab.config.settings import (
 __all__ = [
     "GPT2_VOCAB_SIZE",
     "RENAMED_SETTINGS",
+    "SHAPE",
     "SIZES",
     "BatchPlan",
     "CheckpointConfig",

@@ -140,6 +140,9 @@ class DataConfig(Section):
 class TrainConfig(Section):
     """Steps, batch size, and measurements during training."""
 
+    init_from: Annotated[str, Field(min_length=1)] | None = None
+    """Model whose weights a new run starts from: a run, a checkpoint, a model directory, a Hub id such as gpt2, or a
+    checkpoint file of another project. It replaces `model:` of the recipe (docs/weights.md); null: random weights."""
     max_steps: PositiveInt = 19073
     """Optimizer steps; 19,073 steps of 524,288 tokens are 10B tokens."""
     total_batch_size: PositiveInt = 524288

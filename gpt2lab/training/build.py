@@ -43,6 +43,7 @@ from gpt2lab.training import memory, optimizer
 from gpt2lab.training.batches import TrainingData
 from gpt2lab.training.checkpoint import Checkpoint
 from gpt2lab.training.guard import Guard
+from gpt2lab.training.initial_weights import InitialWeights
 from gpt2lab.training.memory import TrainingModel
 from gpt2lab.training.run_directory import RunDirectory
 from gpt2lab.training.state import TrainState
@@ -125,6 +126,7 @@ def build_state(
     system: SystemConfig,
     run: RunConfig,
     start: Checkpoint | None,
+    initial: InitialWeights | None,
     dist: DistContext,
     precision: Precision,
 ) -> TrainState:
@@ -138,7 +140,8 @@ def build_state(
         guard: which steps are skipped.
         system: activation checkpointing and sharding.
         run: the seed.
-        start: the checkpoint to restore; None: initial weights.
+        start: the checkpoint to restore; None: a new run.
+        initial: the weights that a new run starts from; None: random ones.
         dist: device and ranks.
         precision: whether the loss is scaled.
 
@@ -159,6 +162,8 @@ def build_state(
         language_model.trunk.activation_checkpointing = system.activation_checkpointing
         if start is not None:
             start.restore_weights(language_model)
+        elif initial is not None:
+            initial.load_into(language_model)
         if sharded:
             dist.shard(language_model, language_model.trunk.blocks)  # moves one block at a time to the device
         language_model.to(dist.device)
