@@ -5,8 +5,8 @@ import re
 import pytest
 
 from gpt2lab import cli, config
-from gpt2lab.config import Config, GPT2Config, notes
-from gpt2lab.data import prepare
+from gpt2lab.config import Config, DataConfig, GPT2Config, notes
+from gpt2lab.data import run_data
 from gpt2lab.data.loader import fixed_sequences
 from gpt2lab.data.shards import open_split
 from gpt2lab.model import flops
@@ -89,7 +89,7 @@ def test_a_shrunk_model_trains_one_step(name, token_folder, hellaswag_mirror, tm
 def _sequences(name, source, folder, mirror=None):
     """Sequences of a recipe's validation, and those of the whole split."""
     settings = config.load([config.find_recipe(name)])
-    prepare.prepare(source, folder, mirror=mirror)
+    run_data.prepare(DataConfig(source=source, dir=str(folder), mirror=mirror))
     val, block_size = open_split(folder, "val"), settings.model.block_size
     return fixed_sequences(val, block_size, settings.train.eval_tokens), (len(val) - 1) // block_size
 

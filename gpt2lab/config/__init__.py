@@ -1,15 +1,12 @@
-"""Settings: their names, types and defaults (`settings`), and where their values come from (`loading`)."""
+"""Settings: names, types and defaults (`settings`, `architecture`), and where values come from (`loading`)."""
 
+from gpt2lab.config.architecture import GPT2_VOCAB_SIZE, SHAPE, SIZES, GPT2Config
 from gpt2lab.config.loading import RENAMED_SETTINGS, find_recipe, load, load_run, recipes
 from gpt2lab.config.settings import (
-    GPT2_VOCAB_SIZE,
-    SHAPE,
-    SIZES,
     BatchPlan,
     CheckpointConfig,
     Config,
     DataConfig,
-    GPT2Config,
     GuardConfig,
     OptimizerConfig,
     RunConfig,

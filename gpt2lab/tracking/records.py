@@ -74,7 +74,8 @@ class Run:
         data = self.environment.get("data")
         if not isinstance(data, Mapping):  # recorded by no release
             return str(self.settings.data.source)
-        return str(data.get("source") or UNKNOWN_TEXT)
+        source = data.get("source")
+        return UNKNOWN_TEXT if source in (None, "pretokenized") else str(source)
 
     @property
     def origin(self) -> Mapping[str, Any] | None:

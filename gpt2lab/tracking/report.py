@@ -26,7 +26,10 @@ logger = logging.getLogger(__name__)
 
 # Results of OpenAI's 124M model to compare with. Loss: on FineWeb-Edu's validation shard, measured by build-nanogpt.
 # HellaSwag: acc_norm in the completion convention, which is also that of the runs.
-GPT2_FINEWEB_LOSS = Reference("GPT-2 124M: 3.29", 3.2924)
+LOSS_REFERENCES = {
+    "fineweb-edu": Reference("GPT-2 124M: 3.29", 3.2924),
+    "fineweb": Reference("speed records: 3.28", 3.28),  # the target of modded-nanogpt, about llm.c's result
+}
 _SHOWN_BASELINES = (("GPT-2 124M", "completion"), ("GPT-3 Small 125M", "other"))
 HELLASWAG_REFERENCES = [Reference("chance: 0.25", 0.25, right=True)] + [
     Reference(f"{b.model}: {b.acc_norm}", b.acc_norm) for b in BASELINES if (b.model, b.convention) in _SHOWN_BASELINES
@@ -145,7 +148,8 @@ def _draw_charts(lines: Sequence[Line], folder: Path, prefix: str) -> tuple[list
         written.append(folder / f"{prefix}{png}")
 
     if metrics & {"train/loss", "val/loss"}:
-        reference = GPT2_FINEWEB_LOSS if all(map(_is_fineweb, runs)) else None
+        sources = {run.source for run in runs}
+        reference = LOSS_REFERENCES.get(sources.pop()) if len(sources) == 1 else None
         wide, narrow = (plots.loss_figure(lines, reference, size) for size in (WIDE, NARROW))
         title = "Loss, nats per token"
         png_title = f"{title}; thin: training, thick: validation"
@@ -161,10 +165,6 @@ def _draw_charts(lines: Sequence[Line], folder: Path, prefix: str) -> tuple[list
     return charts, written
 
 
-def _is_fineweb(run: Run) -> bool:
-    return run.source.startswith("fineweb-edu")
-
-
 def _loss_note(lines: Sequence[Line]) -> str:
     """How to read the loss plot."""
     runs = [line.run for line in lines]
@@ -178,10 +178,12 @@ def _loss_note(lines: Sequence[Line]) -> str:
         notes.append(f"The first steps, from {highest:.2f} on, are above the plot.")
     if len(sources) > 1:
         notes.append(f"The runs were trained on different text ({', '.join(sources)}): do not compare their losses.")
-    elif not _is_fineweb(runs[0]):
-        notes.append(f"Trained on {sources[0]}: do not compare with GPT-2's published 3.29, measured on FineWeb-Edu.")
-    else:
+    elif sources[0] == "fineweb-edu":
         notes.append("The dashed line is OpenAI's GPT-2 124M on FineWeb-Edu's validation shard.")
+    elif sources[0] == "fineweb":
+        notes.append("The dashed line is the loss on FineWeb's validation tokens that speed records have to reach.")
+    else:
+        notes.append(f"Trained on {sources[0]}: do not compare with GPT-2's published 3.29, measured on FineWeb-Edu.")
     if lines[0].scale > 1:
         notes.append("The x axis is in tokens, because the batch sizes of the runs differ.")
     return " ".join(notes)

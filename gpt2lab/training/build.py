@@ -9,7 +9,6 @@ import logging
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from gpt2lab.config import (
     TrackingConfig,
     TrainConfig,
 )
-from gpt2lab.data import catalogue, prepare
+from gpt2lab.data import catalogue, run_data
 from gpt2lab.data.loader import Loader
 from gpt2lab.data.shards import open_split
 from gpt2lab.errors import GPT2LabError
@@ -98,8 +97,8 @@ def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchP
     Raises:
         GPT2LabError: the data is missing or damaged, or does not fit the model.
     """
-    folder = Path(data.dir or catalogue.DEFAULT_DIRS[data.source])
-    dist.on_main(lambda: prepare.prepare(data.source, folder, mirror=data.mirror))
+    folder = catalogue.data_folder(data)
+    dist.on_main(lambda: run_data.prepare(data))
     with progress.Phase("opening the data"):
         train, val = open_split(folder, "train"), open_split(folder, "val")
     loader = Loader(
@@ -112,7 +111,12 @@ def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchP
         world_size=dist.world_size,
     )
     opened = TrainingData(train, val, loader, data.mirror)
-    if opened.source is not None and not opened.source.startswith(data.source):
+    if opened.source is None:
+        logger.info(
+            f"Training on {folder}: its shards do not say what text they hold. If it is FineWeb-Edu, and the report is "
+            f"to show published values beside it: gpt2lab prepare pretokenized --input {folder} --source fineweb-edu"
+        )
+    elif opened.source != data.source:
         source = {"files": "your own files"}.get(opened.source, opened.source)
         logger.info(f"Training on {folder} ({source})")
     return opened

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt2lab import packages
-from gpt2lab.data.sources import Texts, fineweb_edu, jsonl, local_files, parquet, raise_problem, tinyshakespeare
+from gpt2lab.data.sources import Texts, fineweb, jsonl, local_files, parquet, raise_problem, tinyshakespeare
 from gpt2lab.errors import GPT2LabError
 from tests.data import corpora
 
@@ -212,18 +212,18 @@ def test_a_changed_source_has_another_identity(tmp_path):
 def test_mirrors_of_fineweb_edu(tmp_path, monkeypatch):
     root = corpora.mirror(tmp_path / "data" / "fineweb_edu_small", files=2, count=10)
     for given in (root, tmp_path / "data"):
-        source = fineweb_edu.source(mirror=given)
+        source = fineweb.source(mirror=given)
         assert [file.name for file in source.files] == [
             "sample/10BT/000_00000.parquet",
             "sample/10BT/001_00000.parquet",
         ]
         assert read(source) == corpora.texts(20)
     monkeypatch.setenv("GPT2LAB_MIRROR", str(tmp_path / "data"))
-    assert read(fineweb_edu.source()) == corpora.texts(20)
+    assert read(fineweb.source()) == corpora.texts(20)
     with pytest.raises(GPT2LabError, match=r"--mirror .*sample/100BT"):
-        fineweb_edu.source("sample-100BT", mirror=root)
+        fineweb.source("sample-100BT", mirror=root)
     with pytest.raises(GPT2LabError, match="--subset"):
-        fineweb_edu.source("sample-1T")
+        fineweb.source("sample-1T")
 
 
 def test_tinyshakespeare_split(shared_data):

@@ -14,6 +14,7 @@ from gpt2lab.errors import GPT2LabError
 from gpt2lab.export import model_card
 from gpt2lab.model import pretrained, resolve
 from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.model.language_model import LanguageModel
 from gpt2lab.tracking import records as run_records
 from gpt2lab.tracking import report, summary
 from gpt2lab.training import run as training_run
@@ -24,7 +25,7 @@ SHAPE = {"n_layer": 1, "n_head": 2, "n_embd": 8, "vocab_size": 300}
 QUIET = {"train__sample_every": 0, "train__max_steps": 2, "checkpoint__every": 0}
 
 
-def make_model(architecture: str = "gpt2", block_size: int = 32, **more) -> torch.nn.Module:
+def make_model(architecture: str = "gpt2", block_size: int = 32, **more) -> LanguageModel:
     """A model that is far from its initial weights, so that its loss is its own."""
     config = GPT2Config(architecture=architecture, block_size=block_size, **(SHAPE | more))
     model = pretrained.build(config, generator=torch.Generator().manual_seed(3))
@@ -32,7 +33,7 @@ def make_model(architecture: str = "gpt2", block_size: int = 32, **more) -> torc
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not name.endswith(".bias"):
-                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
     return model
 
 
@@ -187,7 +188,12 @@ def test_context_windows_of_other_lengths(origin, token_folder, tmp_path, caplog
     assert "model.block_size 32: that of the model; the recipe's 64 is longer" in caplog.text
     assert load_run(kept).model.block_size == 32
 
-    changes = {"model__block_size": 64, "train__micro_batch_size": 1, "optimizer__max_lr": 1e-30, "optimizer__min_lr": 0}
+    changes = {
+        "model__block_size": 64,
+        "train__micro_batch_size": 1,
+        "optimizer__max_lr": 1e-30,
+        "optimizer__min_lr": 0,
+    }
     longer = start(token_folder, tmp_path / "longer", origin, "model.block_size", **changes)
     assert "longer than the model's 32; positions from 32 on start from random values" in caplog.text
     positions = GPT2.from_pretrained(longer).transformer.wpe.weight
