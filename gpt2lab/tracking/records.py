@@ -72,10 +72,9 @@ class Run:
     def source(self) -> str:
         """The text by the shards' manifest; `UNKNOWN_TEXT` if they have none, or one that does not say."""
         data = self.environment.get("data")
-        if not isinstance(data, Mapping):  # recorded by no release
-            return str(self.settings.data.source)
-        source = data.get("source")
-        return UNKNOWN_TEXT if source in (None, "pretokenized") else str(source)
+        settings = self.settings.data
+        source = data.get("source") if isinstance(data, Mapping) else settings.dir is None and settings.source
+        return str(source) if source and source != "pretokenized" else UNKNOWN_TEXT
 
     @property
     def origin(self) -> Mapping[str, Any] | None:

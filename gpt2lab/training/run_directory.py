@@ -262,10 +262,10 @@ def changed_settings(start: Checkpoint, config: Config, data_digest: str, own: b
                 + ("set it back, or set another run.name to start again" if own else "set it to the same value")
             )
     if start.state["fingerprint"]["data"] != data_digest:
-        before = saved.get("data.dir") or saved.get("data.source")
+        before = saved.get("data.dir") or saved.get("data.input") or saved.get("data.source")
+        now = config.data.dir or config.data.input or config.data.source
         raise GPT2LabError(
-            f"{start.path} was trained on other data ({before}) than {config.data.dir or config.data.source} holds "
-            "now; "
+            f"{start.path} was trained on other data ({before}) than {now} holds now; "
             + (
                 "set data.dir back, or set another run.name to start again"
                 if own
