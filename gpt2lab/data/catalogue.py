@@ -17,6 +17,8 @@ DEFAULT_DIRS = {
     "files": "data/files",
 }
 
+LARGE = tuple(fineweb.CORPORA)  # prepared by a command of their own, not by training
+
 
 def open_source(options: PrepareOptions) -> Source:
     """Open a source by name.

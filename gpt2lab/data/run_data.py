@@ -49,7 +49,11 @@ def prepare(data: DataConfig) -> None:
         )
     if data.source == "files" and not inputs:
         raise GPT2LabError(f"data.dir: {folder} holds no token shards; to make them of your text, add --data.input")
-    logger.info(make(catalogue.open_source(options), folder, options).line(folder))
+    try:
+        source = catalogue.open_source(options)
+    except GPT2LabError as error:
+        raise GPT2LabError(str(error).replace("--input", "--data.input")) from error
+    logger.info(make(source, folder, options).line(folder))
 
 
 def _require_same_text(folder: Path, options: PrepareOptions) -> None:

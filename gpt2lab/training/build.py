@@ -112,10 +112,11 @@ def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchP
     )
     opened = TrainingData(train, val, loader, data.mirror)
     if opened.source is None:
-        logger.info(
-            f"Training on {folder}: its shards do not say what text they hold. If it is FineWeb-Edu, and the report is "
-            f"to show published values beside it: gpt2lab prepare pretokenized --input {folder} --source fineweb-edu"
+        advice = (
+            f"; if it is {data.source}, say so: gpt2lab prepare pretokenized --input {folder} --source {data.source}"
         )
+        advice = advice if data.source in catalogue.LARGE else ""
+        logger.info(f"Training on {folder} (its shards do not say what text they hold{advice})")
     elif opened.source != data.source:
         source = {"files": "your own files"}.get(opened.source, opened.source)
         logger.info(f"Training on {folder} ({source})")

@@ -65,7 +65,10 @@ def test_shards_of_another_text_are_never_used(book, tmp_path):
     [
         (["--data.input", "my/book.txt"], "data.input my/book.txt is for data.source files, not stdlib"),
         (["--data.source", "files"], "data.source files needs data.input"),
-        (["--data.source", "files", "--data.input", "my/bok.txt"], "did you mean my/book.txt"),
+        (
+            ["--data.source", "files", "--data.input", "my/bok.txt"],
+            "--data.input 'my/bok.txt' matches no file; did you mean my/book.txt",
+        ),
         (["--data.source", "files", "--data.input", "my/book.pdf"], "suffix must be one of"),
         (["--data.source", "files", "--data.input", "my/short.txt"], "short"),
         (["--data.source", "files", "--data.dir", "data/none"], "add --data.input"),
