@@ -32,7 +32,7 @@ _FOREIGN_NAMES = {
         "optimizer.weight_decay": "wd decay",
         "run.name": "run_name name experiment wandb_run_name exp_name",
         "run.out_dir": "output_dir output out save_dir log_dir",
-        "run.resume": "resume_from resume_from_checkpoint init_from load_checkpoint",
+        "run.resume": "resume_from resume_from_checkpoint",
         "run.seed": "random_seed manual_seed",
         "system.compile": "torch_compile use_compile",
         "system.precision": "dtype fp16 bf16 amp mixed_precision",
@@ -41,6 +41,8 @@ _FOREIGN_NAMES = {
         "tracking.wandb": "wandb_log use_wandb wandb_mode",
         "train.eval_every": "eval_interval eval_steps val_every val_interval val_loss_every",
         "train.eval_tokens": "eval_iters eval_batches val_tokens val_max_steps",
+        "train.init_from": "pretrained pretrained_model pretrained_path from_pretrained finetune_from load_from"
+        " load_checkpoint load_weights init_checkpoint init_weights weights",
         "train.max_steps": "max_iters steps iters iterations num_iterations num_steps max_iterations epochs num_epochs"
         " num_train_epochs total_steps",
         "train.micro_batch_size": "batch_size per_device_train_batch_size device_batch_size micro_batch",
