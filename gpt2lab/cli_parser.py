@@ -193,7 +193,7 @@ def _unknown_option(name: str, arguments: Sequence[str], parser: Parser, setting
         for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
             option, equals, value = argument.partition("=")
             if option.startswith("--") and option not in parser.flags and option[2:] not in settings:
-                unknown[option[2:]] = value if equals else "true" if following.startswith("--") else following
+                unknown[option[2:]] = value if equals else "true" if following[:2] in ("", "--") else following
         return (
             translation.explain_options(unknown)
             if len(unknown) > 1
