@@ -80,7 +80,7 @@ gpt2lab bench                                           GPT-2 124M, compared wit
 gpt2lab bench --nanogpt DIR --build-nanogpt DIR         and with checkouts of these projects
 gpt2lab bench --ladder --chart ladder.png               the gain of each common optimization
 gpt2lab bench --profile trace.json                      where the time of a step is spent
-gpt2lab bench --config config/quickstart.yaml --train.micro_batch_size 2
+gpt2lab bench --config config/quickstart.yaml            another recipe
 """
 
     rivals: tuple[str, ...] = option(
@@ -103,7 +103,7 @@ gpt2lab bench --config config/quickstart.yaml --train.micro_batch_size 2
 class PlanOptions(SettingsOptions):
     """Estimate memory, speed, hours and cost of a recipe (default: gpt2_124m) on GPUs that need not be here.
 
-    Several GPUs give one table; without --gpu it has all that are known.
+    Several GPUs give one table; without --gpu it has all with a known price.
     """
 
     RECIPE: ClassVar[str] = "gpt2_124m"
@@ -120,7 +120,7 @@ gpt2lab plan --config gpt2_xl --gpu rtx-4090 --gpus 2 --system.shard --json
     budget: float | None = option(
         "money to spend: print the tokens that it buys, for each size of GPT-2", None, at_least=0
     )
-    gpus_file: str | None = option("YAML file of more GPUs, in the form of gpt2lab/planning/gpus.yaml", None)
+    gpus_file: str | None = option("YAML file of more GPUs, in the form of gpt2lab/system/gpus.yaml", None)
     validate: str | None = option("CSV file of measured runs: print the errors of the estimated speeds instead", None)
     as_json: bool = option(JSON_HELP, False, flag="--json")
 
@@ -260,13 +260,18 @@ echo "Once upon" | gpt2lab sample --model-checkpoint runs/x --json             f
 
 @dataclass(frozen=True)
 class AppOptions:
-    """Serve a page on this machine where a trained and an untrained model continue the same prompt."""
+    """Serve a page where a trained and an untrained model continue the same prompt.
+
+    Only this machine can open the page, unless --host or --share opens it to others.
+    """
 
     trained: str = option(MODEL_HELP)
     untrained: str = option(
         "model to compare with: random (the initial weights of the run), or a name as above", "random"
     )
+    host: str = option("address to listen on; 0.0.0.0: every network of this machine", "127.0.0.1")
     port: int = option("first port to try; the next ones follow", 7860, parse=port)
+    share: bool = option("also open the page at a public address, through Gradio's servers, for a week", False)
     device: Device = option(DEVICE_HELP, "auto")
     precision: InferencePrecision = option(PRECISION_HELP, "auto")
 

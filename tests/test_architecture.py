@@ -38,7 +38,7 @@ ALLOWED = {
     "app": {"app", "model", "generation", "data.tokenizer", "tracking.plots", "tracking.records"},
     "scaling.run": {"options", "scaling", "files"},
     "scaling.points": {"model.flops", "scaling.forms", "tracking.records"},
-    "scaling.recommend": {"scaling", "model.flops", "planning.gpus"},
+    "scaling.recommend": {"scaling", "model.flops", "system.gpus"},
     "scaling.predict": {"files", "scaling", "tracking.metrics"},
     "scaling": {"scaling", "model.flops"},
     "sample": {"model", "generation", "data.tokenizer", "options", "system"},
@@ -67,6 +67,7 @@ ALLOWED = {
         "system",
         "tracking.metrics",
         "training.checkpoint",
+        "training.schedule",
     },
     "training.async_checkpointer": {
         "files",
@@ -95,8 +96,8 @@ ALLOWED = {
     "evaluation.jsonl": set(),
     "evaluation": {"evaluation", "model", "generation", "data.tokenizer", "system", "resources", "files"},
     "tracking": {"files", "tracking", "evaluation.baselines"},
-    "planning.run": {"planning", "model.flops", "options"},
-    "planning": {"planning", "model.flops"},  # and no torch
+    "planning.run": {"planning", "model.flops", "options", "system.gpus"},
+    "planning": {"planning", "model.flops", "system.gpus"},  # and no torch
     "bench.rivals": set(),
     "bench.ladder": {"bench.rivals", "model.gpt2"},
     "bench.measure": {"system.device", "training.run_directory"},
@@ -109,6 +110,7 @@ ALLOWED = {
     "model.language_model": {"model", "generation", "data.tokenizer"},
     "generation": {"generation", "data.tokenizer", "model.ops"},
     "model": {"model"},
+    "system.gpus": set(),  # and no torch
     "system": {"system"},
     "resources": {"files"},
     "files": set(),

@@ -40,11 +40,21 @@ POINTS = {True: 200, False: 120}  # of a line, by whether its plot has only one
 
 
 class Line(NamedTuple):
-    """Run number n of a page, or a log. `scale` is the length of a step on the x axis: 1, or its tokens."""
+    """Run number n of a page, or a log. `scale` is the length of a step on the x axis: 1, or its tokens.
+
+    `minutes` of training up to each step, from step 0 on, are the x axis in place of the steps.
+    """
 
     run: Run | ForeignLog
     number: int
     scale: int
+    minutes: np.ndarray | None = None
+
+    def place(self, steps: np.ndarray) -> np.ndarray:
+        """Convert steps (N,) to positions on the x axis."""
+        if self.minutes is None:
+            return steps * self.scale
+        return np.asarray(np.interp(steps, np.arange(len(self.minutes)), self.minutes))
 
     @property
     def style(self) -> dict[str, Any]:
@@ -268,7 +278,8 @@ def _axes(lines: Sequence[Line], size: tuple[int, int]) -> "tuple[Figure, Axes]"
     figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
     axes = figure.add_subplot()
     over_tokens = any(line.scale > 1 for line in lines)
-    axes.set_xlabel("tokens" if over_tokens else "optimizer step", color=FAINT, fontsize=FONT)
+    unit = "minutes of training" if lines[0].minutes is not None else "tokens" if over_tokens else "optimizer step"
+    axes.set_xlabel(unit, color=FAINT, fontsize=FONT)
     axes.locator_params("x", nbins=7 if size == WIDE else 4, integer=True)
     axes.locator_params("y", nbins=7)
     axes.xaxis.set_major_formatter((lambda x, _: format_number(x)) if over_tokens else "{x:,.0f}")
@@ -284,7 +295,7 @@ def _axes(lines: Sequence[Line], size: tuple[int, int]) -> "tuple[Figure, Axes]"
 def _draw(axes: "Axes", line: Line, key: str, *, faint: bool = False, alone: bool = False) -> Curve:
     """Draw a metric of a run; alone in its plot, with the range of the values behind each point."""
     steps, mean, low, high = downsample(line.run.curve(key), POINTS[alone])
-    x, style = steps * line.scale, line.style
+    x, style = line.place(steps), line.style
     if faint:
         style |= {"marker": "", "linewidth": 0.9, "alpha": 0.55 if alone else 0.6}
     else:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gpt2lab import files
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.evaluation.baselines import BASELINES
-from gpt2lab.tracking import foreign_logs, plots, records, reference, summary
+from gpt2lab.tracking import foreign_logs, plots, records, reference, savings, summary
 from gpt2lab.tracking.foreign_logs import ForeignLog
 from gpt2lab.tracking.plots import NARROW, WIDE, Line, Reference
 from gpt2lab.tracking.records import Run
@@ -92,7 +92,8 @@ def write(
     with files.atomic_write(page) as temporary:
         # JSON can have lone surrogates, which UTF-8 cannot.
         temporary.write_text(_render(lines, runs, charts, price_per_hour), encoding="utf-8", errors="replace")
-    for comparison in [*_comparisons(runs, "val/loss"), *_comparisons(runs, "hellaswag/acc_norm")]:
+    comparisons = [*_comparisons(runs, "val/loss"), *_comparisons(runs, "hellaswag/acc_norm"), *savings.describe(runs)]
+    for comparison in comparisons:
         logger.info(comparison)
     return [page, *pictures]
 
@@ -183,6 +184,11 @@ def _draw_charts(
         title = "Loss, nats per token"
         png_title = f"{title}; thin: training, thick: validation"
         add_main_chart(wide, narrow, title, _loss_note(lines, runs), "loss_curve.png", png_title)
+    if timed := _lines_over_time(lines, runs):
+        wide, narrow = (plots.loss_figure(timed, size=size) for size in (WIDE, NARROW))
+        title = "Loss over time, nats per token"
+        note = "Training time alone, without evaluations and checkpoints."
+        add_main_chart(wide, narrow, title, note, "loss_over_time.png", title)
     if (key := "hellaswag/acc_norm") in metrics:
         band = _band(lines, runs, key)
         wide, narrow = (
@@ -195,6 +201,18 @@ def _draw_charts(
             figure = plots.curve_figure(lines, key, share=key == "perf/mfu")
             charts.append(Chart(title, plots.to_svg(figure, title)))
     return charts, written
+
+
+def _lines_over_time(lines: Sequence[Line], runs: Sequence[Run]) -> list[Line]:
+    """The lines of runs on the same text and hardware, over minutes; none if there are fewer than two."""
+    if len({run.source for run in runs}) > 1 or len({run.hardware for run in runs}) > 1:
+        return []
+    timed = [
+        line._replace(minutes=minutes)
+        for line in lines
+        if isinstance(line.run, Run) and (minutes := savings.minutes_of_training(line.run)) is not None
+    ]
+    return timed if len(timed) > 1 else []
 
 
 def _is_fineweb(run: Run) -> bool:
@@ -240,7 +258,7 @@ def _loss_note(lines: Sequence[Line], runs: Sequence[Run]) -> str:
         notes.append("The x axis is in tokens, because the batch sizes of the runs differ.")
     elif unknown := [log.name for log in logs if log.tokens_per_step is None]:
         notes.append(f"Tokens of a step of {', '.join(unknown)} are not known (--tokens-per-step): compare steps only.")
-    return " ".join([*notes, *_band_notes(lines, runs, "val/loss")])
+    return " ".join([*notes, *_band_notes(lines, runs, "val/loss"), *savings.describe(runs)])
 
 
 def _last_values(log: ForeignLog) -> str:
