@@ -170,13 +170,25 @@ def import_file(options: ImportOptions) -> None:
 
 
 def settings(options: PrintSettingsOptions) -> None:
-    """Print every setting.
+    """Print every setting, or a settings file of another project in our settings.
 
     Args:
-        options: the format.
+        options: the format, or the file.
     """
-    from gpt2lab.config import reference
+    from gpt2lab.config import reference, translation
 
+    if options.action:
+        if len(options.action) != 2 or options.action[0] != "translate":
+            raise GPT2LabError(f"settings {' '.join(options.action)}: expected settings translate FILE")
+        file = Path(options.action[1])
+        translated = translation.translate_file(file)
+        for item in translated.items:
+            if item.note:
+                logger.warning(item.describe())
+        for note in translated.notes:
+            logger.warning(note)
+        print(translated.to_yaml(f"{file} in gpt2lab's settings"), end="")
+        return
     print(reference.json_schema() if options.schema else reference.markdown(), end="")
 
 

@@ -336,6 +336,16 @@ gpt2lab evaluate --model-checkpoint model_19072.pt           without a conversio
 
 @dataclass(frozen=True)
 class PrintSettingsOptions:
-    """Print every setting with its type, default and meaning."""
+    """Print every setting with its type, default and meaning, or translate a settings file of another project.
 
+    `translate FILE` prints the YAML for --config. FILE is YAML, or Python such as nanoGPT's config/train_gpt2.py, which
+    is read and never run. What has no counterpart is a warning.
+    """
+
+    EXAMPLES: ClassVar[str] = """\
+gpt2lab settings > settings.md
+gpt2lab settings translate config/train_gpt2.py > my.yaml
+"""
+
+    action: tuple[str, ...] = option("translate FILE", (), flag="action", nargs="*")
     schema: bool = option("print a JSON schema, for completion in an editor", False)
