@@ -5,11 +5,11 @@ docstring of the class is the description in `--help`, and `EXAMPLES` is the tex
 so that help and errors are printed immediately.
 """
 
-import argparse
 from dataclasses import MISSING, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from gpt2lab.generation.options import GenerationOptions, Sampling
+from gpt2lab.option_values import names, port, quantities, whole_numbers
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
@@ -41,29 +41,6 @@ def option(help: str, default: Any = MISSING, **metadata: Any) -> Any:
         The field.
     """
     return field(default=default, metadata={"help": help, **metadata})
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Names from text such as `a,b`, each once."""
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-
-
-def quantities(text: str) -> tuple[float, ...]:
-    """Positive numbers from text such as `1e13:1e15`."""
-    try:
-        values = tuple(float(part) for part in text.split(":"))
-    except ValueError:
-        values = ()
-    if not values or not all(0 < value < float("inf") for value in values):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 1e15, or a range such as 1e13:1e15")
-    return values
-
-
-def port(text: str) -> int:
-    """A TCP port that needs no privileges."""
-    if not text.isdecimal() or not 1024 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1024 to 65535")
-    return int(text)
 
 
 @dataclass(frozen=True)
@@ -301,14 +278,24 @@ class AppOptions:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Write the page of a run, or of several runs for comparison, and draw their curves as PNGs."""
+    """Write the page of a run, or of several runs for comparison, and draw their curves as PNGs.
+
+    Logs of other projects are drawn beside runs: log.txt of build-nanogpt, main.log of llm.c, the console output of
+    nanoGPT, logs of modded-nanogpt, and CSV files with columns of steps and losses.
+    """
 
     EXAMPLES: ClassVar[str] = """\
 gpt2lab report runs/x                 writes runs/x/report.html
 gpt2lab report runs/x runs/y          writes runs/compare_x_y.html
+gpt2lab report runs/x log/log.txt --tokens-per-step 524288
 """
 
-    runs: tuple[str, ...] = option("run directories, such as runs/quickstart", flag="runs", nargs="+")
+    runs: tuple[str, ...] = option("run directories, such as runs/quickstart, and logs", flag="runs", nargs="+")
+    tokens_per_step: tuple[int, ...] = option(
+        "tokens of a step in the logs, for a common axis; one number, or one for each log: 524288,491520",
+        (),
+        parse=whole_numbers,
+    )
     out: str | None = option("file of the page (default: report.html in the run)", None)
     price_per_hour: float | None = option("price of all machines of a run together", None, at_least=0)
 

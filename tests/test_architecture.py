@@ -30,7 +30,8 @@ ALLOWED = {
         "tracking.report",
         "training.run",
     },
-    "options": {"generation.options"},
+    "options": {"generation.options", "option_values"},
+    "option_values": set(),
     "generation.options": set(),
     "export": {"export", "model", "data.tokenizer", "data.huggingface_tokenizer", "tracking.records", "files"},
     "app.run": {"app", "model", "generation", "data.tokenizer", "options", "system"},
@@ -66,6 +67,7 @@ ALLOWED = {
         "system",
         "tracking.metrics",
         "training.checkpoint",
+        "training.schedule",
     },
     "training.async_checkpointer": {
         "files",
