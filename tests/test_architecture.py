@@ -23,6 +23,7 @@ ALLOWED = {
         "data.prepare",
         "data.slurm",
         "data.verify",
+        "export.push",
         "export.run",
         "logs",
         "options",
