@@ -9,9 +9,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 MAX_REQUEST_BYTES = 128 * 1024  # the longest prompt of the page has at most 96 KB as JSON
-_MAX_DISCARDED_BYTES = (
-    64 * 2**20
-)  # so much is read before the answer; the connection of a larger request is just closed
+_MAX_DISCARDED_BYTES = 64 * 2**20  # read before the answer; the connection of a larger request is closed
 
 # Gradio's addresses of files, uploads, other servers and code, with or without the prefix `gradio_api`.
 _FILES = re.compile(
@@ -41,9 +39,8 @@ class RequestGuard:
         if not status:
             await self.app(scope, receive, send)
             return
-        if (
-            status == 413 and _length(scope) <= _MAX_DISCARDED_BYTES
-        ):  # many clients read no answer before they have sent all
+        if status == 413 and _length(scope) <= _MAX_DISCARDED_BYTES:
+            # Many clients read no answer before they have sent everything.
             while (await receive()).get("more_body"):
                 pass
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
