@@ -302,10 +302,7 @@ gpt2lab report runs/x log/log.txt --tokens-per-step 524288
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a model with its tokenizer and a model card as a directory for transformers, vLLM and llama.cpp.
-
-    Or as a Hugging Face Space, with a page where others try it. Either can be uploaded to the Hub.
-    """
+    """Write a model with tokenizer and card for transformers, vLLM, llama.cpp, the Hub, or as a Hugging Face Space."""
 
     EXAMPLES: ClassVar[str] = """\
 gpt2lab export --model-checkpoint runs/x --out out/x

@@ -26,7 +26,7 @@ def check(repository: str) -> None:
     """
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repository)

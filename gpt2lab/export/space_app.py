@@ -16,13 +16,14 @@ MAX_WAITING = 32  # requests in the queue
 def load() -> tuple[Any, list[Any]]:
     """The tokenizer, and two models: the trained one, and the same architecture with random weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    import transformers
 
+    auto: Any = transformers.AutoModelForCausalLM
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-    trained = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER)
+    trained = auto.from_pretrained(FOLDER, dtype=torch.float32)
     torch.manual_seed(0)
-    untrained = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(FOLDER), dtype=torch.float32)
+    untrained = auto.from_config(transformers.AutoConfig.from_pretrained(FOLDER), dtype=torch.float32)
     return tokenizer, [model.to(device).eval() for model in (trained, untrained)]
 
 
