@@ -27,7 +27,7 @@ def describe(runs: Sequence[Run]) -> list[str]:
             if run is other or step is None:
                 continue
             tokens = other.last_step * other.tokens_per_step / (step * run.tokens_per_step)
-            if tokens <= 1:
+            if tokens < 1.05:  # the same, or more
                 continue
             loss = other.curve("val/loss").values[-1]
             sentence = (
@@ -37,8 +37,8 @@ def describe(runs: Sequence[Run]) -> list[str]:
             minutes, other_minutes = minutes_of_training(run), minutes_of_training(other)
             if minutes is not None and other_minutes is not None and run.hardware == other.hardware:
                 ratio = other_minutes[-1] / np.interp(step, np.arange(len(minutes)), minutes)
-                change = f"{ratio:.1f} times less" if ratio >= 1 else f"{1 / ratio:.1f} times the"
-                sentence += f" and in {change} training time"
+                change = f"{ratio:.1f} times less" if ratio >= 1.05 else f"{1 / ratio:.1f} times the"
+                sentence += f" and in {'the same' if 0.95 < ratio < 1.05 else change} training time"
             sentences.append(f"{sentence}.")
     return sentences
 
