@@ -5,6 +5,7 @@ Verbs whose package takes the options as they are (evaluate, sample, app) have n
 
 import logging
 import sys
+import tempfile
 from pathlib import Path
 
 from gpt2lab import logs, progress
@@ -146,11 +147,31 @@ def export(options: ExportOptions) -> None:
     """Write a model for other tools.
 
     Args:
-        options: the model, the directory and the dtype.
-    """
-    from gpt2lab.export import run
+        options: the model, the directory or repository, and the dtype.
 
-    run.export(options.checkpoint, options.out, options.dtype, mirror=options.mirror)
+    Raises:
+        GPT2LabError: the options do not fit together, or the model cannot be written or uploaded.
+    """
+    if options.out and options.space:
+        raise GPT2LabError("--out and --space: give one of them")
+    if not (options.out or options.space or options.push):
+        raise GPT2LabError("give --out or --space, a directory, or --push OWNER/NAME (see gpt2lab export --help)")
+    if (options.public or options.dry_run) and not options.push:
+        raise GPT2LabError("--public and --dry-run belong to --push OWNER/NAME")
+    from gpt2lab.export import push, run
+
+    if options.push and not options.dry_run:
+        push.check(options.push)
+    with tempfile.TemporaryDirectory(prefix="gpt2lab-export-") as scratch:
+        target = None if options.dry_run else options.space or options.out
+        folder = target or Path(scratch) / "export"
+        written = run.export(
+            options.checkpoint, folder, options.dtype, mirror=options.mirror, as_space=options.space is not None
+        )
+        if options.push:
+            kind: push.Kind = "space" if options.space else "model"
+            arguments = (written, options.push, kind, options.public)
+            _print(push.describe(*arguments) if options.dry_run else f"uploaded to {push.push(*arguments)}")
 
 
 def import_file(options: ImportOptions) -> None:

@@ -306,10 +306,21 @@ gpt2lab report runs/x log/log.txt --tokens-per-step 524288
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a model with its tokenizer and a model card as a directory for transformers, vLLM and llama.cpp."""
+    """Write a model with tokenizer and card for transformers, vLLM, llama.cpp, the Hub, or as a Hugging Face Space."""
+
+    EXAMPLES: ClassVar[str] = """\
+gpt2lab export --model-checkpoint runs/x --out out/x
+gpt2lab export --model-checkpoint runs/x --space out/space
+gpt2lab export --model-checkpoint runs/x --push me/gpt2-mine --dry-run           lists the files
+gpt2lab export --model-checkpoint runs/x --space out/space --push me/try-it --public
+"""
 
     checkpoint: str = option(MODEL_HELP, flag="--model-checkpoint")
-    out: str = option("new or empty directory, or an earlier export, which is replaced")
+    out: str | None = option("new or empty directory, or an earlier export, which is replaced", None)
+    space: str | None = option("such a directory, in which an app runs as a Hugging Face Space", None)
+    push: str | None = option("OWNER/NAME: upload it to the Hub; private if the repository is new", None)
+    public: bool = option("let everybody see what is uploaded", False)
+    dry_run: bool = option("list what --push would upload, and write and upload nothing", False)
     dtype: Literal["fp32", "bf16", "fp16"] = option("dtype of the weights; they are trained in fp32", "fp32")
     mirror: str | None = option(MIRROR_HELP, None)
 

@@ -24,6 +24,7 @@ ALLOWED = {
         "data.run_data",
         "data.slurm",
         "data.verify",
+        "export.push",
         "export.run",
         "logs",
         "options",
