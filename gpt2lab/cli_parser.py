@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
+from gpt2lab import logs
 from gpt2lab.errors import GPT2LabError, did_you_mean, find_similar
 from gpt2lab.options import SettingsOptions
 
@@ -40,6 +41,10 @@ class Parser(argparse.ArgumentParser):
             GPT2LabError: always.
         """
         raise GPT2LabError(f"{message} (see {self.prog} --help)")
+
+    def _print_message(self, message: str, file: Any = None) -> None:  # noqa: ARG002  # standard output
+        """Print help or a version. argparse ignores errors of the stream."""
+        logs.print_result(message, end="")
 
 
 def parse(options: type[Options], arguments: Sequence[str], prog: str) -> Options:

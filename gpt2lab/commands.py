@@ -64,8 +64,12 @@ def bench(options: BenchOptions) -> None:
         options: recipes, settings and what to compare with.
     """
     from gpt2lab import config
-    from gpt2lab.bench import run
-    from gpt2lab.system import device
+    from gpt2lab.bench import checkouts
+
+    checkouts.require(options)
+    with progress.Phase("loading torch"):
+        from gpt2lab.bench import run
+        from gpt2lab.system import device
 
     overrides = options.overrides
     if not options.config:
@@ -167,9 +171,9 @@ def settings(options: PrintSettingsOptions) -> None:
     """
     from gpt2lab.config import reference
 
-    print(reference.json_schema() if options.schema else reference.markdown(), end="")
+    logs.print_result(reference.json_schema() if options.schema else reference.markdown(), end="")
 
 
 def _print(text: str) -> None:
     """Print the result of a verb; on a terminal, lines are broken between words."""
-    print(logs.wrap(text, sys.stdout), flush=True)
+    logs.print_result(logs.wrap(text, sys.stdout))

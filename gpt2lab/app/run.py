@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gpt2lab import config, packages, progress
+from gpt2lab import config, logs, packages, progress
 from gpt2lab.app import page as pages
 from gpt2lab.app import record
 from gpt2lab.app.compare import ComparedModel, compare
@@ -37,7 +37,7 @@ def run(options: AppOptions) -> None:
     """
     devices.share_one_heap()  # requests are computed by different threads
     page = prepare(options)
-    print(f"{pages.serve(page, options.port)}  (Ctrl-C ends it)", flush=True)
+    logs.print_result(f"{pages.serve(page, options.port)}  (Ctrl-C ends it)")
     page.block_thread()
 
 

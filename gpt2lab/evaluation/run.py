@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpt2lab import config, files, packages, progress
+from gpt2lab import config, files, logs, packages, progress
 from gpt2lab.data.catalogue import DEFAULT_DIRS
 from gpt2lab.data.loader import fixed_sequences
 from gpt2lab.data.shards import TokenStream, is_ready, open_split
@@ -54,7 +54,7 @@ def run(options: EvaluateOptions) -> None:
         with redirect:
             result = evaluate(options, dist)
         if dist.is_main and options.as_json:
-            print(json.dumps(result))
+            logs.print_result(json.dumps(result))
 
 
 def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
@@ -106,9 +106,11 @@ def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
     result |= {"precision": precision.name, "device": dist.device.type, "limit": options.limit}
     result["seconds"] = round(time.perf_counter() - began, 3)
     if dist.is_main:
-        print(table.render(result), flush=True)
-    if checkpoint.run is not None and dist.is_main:
-        _write(checkpoint, checkpoint.run, result)
+        try:
+            logs.print_result(table.render(result))
+        finally:
+            if checkpoint.run is not None:
+                _write(checkpoint, checkpoint.run, result)
     return result
 
 

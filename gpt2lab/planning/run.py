@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from gpt2lab import config as settings
+from gpt2lab import logs
 from gpt2lab.config import Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import format_duration
@@ -30,7 +31,8 @@ def run(options: PlanOptions) -> None:
     if options.validate is not None:
         rows = validate.read(options.validate, table)
         summary = validate.summarize(validate.errors(rows))
-        print(json.dumps(summary) if options.as_json else _describe_errors(summary, validate.count_too_big(rows)))
+        text = json.dumps(summary) if options.as_json else _describe_errors(summary, validate.count_too_big(rows))
+        logs.print_result(text)
         return
     config = settings.load(options.config or [options.RECIPE], options.overrides)
     kinds = [gpus.find(name, table) for name in options.gpu or sorted({g.name for g in table.values() if not g.is_cpu})]
@@ -44,12 +46,12 @@ def run(options: PlanOptions) -> None:
         raise GPT2LabError(f"--budget needs a price: the table has none for {kinds[0].name}; add --price-per-hour")
     offers = [[] if options.budget is None else plan.spend(config, each, options.budget) for each in plans]
     if options.as_json:
-        print(json.dumps(_as_json(config, plans, offers)))
+        logs.print_result(json.dumps(_as_json(config, plans, offers)))
         return
     lines = _describe(config, plans[0]) if len(plans) == 1 else _compare(plans, offers, options.budget)
     if len(plans) == 1 and offers[0]:
         lines += _describe_offers(offers[0], options.budget)
-    print("\n".join([*_headline(config), "", *lines]))
+    logs.print_result("\n".join([*_headline(config), "", *lines]))
 
 
 def _as_json(config: Config, plans: Sequence[Plan], offers: Sequence[Sequence[Offer]]) -> dict[str, Any]:
