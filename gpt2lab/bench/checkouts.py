@@ -1,4 +1,4 @@
-"""The checkouts of other projects that `gpt2lab bench` measures. Imports no torch, so that a wrong path is found first."""
+"""The checkouts of other projects that `gpt2lab bench` measures. Imports no torch: a wrong path is found at once."""
 
 from pathlib import Path
 
