@@ -114,13 +114,23 @@ def _keywords(field: Field[Any], annotation: Any, default: Any) -> dict[str, Any
     elif get_origin(value_type) is tuple:
         nargs = metadata.get("nargs")
         keywords |= {"nargs": nargs, "action": "extend"} if nargs else {"action": "append"}
+        keywords["type"] = _text
+    elif value_type is str:
+        keywords["type"] = str if metadata.get("may_be_empty") else _text
     else:
-        keywords["type"] = str if value_type is str else _number(value_type, metadata.get("at_least"))
+        keywords["type"] = _number(value_type, metadata.get("at_least"))
     if default is not MISSING:
         shown = ",".join(default) if isinstance(default, tuple) else default
         keywords["default"] = None if default == () else default
         help_text += f" (default: {shown})" if shown not in (None, "") else ""
     return keywords | {"help": help_text.replace("%", "%%")}
+
+
+def _text(text: str) -> str:
+    """A parser of text that is not empty, as the value of a variable that is not set is."""
+    if not text:
+        raise argparse.ArgumentTypeError("the value is empty")
+    return text
 
 
 def _choice(choices: Sequence[str], for_path: str | None) -> Callable[[str], str]:

@@ -34,18 +34,16 @@ def train(options: TrainOptions) -> None:
     from gpt2lab.data import prepare
 
     recipes = options.config or [options.RECIPE]
-    if config.load(recipes, options.overrides, log_renames=False).tracking.log_format == "json":
+    settings, renames = config.load_with_notes(recipes, options.overrides)
+    if settings.tracking.log_format == "json":
         logs.configure(to_stderr=True)  # standard output has one object per line, for other programs to read
-    settings = config.load(recipes, options.overrides)  # again, since it logs messages, now to the right stream
+    for note in renames:
+        logger.info(note)
     if settings.data.dir is not None and "data.source" not in options.overrides:
         prepare.require_shards(settings.data)
     prepare.require_mirror(settings.data)
     if not options.config:
-        text = {"stdlib": "the text of Python's documentation"}.get(settings.data.source, settings.data.source)
-        logger.info(
-            f"no --config: training the quickstart recipe, a small model on {settings.data.dir or text}. "
-            "For GPT-2 124M: gpt2lab train --config config/gpt2_124m.yaml"
-        )
+        logger.info(notes.describe_quickstart(settings, options.overrides))
     elif note := notes.describe_defaults(settings):
         logger.info(note)
     for warning in notes.find_unusual(settings):

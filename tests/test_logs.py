@@ -19,7 +19,6 @@ from gpt2lab.errors import RunStoppedError
 from tests.runs import STEPS, finished_run, settings
 from tests.terminal import COLUMNS, render, run_in_terminal
 
-
 __all__ = ["finished_run"]
 
 

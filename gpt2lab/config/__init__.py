@@ -1,6 +1,6 @@
 """Settings: their names, types and defaults (`settings`), and where their values come from (`loading`)."""
 
-from gpt2lab.config.loading import RENAMED_SETTINGS, find_recipe, load, load_run, recipes
+from gpt2lab.config.loading import RENAMED_SETTINGS, find_recipe, load, load_run, load_with_notes, recipes
 from gpt2lab.config.settings import (
     GPT2_VOCAB_SIZE,
     SIZES,
@@ -37,5 +37,6 @@ __all__ = [
     "leaves",
     "load",
     "load_run",
+    "load_with_notes",
     "recipes",
 ]

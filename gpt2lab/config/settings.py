@@ -25,6 +25,7 @@ from gpt2lab.formatting import parse_whole_number
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+NotEmpty = Annotated[str, Field(min_length=1)]
 
 GPT2_VOCAB_SIZE = 50257  # 256 bytes + 50,000 merges + <|endoftext|>; ids from here on are padding, never text
 
@@ -61,11 +62,11 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     """Name of the run directory; the same name resumes the run. null: the file name of the recipe."""
-    out_dir: str = "runs"
+    out_dir: NotEmpty = "runs"
     """Directory that holds the run directories."""
     seed: Annotated[int, Field(ge=0, lt=2**62)] = 1337
     """Seed of the initial weights, the data order and the samples."""
-    resume: str = "auto"
+    resume: NotEmpty = "auto"
     """auto: the newest valid checkpoint of this run, if any; never: error if the run exists; or a checkpoint's path."""
 
     @field_validator("name", mode="before")
@@ -131,16 +132,16 @@ class DataConfig(Section):
 
     source: Literal["stdlib", "tinyshakespeare", "fineweb-edu"] = "stdlib"
     """stdlib (Python's own texts) and tinyshakespeare are prepared by training; fineweb-edu by `gpt2lab prepare`."""
-    dir: str | None = None
+    dir: NotEmpty | None = None
     """Directory of the token shards; null: the default directory of data.source, such as data/stdlib."""
-    mirror: str | None = None
+    mirror: NotEmpty | None = None
     """Directory to read downloads from instead of the network."""
 
 
 class TrainConfig(Section):
     """Steps, batch size, and measurements during training."""
 
-    max_steps: PositiveInt = 19073
+    max_steps: Annotated[int, Field(gt=0, le=10**9)] = 19073
     """Optimizer steps; 19,073 steps of 524,288 tokens are 10B tokens."""
     total_batch_size: PositiveInt = 524288
     """Tokens per optimizer step, over all devices and micro-steps."""
@@ -156,7 +157,7 @@ class TrainConfig(Section):
     """Number of HellaSwag items, a fixed random subset of the 10,042; 0: all."""
     sample_every: NonNegativeInt = 250
     """Generate text samples every so many steps, at the start and at the end; 0: never."""
-    sample_prompt: Annotated[str, Field(min_length=1)] = "Hello this is AI model,"
+    sample_prompt: NotEmpty = "Hello this is AI model,"
     """Prompt of the samples."""
     sample_count: PositiveInt = 4
     """Number of samples each time; the terminal shows two of them."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from gpt2lab import progress
 from gpt2lab.data import shards, verify
-from gpt2lab.data.prepare import Summary
+from gpt2lab.data.summary import Summary
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import DirectoryLock, atomic_write, remove_temporaries, sha256, suggest_path
 

@@ -9,6 +9,7 @@ its merge, and tiktoken, which does the work, needs only the ids.
 
 import functools
 import json
+import operator
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -86,6 +87,8 @@ class Tokenizer:
         Args:
             text: the text.
         """
+        if not isinstance(text, str):
+            raise GPT2LabError(f"the text to encode is {type(text).__name__} {text!r:.60}; it must be str")
         ids: list[int] = []
         start = 0
         if len(text) >= _MAX_WHITE_SPACE:
@@ -103,9 +106,12 @@ class Tokenizer:
             ids: the ids.
 
         Raises:
-            GPT2LabError: an id is not below 50257 (a model may have a larger, padded vocabulary).
+            GPT2LabError: an id is no whole number, or not below 50257 (a model may have a larger, padded vocabulary).
         """
-        tokens = list(ids)
+        try:
+            tokens = [operator.index(token) for token in ids]
+        except TypeError:
+            raise GPT2LabError(f"the ids to decode are {ids!r:.60}; they must be whole numbers") from None
         for token in tokens:
             if not 0 <= token < VOCAB_SIZE:
                 raise GPT2LabError(f"token id {token} has no text; GPT-2's ids are 0 to {VOCAB_SIZE - 1}")

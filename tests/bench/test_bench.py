@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -129,7 +130,9 @@ def test_stages_take_steps(stage):
 def test_the_table_fits_on_a_terminal(device):
     figures = {"ms_per_step": 12345.6, "ms_fastest": 12000, "ms_slowest": 12999, "tokens_per_second": 1_234_567}
     figures |= {"mfu": 0.512, "share_of_limit": 0.75, "peak_memory_gib": 100.4}
-    rows = [{"name": n, "measured": rivals.describe(n, device)} | figures for n in ("gpt2lab", *rivals.RIVALS)]
+    rows: list[dict[str, Any]] = [
+        {"name": n, "measured": rivals.describe(n, device)} | figures for n in ("gpt2lab", *rivals.RIVALS)
+    ]
     environment = measure.environment(torch.device("cpu")) | {"B": 16, "T": 1024, "compile": True}
     shown = results.format_table(rows, {"flops_per_second": 7e14, "matrix_products": "bfloat16"}, environment)
     assert max(map(len, shown.splitlines())) <= COLUMNS, shown
