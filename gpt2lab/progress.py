@@ -103,7 +103,7 @@ class Phase:
 
     def describe(self) -> str:
         """Return share, note and time: `24%, 1,000 tokens, 3 min 5 s left`."""
-        parts = [f"{self.completed / self.total:.0%}"] if self.total and self.completed else []
+        parts = [f"{self.completed / self.total:.0%}"] if self.total else []
         parts += [self.note] if self.note else []
         if (left := self.seconds_left()) is not None:
             parts.append(f"{format_time_left(left)} left")

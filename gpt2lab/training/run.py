@@ -18,7 +18,7 @@ from gpt2lab.system import device as devices
 from gpt2lab.system import precision as precisions
 from gpt2lab.system.signals import StopSignals
 from gpt2lab.tracking.metrics import Sink
-from gpt2lab.training import build, messages
+from gpt2lab.training import build, memory, messages
 from gpt2lab.training.async_checkpointer import AsyncCheckpointer
 from gpt2lab.training.disk_space import require_space
 from gpt2lab.training.evaluators import build_evaluators
@@ -43,6 +43,7 @@ def run(config: Config, extra_sinks: Sequence[Sink] = ()) -> None:
         dist = stack.enter_context(build.start_ranks(config.system))
         precision = precisions.choose(config.system.precision, dist.device)
         plan = config.batch_plan(dist.world_size, devices.micro_batch_tokens(dist.device))
+        plan = memory.lower_on_cpu(plan, config.model.block_size, dist.device)
         data = build.build_data(config.data, config.model, config.run, plan, dist)
         directory = RunDirectory(config.run, dist)
         build.check_trackers(config.tracking, directory)
