@@ -13,11 +13,18 @@ import operator
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from gpt2lab import resources
 from gpt2lab.config import GPT2_VOCAB_SIZE
 from gpt2lab.data import huggingface_tokenizer
 from gpt2lab.errors import GPT2LabError
+
+if TYPE_CHECKING:
+    import tiktoken
 
 NAME = "gpt2"
 VOCAB_SIZE = GPT2_VOCAB_SIZE
@@ -70,16 +77,16 @@ class Tokenizer:
     vocab_size = VOCAB_SIZE
 
     def __init__(self, mirror: str | Path | None = None):
-        import tiktoken
-
-        self._encoding = tiktoken.Encoding(
-            name=NAME,
-            pat_str=_SPLIT_PATTERN,
-            mergeable_ranks=ranks(mirror),
-            special_tokens={EOT_TEXT: EOT},
-            explicit_n_vocab=VOCAB_SIZE,
-        )
+        _, ids = tokenizer_files(mirror)
+        self._encoding = _build_encoding(ids)
         self._mirror = mirror
+
+    def byte_lengths(self) -> npt.NDArray[np.int64]:
+        """Return the number of bytes of each token, int64 `(50257,)`; 0 for `<|endoftext|>`."""
+        lengths = np.zeros(VOCAB_SIZE, dtype=np.int64)
+        for token, rank in ranks(self._mirror).items():
+            lengths[rank] = len(token)
+        return lengths
 
     def encode(self, text: str) -> list[int]:
         """Encode a text. `<|endoftext|>` in it is encoded like any other text; a lone surrogate becomes U+FFFD.
@@ -155,6 +162,19 @@ def ranks(mirror: str | Path | None = None) -> dict[bytes, int]:
     """
     _, ids = tokenizer_files(mirror)
     return _read_ranks(ids)
+
+
+@functools.lru_cache(maxsize=1)
+def _build_encoding(ids: Path) -> "tiktoken.Encoding":
+    import tiktoken
+
+    return tiktoken.Encoding(
+        name=NAME,
+        pat_str=_SPLIT_PATTERN,
+        mergeable_ranks=_read_ranks(ids),
+        special_tokens={EOT_TEXT: EOT},
+        explicit_n_vocab=VOCAB_SIZE,
+    )
 
 
 @functools.lru_cache(maxsize=1)

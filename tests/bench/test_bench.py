@@ -22,6 +22,34 @@ SMALL = ["--model.n_layer", "1", "--model.n_head", "2", "--model.n_embd", "16", 
 SMALL += ["--train.micro_batch_size", "2", "--train.total_batch_size", "64", "--rounds", "1", "--steps", "1"]
 
 
+# A checkout with the classes that the bench uses, and a script that must not be run.
+BUILD_NANOGPT = """
+import torch
+from torch import nn
+
+
+class GPTConfig:
+    def __init__(self, **sizes):
+        self.sizes = sizes
+
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.wte = nn.Embedding(config.sizes["vocab_size"], config.sizes["n_embd"])
+
+    def forward(self, x, y):
+        logits = self.wte(x) @ self.wte.weight.T
+        return logits, nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
+
+    def configure_optimizers(self, weight_decay, learning_rate, device_type):
+        return torch.optim.AdamW(self.parameters(), lr=learning_rate)
+
+
+raise SystemExit("this trains")
+"""
+
+
 class EndOfTrainingError(Exception):
     pass
 
@@ -43,11 +71,13 @@ def count_steps(train, turns, *arguments):
 
 def test_json_has_a_row_per_contender_and_a_rival_that_cannot_run_is_left_out(capfd, tmp_path):
     (tmp_path / "model.py").write_text("import a_module_that_is_missing")
-    arguments = ["bench", *SMALL, "--rivals", "transformers", "--nanogpt", str(tmp_path), "--json"]
+    (tmp_path / "train_gpt2.py").write_text(BUILD_NANOGPT)
+    checkouts = ["--nanogpt", str(tmp_path), "--build-nanogpt", str(tmp_path)]
+    arguments = ["bench", *SMALL, "--rivals", "none", *checkouts, "--json"]
     assert main([*arguments, "--chart", str(tmp_path / "chart.png")]) == 0
     out, err = capfd.readouterr()
     result = json.loads(out)
-    assert [row["name"] for row in result["rows"]] == ["gpt2lab", "transformers"]
+    assert [row["name"] for row in result["rows"]] == ["gpt2lab", "build-nanogpt"]
     for row in result["rows"]:
         assert row["tokens_per_second"] == pytest.approx(64 / row["ms_per_step"] * 1e3)
         assert row["share_of_limit"] > 0
