@@ -121,8 +121,8 @@ def test_gradient_accumulation_does_not_change_the_losses(token_folder, tmp_path
 
 def test_overfitting_one_batch_drives_the_loss_to_zero(token_folder, tmp_path):
     changes = {"train__overfit_batch": True, "train__max_steps": 60, "checkpoint__every": 0, "train__sample_every": 0}
-    changes |= {"train__total_batch_size": 64, "train__eval_every": 0, "optimizer__min_lr": 1e-2}
-    config = settings(token_folder, tmp_path, model__n_embd=64, **changes)
+    changes |= {"train__total_batch_size": 64, "train__eval_every": 0}
+    config = settings(token_folder, tmp_path, model__n_embd=64, optimizer__min_lr=1e-2, **changes)
     training_run.run(config)
     assert learned(tmp_path / "tiny")[60]["train/loss"] < 0.05
 
