@@ -1,5 +1,6 @@
 """Settings of other projects: read without running code, translated, and refused with one message that lists all."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -190,7 +191,21 @@ def test_values_that_settings_do_not_accept_are_left_out_and_said(write):
     translated = translation.translate_file(write(text))
     assert {"train.max_steps": 10}.items() <= translated.settings.items()
     assert not {"model.size", "optimizer.max_lr", "optimizer.weight_decay"} & translated.settings.keys()
-    assert all(any(name in note for note in translated.notes) for name in ("model.size", "n_head 5", "data.dir"))
+    names = ("model.size", "optimizer.max_lr", "optimizer.weight_decay", "n_head 5", "data.dir")
+    assert all(any(name in note for note in translated.notes) for name in names)
+
+
+def test_unusual_values_and_names_give_valid_yaml(write, tmp_path, capsys):
+    prompt = "a: b # c\nnew line \x07 and 'quotes' " + "long " * 50
+    text = (
+        f'prompt: {json.dumps(prompt)}\nlr: 1e400\nmax_iters: .nan\n3: 4\n"bad\\nkey": 5\nseed: 2024-01-01\nwd: 0.2\n'
+    )
+    assert cli.main(["settings", "translate", str(write(text))]) == 0
+    printed = capsys.readouterr()
+    settings = load([write(printed.out, "my.yaml")])
+    assert (settings.train.sample_prompt, settings.optimizer.weight_decay) == (prompt, 0.2)
+    assert all(line.startswith("warning: ") for line in printed.err.splitlines())
+    assert all(name in printed.err for name in ("optimizer.max_lr", "train.max_steps", "run.seed", "bad key"))
 
 
 def test_a_micro_batch_alone_is_a_step_of_one_gpu(write):
