@@ -240,6 +240,8 @@ def test_a_damaged_python_file_is_one_line(text, write, capsys):
 
 
 def test_a_yaml_file_of_aliases_is_not_expanded(write):
+    with pytest.raises(GPT2LabError):
+        load([write("a: &a {x: *a, lr: 1}\nmax_iters: 2")])
     rows = ["a0: &a0 {x: 1, y: 2}", *(f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n - 1}}}" for n in range(1, 60))]
     with pytest.raises(GPT2LabError) as error:
         load([write("\n".join(rows))])
