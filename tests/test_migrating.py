@@ -51,7 +51,7 @@ def run(token_folder, tmp_path_factory) -> Path:
 @pytest.fixture
 def place(run, token_folder, hellaswag_mirror, tmp_path, monkeypatch, capsys):
     trained: list[Config] = []
-    monkeypatch.setattr(training_run, "run", trained.append)
+    monkeypatch.setattr(training_run, "run", lambda config, **_: trained.append(config))
     monkeypatch.chdir(REPOSITORY)
     return Place(run, token_folder, hellaswag_mirror, tmp_path, trained, capsys)
 
@@ -77,9 +77,10 @@ def torchrun(place: Place) -> None:
 
 
 def nanogpt_recipes(place: Place) -> None:
-    for name in ("gpt2_124m", "shakespeare_cpu"):
+    names = ["gpt2_124m", "shakespeare_cpu", "finetune_shakespeare"]
+    for name in names:
         place.gpt2lab("train", "--config", f"config/{name}.yaml")
-    assert [config.run.name for config in place.trained] == ["gpt2_124m", "shakespeare_cpu"]
+    assert [config.run.name for config in place.trained] == names
 
 
 def translate(place: Place) -> None:
@@ -113,7 +114,13 @@ def accumulation(place: Place) -> None:
 
 
 def init_from(place: Place) -> None:
-    assert "the same run.name resumes" in place.gpt2lab("train", "--init_from=resume", status=2)
+    assert "train.init_from" in place.gpt2lab("train", "--init_from=gpt2-xl", status=2)
+    new = {"run__name": "new", "train__init_from": str(place.run), "train__max_steps": 1}
+    TRAIN(settings(place.tokens, place.folder, model__vocab_size=50257, **new))
+    assert (place.folder / "new" / "checkpoints" / "step_00000001").is_dir()
+
+
+def resume(place: Place) -> None:
     with pytest.raises(GPT2LabError, match="beyond"):  # it was resumed, at the checkpoint of the last step
         TRAIN(settings(place.tokens, place.run.parent, run__name="NAME", model__vocab_size=50257, train__max_steps=2))
 
@@ -127,6 +134,13 @@ def prepare(place: Place) -> None:
     arguments = ["--mirror", mirror, "--out", out, "--shard-size", "200", "--no-check"]
     place.gpt2lab("prepare", "fineweb-edu", *arguments)
     assert len(shards.open_split(out, "train"))
+
+
+def one_file(place: Place) -> None:
+    text = place.folder / "input.txt"
+    text.write_text("A line of text.\n" * 2000)
+    place.gpt2lab("train", "--data.source", "files", "--data.input", text, "--data.dir", place.folder / "shards")
+    assert place.trained[0].data.input == str(text)
 
 
 def evaluate(place: Place) -> None:
@@ -224,18 +238,30 @@ def foreign_shards(place: Place) -> None:
     assert len(place.trained) == 2
 
 
+def wide_shards(place: Place) -> None:
+    folder, out = place.folder / "wide", place.folder / "out"
+    folder.mkdir()
+    for split in ("train", "val"):
+        np.save(folder / f"x_{split}_000000.npy", np.random.default_rng(0).integers(0, 300, 3000).astype(np.int32))
+    assert "pretokenized" in place.gpt2lab("data", "verify", folder, status=2)
+    place.gpt2lab("prepare", "pretokenized", "--input", folder, "--out", out)
+    assert len(shards.open_split(out, "train")) == 3000
+
+
 # By the first words of a row.
 ROWS: dict[str, Callable[[Place], None]] = {
     "`python train.py`": train_script,
     "`torchrun": torchrun,
     "nanoGPT's `config": nanogpt_recipes,
     "your own `config": translate,
+    "`--init_from=gpt2-xl`": init_from,
+    "`--init_from=resume`": resume,
     "`--batch_size`": option("batch_size", "train.micro_batch_size", "12"),
     "`--gradient_accumulation_steps`": accumulation,
     "`--learning_rate`": option("learning_rate", "optimizer.max_lr", "1e-3"),
-    "`--init_from": init_from,
     "`--dropout`": dropout,
     "`data/fineweb.py`": prepare,
+    "`input.txt`": one_file,
     "`python evaluate.py`": evaluate,
     "`app.py`": app,
     "`sample.py`": sample,
@@ -247,6 +273,7 @@ ROWS: dict[str, Callable[[Place], None]] = {
     "`log/model_19072.pt`": checkpoints,
     "your own `model_19072.pt`": own_checkpoints,
     "an existing folder": foreign_shards,
+    "shards of int32": wide_shards,
 }
 
 

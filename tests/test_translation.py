@@ -181,7 +181,7 @@ def test_what_has_no_counterpart_is_said(write, capsys):
     translated = translation.translate_file(path)
     notes = {item.name: item.note for item in translated.items}
     assert "train.max_steps instead" in notes["lr_decay_iters"]
-    assert "random weights" in notes["init_from"]
+    assert translated.settings["train.init_from"] == "gpt2"
     assert translated.settings["optimizer.min_lr"] == translated.settings["optimizer.max_lr"] == 1e-3
     assert translated.settings["optimizer.warmup_steps"] == 0
 
@@ -258,7 +258,7 @@ def test_several_misspelled_names_are_all_in_one_message(write):
 
 # Arguments of gpt2lab train, and what the one line says.
 FLAGS = [
-    (["--init_from=resume"], ["init_from: training starts from random weights, and the same run.name resumes"]),
+    (["--init_from=resume"], ["did you mean train.init_from?"]),
     (["--dropout", "0.1"], ["dropout: the models have no dropout"]),
     (["--batch_size=12"], ["did you mean train.micro_batch_size?"]),
     (["--learning_rate", "1e-3"], ["did you mean optimizer.max_lr?"]),

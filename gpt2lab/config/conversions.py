@@ -80,7 +80,7 @@ def convert_word(setting: str, value: Any) -> Result:
     if isinstance(value, bool | str) and value in _WORDS.get(setting, {}):
         note = "GPT-2's tokenizer, not characters" if value == "shakespeare_char" else ""
         return {setting: _WORDS[setting][value]}, note
-    if setting == "data.source" and value not in ("stdlib", "tinyshakespeare", "fineweb-edu"):
+    if setting == "data.source" and value not in ("stdlib", "tinyshakespeare", "fineweb-edu", "fineweb"):
         return {}, "prepare the text with gpt2lab prepare and give its folder as data.dir"
     if setting == "system.device" and isinstance(value, str):
         return {setting: value.partition(":")[0]}, ""
@@ -154,9 +154,9 @@ def _start(value: Any, _source: Source) -> Result:
         return {}, ""
     if value in ("resume", True):
         return {}, "the same run.name resumes a run; leave it out"
-    if isinstance(value, str) and value.startswith("gpt2"):
-        return {}, "training starts from random weights; leave it out"
-    return {}, "to go on from a checkpoint of gpt2lab, give its path as run.resume"
+    if isinstance(value, str):
+        return {"train.init_from": value}, "a new run from these weights; to resume a run of gpt2lab, run.resume"
+    return {}, "give the weights to start from as train.init_from"
 
 
 def _data(_value: Any, _source: Source) -> Result:

@@ -28,7 +28,7 @@ NAMES = {
         "optimizer.weight_decay": "wd decay",
         "run.name": "run_name name experiment wandb_run_name exp_name",
         "run.out_dir": "output_dir output out save_dir log_dir",
-        "run.resume": "resume_from resume_from_checkpoint load_checkpoint",
+        "run.resume": "resume_from resume_from_checkpoint",
         "run.seed": "random_seed manual_seed",
         "system.compile": "torch_compile use_compile",
         "system.precision": "dtype fp16 bf16 amp mixed_precision",
@@ -37,6 +37,8 @@ NAMES = {
         "tracking.wandb": "wandb_log use_wandb wandb_mode",
         "train.eval_every": "eval_interval eval_steps val_every val_interval val_loss_every",
         "train.eval_tokens": "eval_iters eval_max_iters eval_batches val_tokens val_max_steps val_loss_steps",
+        "train.init_from": "init_from initial_checkpoint_dir pretrained pretrained_model pretrained_path from_pretrained"
+        " finetune_from load_from load_checkpoint load_weights init_checkpoint init_weights weights",
         "train.max_steps": "max_iters steps iters iterations num_iterations num_steps max_iterations epochs num_epochs"
         " num_train_epochs total_steps max_tokens",
         "train.micro_batch_size": "b batch_size per_device_train_batch_size device_batch_size micro_batch",
@@ -59,8 +61,6 @@ NO_COUNTERPART = {
         " lr_decay_steps max_lr_steps decay_steps",
         "the learning rate always decays to optimizer.min_lr; for a constant rate, set that to optimizer.max_lr": ""
         "decay_lr",
-        "training starts from random weights, and the same run.name resumes a run; leave it out": "init_from"
-        " initial_checkpoint_dir",
         "use gpt2lab evaluate": "eval_only",
         "checkpoints are written every checkpoint.every steps, and the best is kept": "always_save_checkpoint",
         "the number of processes is that of torchrun; leave it out": "devices num_gpus n_gpus gpus world_size"

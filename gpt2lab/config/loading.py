@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from gpt2lab.config import foreign_files, messages, translation, yaml_format
-from gpt2lab.config.settings import SHAPE, Config, leaves
+from gpt2lab.config.architecture import SHAPE
+from gpt2lab.config.settings import Config, leaves
 from gpt2lab.errors import GPT2LabError, did_you_mean
 
 logger = logging.getLogger(__name__)
