@@ -114,7 +114,8 @@ def test_nothing_is_said_of_other_sizes_data_contexts_and_tokens(changes, make_l
         ("edufineweb_val_000000.npy", None, "fineweb-edu"),
         ("edu_fineweb_val_000000.bin", "pretokenized", "fineweb-edu"),
         ("fineweb_val_000000.bin", "pretokenized", "fineweb"),
-        (None, None, "fineweb-edu"),  # an earlier release recorded neither; the recipe says fineweb-edu
+        (None, None, None),
+        (None, "fineweb-edu/sample-10BT", "fineweb-edu"),  # of an earlier release
         ("val_000.npy", None, None),
         ("val_000.npy", "fineweb-edu/sample-10BT", "fineweb-edu"),
     ],
