@@ -69,8 +69,7 @@ def find_data_set(run: Run) -> str | None:
     shard = str(data.get("val_shard") or "")
     if by_name := next((name for start, name in _SHARDS.items() if shard.startswith(start)), None):
         return by_name
-    is_known = bool(data.get("source")) or not shard  # otherwise the source is only what the recipe expects
-    return "fineweb-edu" if is_known and run.source.startswith("fineweb-edu") else None
+    return "fineweb-edu" if run.source.startswith("fineweb-edu") else None
 
 
 def is_comparable(run: Run) -> bool:
