@@ -32,20 +32,23 @@ def train(options: TrainOptions) -> None:
     """
     from gpt2lab import config
     from gpt2lab.config import notes
-    from gpt2lab.data import prepare
+    from gpt2lab.data import run_data
 
     recipes = options.config or [options.RECIPE]
     if config.load(recipes, options.overrides, log_renames=False).tracking.log_format == "json":
         logs.configure(to_stderr=True)  # standard output has one object per line, for other programs to read
     settings = config.load(recipes, options.overrides)  # again, since it logs messages, now to the right stream
-    if settings.data.dir is not None and "data.source" not in options.overrides:
-        prepare.require_shards(settings.data)
-    prepare.require_mirror(settings.data)
+    if settings.data.dir is not None and settings.data.input is None and "data.source" not in options.overrides:
+        run_data.require_shards(settings.data)
+    run_data.require_mirror(settings.data)
     if not options.config:
-        text = {"stdlib": "the text of Python's documentation"}.get(settings.data.source, settings.data.source)
+        text = settings.data.input or settings.data.source
+        text = "the text of Python's documentation" if text == "stdlib" else text
+        model = f"from {settings.train.init_from}" if settings.train.init_from else "a small model"
+        larger = "To fine-tune: gpt2lab train --config finetune_shakespeare --data.dir FOLDER"
         logger.info(
-            f"no --config: training the quickstart recipe, a small model on {settings.data.dir or text}. "
-            "For GPT-2 124M: gpt2lab train --config config/gpt2_124m.yaml"
+            f"no --config: training the quickstart recipe, {model} on {settings.data.dir or text}. "
+            + (larger if settings.train.init_from else "For GPT-2 124M: gpt2lab train --config config/gpt2_124m.yaml")
         )
     elif note := notes.describe_defaults(settings):
         logger.info(note)
@@ -55,7 +58,7 @@ def train(options: TrainOptions) -> None:
     with progress.Phase("loading torch"):  # takes seconds: only once the settings are valid
         from gpt2lab.training import run
 
-    run.run(settings)
+    run.run(settings, given=options.overrides)
 
 
 def bench(options: BenchOptions) -> None:
@@ -92,9 +95,11 @@ def prepare(options: PrepareOptions) -> None:
         if len(options.input) != 1:
             raise GPT2LabError("prepare pretokenized takes one --input, the directory that holds the shards")
         folder = Path(options.out or options.input[0])
-        _print(index.index_shards(options.input[0], folder).line(folder))
+        _print(index.index_shards(options.input[0], folder, options.text_source).line(folder))
         logger.info(f"next: {catalogue.format_train_command(options.source, folder)}")
         return
+    if options.text_source is not None:
+        raise GPT2LabError(f"--source is for prepare pretokenized; {options.source} says itself what it holds")
     source = catalogue.open_source(options)
     folder = Path(options.out or catalogue.default_folder(options.source, options.subset))
     if options.executor == "slurm":
@@ -186,13 +191,25 @@ def import_file(options: ImportOptions) -> None:
 
 
 def settings(options: PrintSettingsOptions) -> None:
-    """Print every setting.
+    """Print every setting, or a settings file of another project in our settings.
 
     Args:
-        options: the format.
+        options: the format, or the file.
     """
-    from gpt2lab.config import reference
+    from gpt2lab.config import reference, translation
 
+    if options.action:
+        if len(options.action) != 2 or options.action[0] != "translate":
+            raise GPT2LabError(f"settings {' '.join(options.action)}: expected settings translate FILE")
+        file = Path(options.action[1])
+        translated = translation.translate_file(file)
+        for item in translated.items:
+            if item.note:
+                logger.warning(item.describe())
+        for note in translated.notes:
+            logger.warning(note)
+        print(translated.to_yaml(f"{file} in gpt2lab's settings"), end="")
+        return
     print(reference.json_schema() if options.schema else reference.markdown(), end="")
 
 

@@ -134,16 +134,20 @@ gpt2lab prepare fineweb-edu                                  sample-10BT from th
 gpt2lab prepare fineweb-edu --shards 20 --mirror FOLDER      2B tokens, from parquet files on disk
 gpt2lab prepare files --input my/texts more.jsonl             your own text: files, or all files of a directory
 gpt2lab prepare pretokenized --input FOLDER                  existing shards: check them and write a manifest
+gpt2lab prepare pretokenized --input FOLDER --out OUT        shards of int32 or int64, or without val: convert them
 gpt2lab prepare tinyshakespeare                              1 MB, to try it out
 """
 
-    source: Literal["fineweb-edu", "files", "pretokenized", "tinyshakespeare", "stdlib"] = option(
+    source: Literal["fineweb-edu", "fineweb", "files", "pretokenized", "tinyshakespeare", "stdlib"] = option(
         "corpus", flag="source", for_path="gpt2lab prepare files --input"
     )
     out: str | None = option("directory for the shards (default: data/NAME)", None)
     input: tuple[str, ...] = option("files, directories or glob patterns; or the directory of shards", (), nargs="+")
     text_field: str = option("JSON field or parquet column that holds the text", "text")
-    subset: str = option("subset of fineweb-edu: sample-10BT, sample-100BT, …", "sample-10BT")
+    text_source: str | None = option(
+        "pretokenized: the corpus that the shards hold, such as fineweb-edu", None, flag="--source"
+    )
+    subset: str = option("subset of fineweb-edu or fineweb: sample-10BT, sample-100BT, …", "sample-10BT")
     mirror: str | None = option(MIRROR_HELP, None)
     shards: int | None = option("stop after N full shards", None, at_least=1)
     shard_size: int = option("tokens of a full shard, such as 100M", 100_000_000, at_least=1)
@@ -343,6 +347,16 @@ gpt2lab evaluate --model-checkpoint model_19072.pt           without a conversio
 
 @dataclass(frozen=True)
 class PrintSettingsOptions:
-    """Print every setting with its type, default and meaning."""
+    """Print every setting with its type, default and meaning, or translate a settings file of another project.
 
+    `translate FILE` prints the YAML for --config. FILE is YAML, or Python such as nanoGPT's config/train_gpt2.py, which
+    is read and never run. What has no counterpart is a warning.
+    """
+
+    EXAMPLES: ClassVar[str] = """\
+gpt2lab settings > settings.md
+gpt2lab settings translate config/train_gpt2.py > my.yaml
+"""
+
+    action: tuple[str, ...] = option("translate FILE", (), flag="action", nargs="*")
     schema: bool = option("print a JSON schema, for completion in an editor", False)
