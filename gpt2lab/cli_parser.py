@@ -52,7 +52,7 @@ def parse(options: type[Options], arguments: Sequence[str], prog: str) -> Option
     """Parse the arguments of a verb.
 
     Args:
-        options: a class with fields made by `options.option`; nested dataclasses add their own fields.
+        options: a class with fields made by `option_values.option`; nested dataclasses add their own fields.
         arguments: what follows the verb on the command line.
         prog: the command, such as `gpt2lab train`, for help and errors.
 

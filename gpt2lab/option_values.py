@@ -1,4 +1,4 @@
-"""The field of an option, and values of options that are more than a number or a word (see `options`)."""
+"""Declares command-line options, and converts those of their values that are more than a number or a word."""
 
 import argparse
 from dataclasses import MISSING, field
