@@ -1,9 +1,9 @@
 """Settings: names, types and defaults (`settings`, `architecture`), and where values come from (`loading`)."""
 
 from gpt2lab.config.architecture import GPT2_VOCAB_SIZE, SHAPE, SIZES, GPT2Config
+from gpt2lab.config.batches import BatchPlan, largest_divisor
 from gpt2lab.config.loading import RENAMED_SETTINGS, find_recipe, load, load_run, recipes
 from gpt2lab.config.settings import (
-    BatchPlan,
     CheckpointConfig,
     Config,
     DataConfig,
@@ -33,6 +33,7 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "find_recipe",
+    "largest_divisor",
     "leaves",
     "load",
     "load_run",

@@ -73,7 +73,11 @@ class Run:
         """The text by the shards' manifest; `UNKNOWN_TEXT` if they have none, or one that does not say."""
         data = self.environment.get("data")
         settings = self.settings.data
-        source = data.get("source") if isinstance(data, Mapping) else settings.dir is None and settings.source
+        source = (
+            data["source"]
+            if isinstance(data, Mapping) and "source" in data
+            else settings.dir is None and settings.source
+        )
         return str(source) if source and source != "pretokenized" else UNKNOWN_TEXT
 
     @property
@@ -91,6 +95,11 @@ class Run:
             return f"{self.environment.get('world_size', 1)} x {hardware['gpu']}"
         cores = f", {hardware['cores']} cores" if hardware.get("cores") else ""
         return f"{hardware.get('cpu', hardware.get('device', ''))}{cores}"
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of an optimizer step."""
+        return self.settings.train.total_batch_size
 
     @property
     def last_step(self) -> int:

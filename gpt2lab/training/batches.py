@@ -38,10 +38,14 @@ class TrainingData:
         return manifest.content.get("text") or None
 
     def describe(self) -> dict[str, Any]:
-        """Return folder, source and numbers of tokens, for `environment.json`; `held_out`: val is the end of train."""
+        """Return folder, source, first validation shard and numbers of tokens, for `environment.json`.
+
+        `held_out` is true if the validation split is the end of the train shards.
+        """
         return {
             "folder": str(self.train.folder),
             "source": self.source,
+            "val_shard": self.val.files[0].name,
             "train_tokens": len(self.train),
             "val_tokens": len(self.val),
             **({"held_out": True} if self.val.held_out else {}),

@@ -116,7 +116,8 @@ def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchP
             f"; if it is {data.source}, say so: gpt2lab prepare pretokenized --input {folder} --source {data.source}"
         )
         advice = advice if data.source in catalogue.LARGE else ""
-        logger.info(f"Training on {folder} (its shards do not say what text they hold{advice})")
+        if "fineweb" not in val.files[0].name:  # as in the names of other projects
+            logger.info(f"Training on {folder} (its shards do not say what text they hold{advice})")
     elif opened.source != data.source:
         source = {"files": "your own files"}.get(opened.source, opened.source)
         logger.info(f"Training on {folder} ({source})")
@@ -217,6 +218,11 @@ def wrap_for_training(
         return plain if state.sharded else dist.wrap(plain)
 
     size, block_size = plan.micro_batch_size, plain.config.block_size
+    if train.micro_batch_size not in ("auto", size):
+        logger.info(
+            f"train.micro_batch_size is {size}, not {train.micro_batch_size}: the largest up to it that divides the "
+            f"{sequences} sequences of a process"
+        )
     model = TrainingModel(plain, wrap, size, block_size, state.sharded, dist, precision)
     if cuda and not state.sharded:  # no rank can run a sharded model alone
         with progress.Phase("trying the micro batch size"):
