@@ -71,7 +71,9 @@ def find_data_set(run: Run) -> str | None:
     shard = str(data.get("val_shard") or "")
     if by_name := next((name for start, name in _SHARDS.items() if shard.startswith(start)), None):
         return by_name
-    return next((name for name in DATA_SETS if run.source.partition("/")[0] == name), None)
+    is_known = bool(data.get("source")) or not shard  # otherwise the source is only what the recipe expects
+    source = run.source.partition("/")[0]
+    return source if is_known and source in DATA_SETS else None
 
 
 def is_comparable(run: Run) -> bool:
