@@ -36,6 +36,7 @@ def option(help: str, default: Any = MISSING, **metadata: Any) -> Any:
             - at_least: smallest number that is accepted.
             - for_path: for one of several words, the command that a path in its place belongs to.
             - zero_is_none: True: 0 on the command line means None.
+            - may_be_empty: True: empty text is accepted here.
 
     Returns:
         The field.
@@ -252,7 +253,9 @@ echo "Once upon" | gpt2lab sample --model-checkpoint runs/x --json             f
 """
 
     checkpoint: str = option(MODEL_HELP, flag="--model-checkpoint")
-    prompt: str | None = option("text to continue; - for standard input (default: piped input)", None)
+    prompt: str | None = option(
+        "text to continue; - for standard input (default: piped input)", None, may_be_empty=True
+    )
     prompt_file: str | None = option("read the prompt from a UTF-8 file", None)
     num_samples: int = option("number of continuations", 4, at_least=1)
     generation: GenerationOptions = field(default=GenerationOptions(sampling=Sampling(top_k=50)))
@@ -306,10 +309,21 @@ gpt2lab report runs/x log/log.txt --tokens-per-step 524288
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a model with its tokenizer and a model card as a directory for transformers, vLLM and llama.cpp."""
+    """Write a model with tokenizer and card for transformers, vLLM, llama.cpp, the Hub, or as a Hugging Face Space."""
+
+    EXAMPLES: ClassVar[str] = """\
+gpt2lab export --model-checkpoint runs/x --out out/x
+gpt2lab export --model-checkpoint runs/x --space out/space
+gpt2lab export --model-checkpoint runs/x --push me/gpt2-mine --dry-run           lists the files
+gpt2lab export --model-checkpoint runs/x --space out/space --push me/try-it --public
+"""
 
     checkpoint: str = option(MODEL_HELP, flag="--model-checkpoint")
-    out: str = option("new or empty directory, or an earlier export, which is replaced")
+    out: str | None = option("new or empty directory, or an earlier export, which is replaced", None)
+    space: str | None = option("such a directory, in which an app runs as a Hugging Face Space", None)
+    push: str | None = option("OWNER/NAME: upload it to the Hub; private if the repository is new", None)
+    public: bool = option("let everybody see what is uploaded", False)
+    dry_run: bool = option("list what --push would upload, and write and upload nothing", False)
     dtype: Literal["fp32", "bf16", "fp16"] = option("dtype of the weights; they are trained in fp32", "fp32")
     mirror: str | None = option(MIRROR_HELP, None)
 
@@ -336,6 +350,16 @@ gpt2lab evaluate --model-checkpoint model_19072.pt           without a conversio
 
 @dataclass(frozen=True)
 class PrintSettingsOptions:
-    """Print every setting with its type, default and meaning."""
+    """Print every setting with its type, default and meaning, or translate a settings file of another project.
 
+    `translate FILE` prints the YAML for --config. FILE is YAML, or Python such as nanoGPT's config/train_gpt2.py, which
+    is read and never run. What has no counterpart is a warning.
+    """
+
+    EXAMPLES: ClassVar[str] = """\
+gpt2lab settings > settings.md
+gpt2lab settings translate config/train_gpt2.py > my.yaml
+"""
+
+    action: tuple[str, ...] = option("translate FILE", (), flag="action", nargs="*")
     schema: bool = option("print a JSON schema, for completion in an editor", False)

@@ -28,7 +28,7 @@ ARITHMETIC = {
     "gpt2_large": (774_030_080, 512, 9_999_745_024, 8, 4, 16),
     "gpt2_xl": (1_557_611_200, 1024, 10_000_269_312, 8, 2, 64),
 }
-SMALL = ("quickstart", "shakespeare_cpu")  # gpt2lab's own: no original run
+SMALL = ("quickstart", "shakespeare_cpu", "finetune_shakespeare")  # gpt2lab's own: no original run
 # Numbers of processes up to 8 that can share a step of each recipe.
 WORLD_SIZES = {
     "quickstart": {1, 2, 3, 4, 6, 8},
