@@ -114,8 +114,9 @@ def test_nothing_is_said_of_other_sizes_data_contexts_and_tokens(changes, make_l
         ("edufineweb_val_000000.npy", None, "fineweb-edu"),
         ("edu_fineweb_val_000000.bin", "pretokenized", "fineweb-edu"),
         ("fineweb_val_000000.bin", "pretokenized", "fineweb"),
-        (None, None, None),
+        (None, None, None),  # shards without a manifest; that the recipe says fineweb-edu does not count
         (None, "fineweb-edu/sample-10BT", "fineweb-edu"),  # of an earlier release
+        ("val_000.npy", "fineweb", "fineweb"),
         ("val_000.npy", None, None),
         ("val_000.npy", "fineweb-edu/sample-10BT", "fineweb-edu"),
     ],
