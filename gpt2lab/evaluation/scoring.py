@@ -29,7 +29,7 @@ from torch import Tensor
 from gpt2lab import progress
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model.language_model import LanguageModel
-from gpt2lab.model.ops import linear, softcap
+from gpt2lab.model.ops import linear, softcap, without_attention_plans
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
 from gpt2lab.system.signals import CheckStop
@@ -121,7 +121,11 @@ def score(
     batches = list(_split_into_batches(rows, batch_tokens or BATCH_TOKENS[device]))
     values, owners = [], []
     # autocast is around all batches, so that it keeps its cast weights.
-    with precision.autocast(), progress.Phase(f"scoring {name}", len(batches)) as phase:
+    with (
+        precision.autocast(),
+        without_attention_plans(dist.device),
+        progress.Phase(f"scoring {name}", len(batches)) as phase,
+    ):
         weight = _head_weight(model, precision)
         for first in range(0, len(batches), dist.world_size):  # a batch for each rank
             if check_stop is not None:

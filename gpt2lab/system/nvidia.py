@@ -37,7 +37,9 @@ def explain_unusable_gpu() -> str | None:
     if major < needed:
         other = f"a newer driver, or a torch for this one: pip install torch --index-url {OLDER_WHEELS}"
         other = other if major >= OLDEST_DRIVER[12] else "a newer driver"
-        return f"{built} needs NVIDIA driver {needed} or newer, and this machine has {driver}; install {other}; {insist}"
+        return (
+            f"{built} needs NVIDIA driver {needed} or newer, and this machine has {driver}; install {other}; {insist}"
+        )
     if not cuda:
         index = f" --index-url {OLDER_WHEELS}" if major < OLDEST_DRIVER[13] else ""
         return (

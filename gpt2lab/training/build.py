@@ -6,6 +6,7 @@ tracking ─▶ sinks         all of these ─▶ Trainer (run.py)
 
 import contextlib
 import logging
+import math
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ from gpt2lab.data.shards import open_split
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import flops, pretrained
 from gpt2lab.system import attention, distributed
+from gpt2lab.system import device as devices
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
 from gpt2lab.tracking import trackers
@@ -202,6 +204,8 @@ def wrap_for_training(
     plain, cuda, sequences = state.model, dist.device.type == "cuda", plan.sequences // dist.world_size
     # What a step needs besides a micro-step: AdamW's two moments, and DistributedDataParallel's gradient buckets.
     reserve = (8 + 4 * (dist.world_size > 1)) * flops.parameters(plain.config) if cuda else 0
+    if state.sharded:  # every rank has the moments of its part of the parameters, and no buckets
+        reserve = 8 * math.ceil(flops.parameters(plain.config) / dist.world_size) if cuda else 0
 
     def wrap() -> nn.Module:
         return plain if state.sharded else dist.wrap(plain)
@@ -216,14 +220,24 @@ def wrap_for_training(
     model.module = wrapped = wrap()
     can_compile = cuda and packages.is_installed("triton")
     if system.compile == "on" or (system.compile == "auto" and can_compile):
-        model.module, model.wrap = torch.compile(wrapped), lambda: torch.compile(wrap())  # type: ignore[assignment, return-value]
+        model.module, model.wrap = _compile(wrapped), lambda: _compile(wrap())
         try:
             with progress.Phase("compiling the model"):
                 model.micro_batch_size = memory.find_micro_batch_size(model, model.micro_batch_size, sequences, reserve)
         except memory.MicroStepError as error:
             logger.info("torch.compile does not work here, so the model is not compiled (%s)", error)
             model.module, model.wrap = wrapped, wrap
+    devices.reset_peak_memory(dist.device)  # the trials above are no part of the run
     return model
+
+
+def _compile(module: nn.Module) -> nn.Module:
+    """Compile a module for the shape of its inputs. All micro batches of a run have one shape.
+
+    Without `dynamic=False` the first smaller micro batch, after memory ran out, would make the compiler generate slower
+    code for any shape.
+    """
+    return torch.compile(module, dynamic=False)  # type: ignore[return-value]
 
 
 @contextlib.contextmanager

@@ -67,10 +67,11 @@ class TrainingModel:
         Raises:
             torch.OutOfMemoryError: they do not fit. Any other exception: the module does not run.
         """
-        tokens = torch.zeros(size, self.block_size, dtype=torch.int64, device=self.dist.device)
+        # Two tensors, as in training: the compiler would make another graph of `module(idx, idx)`.
+        idx, targets = torch.zeros(2, size, self.block_size, dtype=torch.int64, device=self.dist.device)
         try:
             with self.dist.gradient_sync(self.module, last=False):
-                self.loss(tokens, tokens).backward()  # type: ignore[no-untyped-call]
+                self.loss(idx, targets).backward()  # type: ignore[no-untyped-call]
             devices.synchronize(self.dist.device)
         finally:
             self.module.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""A GPU that is not there: fake CUDA tensors whose memory is counted, and which the host cannot read without it showing.
+"""A GPU that is not there: fake CUDA tensors whose memory is counted, and the host's waits for them.
 
 Tensors have shapes, dtypes and a device, but no values. `SimulatedGPU` sees every operation below autograd. It counts
 the bytes of live storages as torch's allocator does, raises torch.OutOfMemoryError above the capacity, and counts how
@@ -36,7 +36,9 @@ class SimulatedGPU(TorchDispatchMode):
         name: as `torch.cuda.get_device_name` returns it.
     """
 
-    def __init__(self, gib: float = math.inf, capability: tuple[int, int] = (9, 0), name: str = "NVIDIA H100 80GB HBM3"):
+    def __init__(
+        self, gib: float = math.inf, capability: tuple[int, int] = (9, 0), name: str = "NVIDIA H100 80GB HBM3"
+    ):
         super().__init__()
         self.capacity, self.capability, self.name = gib * GIB, capability, name
         self.allocated = self.peak = 0
@@ -130,14 +132,13 @@ def _attend(
 ) -> Tensor:
     """Attention by the kernel that a GPU would use: flash in 16 bits without a mask, else the memory-efficient one."""
     if q.dtype.itemsize == 2 and attn_mask is None:
-        y: Tensor = _aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal)[0]
-        return y
+        return _aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal)[0]  # type: ignore[no-any-return]
     bias = None
     if attn_mask is not None:
         bias = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill(~attn_mask, -math.inf)
         bias = bias.expand(*q.shape[:3], k.shape[2])
-    y = _aten._scaled_dot_product_efficient_attention(q, k, v, bias, q.requires_grad, dropout_p, is_causal)[0]
-    return y
+    kernel = _aten._scaled_dot_product_efficient_attention
+    return kernel(q, k, v, bias, q.requires_grad, dropout_p, is_causal)[0]  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
@@ -151,8 +152,9 @@ def simulated(gpu: SimulatedGPU, *, fake: bool = True) -> Iterator[SimulatedGPU]
     with contextlib.ExitStack() as stack:
         for name, function in gpu.answers().items():
             stack.enter_context(mock.patch.object(torch.cuda, name, function))
-        stack.enter_context(mock.patch.object(torch.accelerator, "synchronize", lambda device=None: gpu.wait("synchronize")))
-        stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
+        stack.enter_context(mock.patch.object(torch.accelerator, "synchronize", gpu.answers()["synchronize"]))
+        never = mock.Mock(return_value=False)
+        stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", never))
         if fake:
             stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", _attend))
             # Otherwise a fake tensor asks whether the build has CUDA.
