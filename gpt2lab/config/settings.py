@@ -44,11 +44,15 @@ class Section(BaseModel):
     def _check_value(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, str) and "\0" in value:
             raise ValueError("contains a NUL character")
-        if isinstance(value, bool) and info.field_name and cls.model_fields[info.field_name].annotation is not bool:
+        if isinstance(value, bool) and info.field_name and not _is_bool(cls.model_fields[info.field_name].annotation):
             raise ValueError(f"should be a number or text, not {str(value).lower()}")
         if isinstance(value, str) and info.field_name and _is_whole(cls.model_fields[info.field_name].annotation):
             return parse_whole_number(value, value)
         return value
+
+
+def _is_bool(annotation: Any) -> bool:
+    return bool in (annotation, *get_args(annotation))
 
 
 def _is_whole(annotation: Any) -> bool:
@@ -260,6 +264,8 @@ class SystemConfig(Section):
     """Shard weights, gradients and optimizer state over the ranks (FSDP2), for models that do not fit on one GPU."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass instead of storing them: less memory, more time."""
+    profile: bool | Annotated[str, Field(pattern=r"^[1-9][0-9]*-[1-9][0-9]*$")] = False
+    """Write a trace to runs/NAME/trace.json: true: of the 10th to the 15th step; or of other steps, such as 100-103."""
     start_timeout: Positive = 300.0
     """Seconds within which all processes must have started."""
     timeout: Positive = 600.0

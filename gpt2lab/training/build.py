@@ -41,7 +41,7 @@ from gpt2lab.tracking import trackers
 from gpt2lab.tracking.console import Console
 from gpt2lab.tracking.metrics import JsonLines, Sink
 from gpt2lab.tracking.trackers import Trackers
-from gpt2lab.training import memory, optimizer
+from gpt2lab.training import memory, optimizer, profiling
 from gpt2lab.training.batches import TrainingData
 from gpt2lab.training.checkpoint import Checkpoint
 from gpt2lab.training.guard import Guard
@@ -243,6 +243,7 @@ def _compile(module: nn.Module) -> nn.Module:
 @contextlib.contextmanager
 def open_sinks(
     tracking: TrackingConfig,
+    system: SystemConfig,
     train: TrainConfig,
     directory: RunDirectory,
     start: Checkpoint | None,
@@ -252,6 +253,7 @@ def open_sinks(
 
     Args:
         tracking: which trackers are used, and how often the console prints.
+        system: which steps are recorded in a trace.
         train: the number of steps.
         directory: holds metrics.jsonl.
         start: the checkpoint that the run resumes from.
@@ -273,4 +275,7 @@ def open_sinks(
         others = stack.enter_context(contextlib.closing(Trackers(tracking, directory.path, recorded)))
         console = Console(train.max_steps, first_step, every, terminal=terminal, log_format=log_format)
         stack.callback(console.close)
-        yield [metrics, console, others, *extra_sinks]
+        traces = profiling.trace_sinks(system, directory.path, first_step, directory.dist.device)
+        for trace in traces:
+            stack.callback(trace.close)
+        yield [metrics, console, others, *traces, *extra_sinks]

@@ -64,7 +64,9 @@ def run(config: Config, extra_sinks: Sequence[Sink] = ()) -> None:
         model = build.wrap_for_training(state, config.train, config.system, plan, dist, precision)
         messages.log_summary(config.train, config.optimizer, state, data, model, space)
         directory.prepare(config, start, changed, {"data": data.describe()})
-        sinks = stack.enter_context(build.open_sinks(config.tracking, config.train, directory, start, extra_sinks))
+        sinks = stack.enter_context(
+            build.open_sinks(config.tracking, config.system, config.train, directory, start, extra_sinks)
+        )
         fingerprint = {"data": data.digest, "settings": config.flat()}
         checkpointer = stack.enter_context(AsyncCheckpointer(config.checkpoint, directory, state, fingerprint, start))
         signals = stack.enter_context(StopSignals())
