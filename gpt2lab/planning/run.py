@@ -11,10 +11,11 @@ from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import format_duration
 from gpt2lab.model import flops
 from gpt2lab.options import PlanOptions
-from gpt2lab.planning import gpus, plan, validate
+from gpt2lab.planning import plan, validate
 from gpt2lab.planning.memory import GIB
 from gpt2lab.planning.plan import Offer, Outlook, Plan
 from gpt2lab.planning.speed import Range
+from gpt2lab.system import gpus
 
 
 def run(options: PlanOptions) -> None:
@@ -33,7 +34,8 @@ def run(options: PlanOptions) -> None:
         print(json.dumps(summary) if options.as_json else _describe_errors(summary, validate.count_too_big(rows)))
         return
     config = settings.load(options.config or [options.RECIPE], options.overrides)
-    kinds = [gpus.find(name, table) for name in options.gpu or sorted({g.name for g in table.values() if not g.is_cpu})]
+    priced = sorted({gpu.name for gpu in table.values() if gpu.price_per_hour})
+    kinds = [gpus.find(name, table) for name in options.gpu or priced]
     price = options.price_per_hour
     if price is not None and len(kinds) > 1:
         raise GPT2LabError("--price-per-hour is the price of one choice; with several GPUs the table's prices are used")
@@ -120,13 +122,11 @@ def _describe(config: Config, each: Plan) -> list[str]:
         helps = plan.suggest_settings(config, each.gpu, each.gpus)
         advice = f"add {' '.join(helps)}" if helps else "take more or larger GPUs, or a smaller model"
         return [title, f"  does not fit: one sequence takes {memory}", f"  {advice}"]
-    asked = config.train.micro_batch_size
-    lowered = f"; {asked} does not fit, so training lowers it" if asked not in ("auto", each.micro_batch_size) else ""
     hours, low, high = (format_duration(3600 * value) for value in outlook.duration.total)
     lines = [
         title,
         f"  micro batch   {each.micro_batch_size} sequences, {each.grad_accum_steps} in a step "
-        f"(largest that fits: {each.largest_micro_batch_size}{lowered})",
+        f"(largest that fits: {each.largest_micro_batch_size}{_why_lowered(config, each)})",
         f"  memory        {memory}",
         f"  speed         {_range(outlook.tokens_per_second)} tokens/s, MFU {outlook.mfu:.0%}",
         f"                as fast as: {each.stack.source}",
@@ -136,6 +136,17 @@ def _describe(config: Config, each: Plan) -> list[str]:
         cost = f"${_range(outlook.cost, 2)} at ${each.price_per_hour:,.2f} per hour"
         lines.append(f"  cost          {cost}{_price_source(each)}")
     return [*lines, f"  held up by    {_describe_limits(outlook)}"]
+
+
+def _why_lowered(config: Config, each: Plan) -> str:
+    """Why the micro batch is smaller than the setting, which is its upper limit."""
+    limit = config.train.micro_batch_size
+    if limit in ("auto", each.micro_batch_size):
+        return ""
+    divides = config.batch_plan(each.gpus, max_micro_tokens=0).micro_batch_size
+    if divides == each.micro_batch_size:
+        return f"; {limit} does not divide the {each.micro_batch_size * each.grad_accum_steps} sequences of a GPU"
+    return f"; {divides} does not fit, so training lowers it"
 
 
 def _price_source(each: Plan) -> str:
