@@ -121,11 +121,7 @@ def score(
     batches = list(_split_into_batches(rows, batch_tokens or BATCH_TOKENS[device]))
     values, owners = [], []
     # autocast is around all batches, so that it keeps its cast weights.
-    with (
-        precision.autocast(),
-        without_attention_plans(dist.device),
-        progress.Phase(f"scoring {name}", len(batches)) as phase,
-    ):
+    with precision.autocast(), progress.Phase(f"scoring {name}", len(batches)) as phase:
         weight = _head_weight(model, precision)
         for first in range(0, len(batches), dist.world_size):  # a batch for each rank
             if check_stop is not None:
@@ -249,7 +245,8 @@ def _head_weight(model: LanguageModel, precision: Precision) -> Tensor:
 def _predict(model: LanguageModel, weight: Tensor, batch: _Batch, head_rows: int, greedy: bool) -> Tensor:
     """For each prediction the loss in nats, and 1 if another token was more likely: float32 (2, P)."""
     mask = None if batch.segments is None else _attention_mask(batch.segments)
-    hidden = model.trunk(batch.tokens, batch.positions, mask).flatten(0, 1)  # (B * T, C)
+    with without_attention_plans(batch.tokens.device):
+        hidden = model.trunk(batch.tokens, batch.positions, mask).flatten(0, 1)  # (B * T, C)
     values = []
     for start in range(0, len(batch.targets), head_rows):
         targets = batch.targets[start : start + head_rows]

@@ -12,26 +12,7 @@ from typing import Any
 import torch
 
 from gpt2lab.errors import GPT2LabError
-<<<<<<< HEAD
-from gpt2lab.system import nvidia
-
-# Dense bf16 peak of one GPU in FLOP/s, from NVIDIA's data sheets.
-PEAK_FLOPS = {
-    "A100": 312e12,
-    "A10G": 70e12,
-    "A40": 149.7e12,
-    "H100": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H200": 989e12,
-    "L4": 121e12,
-    "L40S": 362e12,
-    "RTX 3090": 71e12,
-    "RTX 4090": 165.2e12,
-}
-=======
-from gpt2lab.system import gpus
->>>>>>> main
+from gpt2lab.system import gpus, nvidia
 
 
 def choose(name: str, local_rank: int = 0) -> torch.device:

@@ -202,10 +202,12 @@ def wrap_for_training(
         GPT2LabError: not even one sequence fits into memory.
     """
     plain, cuda, sequences = state.model, dist.device.type == "cuda", plan.sequences // dist.world_size
-    # What a step needs besides a micro-step: AdamW's two moments, and DistributedDataParallel's gradient buckets.
-    reserve = (8 + 4 * (dist.world_size > 1)) * flops.parameters(plain.config) if cuda else 0
-    if state.sharded:  # every rank has the moments of its part of the parameters, and no buckets
-        reserve = 8 * math.ceil(flops.parameters(plain.config) / dist.world_size) if cuda else 0
+    # What a step needs besides a micro-step: AdamW's two moments, and DistributedDataParallel's gradient buckets. A
+    # rank of a sharded model has the moments of its part of the parameters, and no buckets.
+    size_of_model = flops.parameters(plain.config) if cuda else 0
+    reserve = (8 + 4 * (dist.world_size > 1)) * size_of_model
+    if state.sharded:
+        reserve = 8 * math.ceil(size_of_model / dist.world_size)
 
     def wrap() -> nn.Module:
         return plain if state.sharded else dist.wrap(plain)
