@@ -4,6 +4,7 @@ The dotted name of a field (`train.max_steps`) is its name on the command line, 
 below a field is its help text. Imports no torch, so that a typo is reported immediately.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
 
@@ -271,6 +272,13 @@ class SystemConfig(Section):
     """Seconds within which all processes must have started."""
     timeout: Positive = 600.0
     """Seconds that a process waits for another one before it exits with an error."""
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _check_profile(cls, value: Any) -> Any:
+        if isinstance(value, str) and value[:1].isdigit() and not re.fullmatch(r"[1-9]\d*-[1-9]\d*", value):
+            raise ValueError(f"should be true, false, or the first and the last step such as 100-103, not {value!r}")
+        return value
 
 
 class Config(Section):

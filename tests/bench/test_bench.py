@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -183,7 +184,7 @@ class Pipe:
 @pytest.mark.parametrize(("device", "unmeasured"), [("cpu", 0), ("cuda", 1)])
 def test_a_contender_leaves_the_gpu_to_the_others_between_turns(monkeypatch, device, unmeasured):
     """Memory is released before the turn ends; the step that allocates it again is not measured."""
-    pipe = Pipe(3, 2)
+    pipe: Any = Pipe(3, 2)
     monkeypatch.setattr(devices, "synchronize", lambda device: None)
     monkeypatch.setattr(devices, "peak_memory_gib", lambda device: 1.0)
     monkeypatch.setattr(devices, "release_memory", lambda device: pipe.events.append("released"))

@@ -51,10 +51,10 @@ def test_memory_that_runs_out_halves_the_micro_batch_within_the_step(on_gpu):
 def step_on_a_gpu_that_shrinks() -> dict[str, Any]:
     """Another program takes memory after the trial of the micro batch."""
     with simulated(SimulatedGPU(140)) as gpu:
-        trainer, batches, events = training.build_trainer(gpu, training.settings(train__micro_batch_size=32))
+        trainer, batch, events = training.build_trainer(gpu, training.settings(train__micro_batch_size=32))
         found = trainer.model.micro_batch_size
         gpu.capacity = 14 * GIB
-        trainer._train_step(1, iter([tuple(batches)]))
+        trainer._train_step(1, iter([batch]))
         return {"found": found, "micro_batch_size": trainer.model.micro_batch_size, "events": events}
 
 
@@ -73,16 +73,16 @@ def test_the_counted_memory_is_that_of_torchs_tracker(on_gpu, sequences):
 
 def count_and_track(sequences: int, n_layer: int = 3) -> tuple[float, float]:
     """Peak of the second step in GiB, by the simulated GPU and by torch's MemTracker."""
-    batch = {"train__micro_batch_size": sequences, "train__total_batch_size": sequences * 1024}  # one micro-step
-    config = training.settings(**batch, model__n_layer=n_layer)
+    one_micro_step = {"train__micro_batch_size": sequences, "train__total_batch_size": sequences * 1024}
+    config = training.settings(**one_micro_step, model__n_layer=n_layer)
     with simulated(SimulatedGPU()) as gpu:
-        trainer, batches, _ = training.build_trainer(gpu, config)
-        trainer._train_step(1, iter([tuple(batches)]))
+        trainer, batch, _ = training.build_trainer(gpu, config)
+        trainer._train_step(1, iter([batch]))
         gpu.reset_peak()
         tracker = MemTracker()
-        tracker.track_external(trainer.state.model, *trainer.state.optimizers, *batches)
+        tracker.track_external(trainer.state.model, *trainer.state.optimizers, *batch)
         with tracker:
-            trainer._train_step(2, iter([tuple(batches)]))
+            trainer._train_step(2, iter([batch]))
         snapshot = tracker.get_tracker_snapshot("peak")[torch.device("cuda", 0)]
         return gpu.peak / GIB, snapshot["Total"] / GIB
 

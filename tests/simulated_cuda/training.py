@@ -1,7 +1,7 @@
 """The parts of a training run on a simulated GPU, built as `training.run` builds them."""
 
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
@@ -15,12 +15,7 @@ from gpt2lab.training import build
 from gpt2lab.training.trainer import Trainer
 from tests.simulated_cuda.simulation import SimulatedGPU
 
-
-class Batches(NamedTuple):
-    """The tokens of every step, `(sequences, T)` fake int64 tensors."""
-
-    x: Tensor
-    y: Tensor
+Batch = tuple[Tensor, Tensor]
 
 
 def settings(**changes: Any) -> Config:
@@ -35,8 +30,8 @@ def settings(**changes: Any) -> Config:
     return Config.model_validate(values)
 
 
-def build_trainer(gpu: SimulatedGPU, config: Config) -> tuple[Trainer, Batches, list[Any]]:
-    """Build a trainer inside `simulated(gpu)`; also its batch, and the events that it records.
+def build_trainer(gpu: SimulatedGPU, config: Config) -> tuple[Trainer, Batch, list[Any]]:
+    """Build a trainer inside `simulated(gpu)`; also its batch, `(sequences, T)`, and the events that it records.
 
     Args:
         gpu: where it trains.
@@ -58,8 +53,8 @@ def build_trainer(gpu: SimulatedGPU, config: Config) -> tuple[Trainer, Batches, 
         record_event=lambda step, name, details: events.append((step, name, details)),
     )
     trainer = Trainer(config.train, config.optimizer, state, model, others, [], others, others, others, [])
-    shape = (plan.sequences, config.model.block_size)
-    return trainer, Batches(*(torch.zeros(shape, dtype=torch.int64, device=device) for _ in range(2))), events
+    x, y = (torch.zeros(plan.sequences, config.model.block_size, dtype=torch.int64, device=device) for _ in range(2))
+    return trainer, (x, y), events
 
 
 def train(gpu: SimulatedGPU, config: Config, steps: int = 2) -> dict[str, Any]:
@@ -73,11 +68,11 @@ def train(gpu: SimulatedGPU, config: Config, steps: int = 2) -> dict[str, Any]:
     Returns:
         The metrics of the last step, `micro_batch_size` before and after the steps, and `events`.
     """
-    trainer, batches, events = build_trainer(gpu, config)
+    trainer, batch, events = build_trainer(gpu, config)
     found = trainer.model.micro_batch_size
     metrics: dict[str, float] = {}
     for step in range(1, steps + 1):
         gpu.records_operations = step == steps
-        metrics = trainer._train_step(step, iter([tuple(batches)]))  # type: ignore[list-item]
+        metrics = trainer._train_step(step, iter([batch]))
     gpu.records_operations = False
     return metrics | {"found": found, "micro_batch_size": trainer.model.micro_batch_size, "events": events}

@@ -1,6 +1,7 @@
 """What `torch.compile` compiles: one graph for the trial of the micro batch and for training."""
 
 import functools
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,11 +35,12 @@ def graphs(monkeypatch):
 def test_training_runs_the_graph_of_the_trial_and_a_smaller_micro_batch_has_one_more(
     token_folder, tmp_path, monkeypatch, graphs
 ):
-    loss, sizes = TrainingModel.loss, []
+    loss = TrainingModel.loss
+    sizes: list[tuple[int, int]] = []
 
     def counting(self, idx, targets):
         if len(sizes) == 5 and len(idx) == 4:  # in the second step
-            sizes.append(0)
+            sizes.append((0, 0))
             raise torch.OutOfMemoryError("too much")
         result = loss(self, idx, targets)
         sizes.append((len(idx), graphs.frame_count))
@@ -61,7 +63,7 @@ def test_with_distributed_data_parallel_there_is_one_graph_too(graphs):
     """The trial does not exchange gradients, and only the last micro-step of a step does."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        module = torch.compile(DistributedDataParallel(GPT2(TINY)), dynamic=False)
+        module = build._compile(DistributedDataParallel(GPT2(TINY)))
         dist = DistContext(0, 1, torch.device("cpu"))
         model = TrainingModel(module, lambda: module, 2, TINY.block_size, False, dist, Precision("fp32", "cpu"))
         model.try_micro_step(2)
@@ -90,7 +92,7 @@ def test_the_reserve_of_the_trial_is_what_a_rank_holds_of_the_optimizer(
     monkeypatch.setattr(DistContext, "wrap", lambda self, model: model)
     monkeypatch.setattr(build.devices, "reset_peak_memory", lambda device: None)
     model = GPT2(TINY)
-    config = settings("", "", train__micro_batch_size=1)
+    config = settings(Path(), Path(), train__micro_batch_size=1)
     dist = DistContext(0, world_size, torch.device("cuda", 0))
     state = TrainState(model, [], Guard(config.guard), torch.amp.GradScaler("cpu", enabled=False), shard)
     plan = config.batch_plan(world_size, 0)
