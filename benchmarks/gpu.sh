@@ -21,9 +21,9 @@ what=${1:-}
 logs=$WORK/$what
 failed=0 child=
 
-sequences=16 batches="64 32 16" shape=(--model.block_size 1024) precisions="bf16 fp16" steps=20
+sequences=16 batches="64 32 16" shape=(--model.block_size 1024) precisions="bf16 fp16" steps=20 turns=(--rounds 3 --steps 4)
 if [ -n "$TINY" ]; then
-    sequences=4 batches="4 2" precisions=bf16 steps=8
+    sequences=4 batches="4 2" precisions=bf16 steps=8 turns=(--rounds 1 --steps 1)
     shape=(--model.n_layer 2 --model.n_head 2 --model.n_embd 32 --model.block_size 64 --system.device cpu)
 fi
 block=${shape[*]}
@@ -86,7 +86,7 @@ bench() { # NAME SECONDS SEQUENCES OPTION...
     local name=$1 limit=$2 size=$3
     shift 3
     gpt2lab "$name" "$limit" bench "${shape[@]}" --train.micro_batch_size "$size" \
-        --train.total_batch_size $((size * block)) --rounds 3 --steps 4 "$@"
+        --train.total_batch_size $((size * block)) "${turns[@]}" "$@"
 }
 
 case $what in

@@ -123,6 +123,8 @@ class SimulatedGPU(TorchDispatchMode):
             "mem_get_info": lambda device=None: (int(total - self.allocated), total),
             "is_bf16_supported": lambda *args, **kwargs: self.capability >= (8, 0),
             "is_current_stream_capturing": lambda: False,
+            "get_rng_state": lambda device=None: torch.zeros(16, dtype=torch.uint8),
+            "set_rng_state": lambda state, device=None: None,
             "_lazy_init": lambda: None,
         }
 
@@ -147,7 +149,7 @@ def simulated(gpu: SimulatedGPU, *, fake: bool = True) -> Iterator[SimulatedGPU]
 
     Args:
         gpu: the GPU.
-        fake: tensors are fake and counted; False: only `torch.cuda` answers.
+        fake: tensors are fake and counted; False: only `torch.cuda` answers, and attention has a GPU's kernels.
     """
     with contextlib.ExitStack() as stack:
         for name, function in gpu.answers().items():
@@ -155,8 +157,8 @@ def simulated(gpu: SimulatedGPU, *, fake: bool = True) -> Iterator[SimulatedGPU]
         stack.enter_context(mock.patch.object(torch.accelerator, "synchronize", gpu.answers()["synchronize"]))
         never = mock.Mock(return_value=False)
         stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", never))
+        stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", _attend))
         if fake:
-            stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", _attend))
             # Otherwise a fake tensor asks whether the build has CUDA.
             stack.enter_context(mock.patch.object(FakeTensorMode, "avoid_device_init", True))
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
