@@ -118,3 +118,19 @@ def measure_loss(cap: float | None) -> float:
             loss = ops.cross_entropy(hidden, weight, targets, cap)
         assert loss.requires_grad
         return (gpu.peak - gpu.allocated) / GIB
+
+
+def test_compiled_code_aligns_the_logits_by_the_weights(on_gpu):
+    """50,257 is odd, and tensor cores need aligned rows. The compiler would copy the logits instead."""
+    shape, stride, gradient = on_gpu(compute_compiled_logits)
+    assert shape == (1024, 50257)
+    assert stride == (50304, 1)
+    assert gradient == (50257, 768)
+
+
+def compute_compiled_logits() -> tuple[tuple[int, ...], ...]:
+    with simulated(SimulatedGPU()):
+        weight = torch.zeros(50257, 768, device="cuda", requires_grad=True)
+        logits = ops._compute_compiled_logits(torch.zeros(1024, 768, device="cuda"), weight)
+        logits.sum().backward()
+        return tuple(logits.shape), logits.stride(), tuple(weight.grad.shape)
