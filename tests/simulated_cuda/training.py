@@ -43,7 +43,7 @@ def build_trainer(gpu: SimulatedGPU, config: Config) -> tuple[Trainer, Batch, li
     # Parameters cannot move from one device to another while they are fake.
     with device, mock.patch.object(torch.nn.Module, "to", lambda self, _: self):
         state = build.build_state(
-            config.model, config.optimizer, config.guard, config.system, config.run, None, dist, precision
+            config.model, config.optimizer, config.guard, config.system, config.run, None, None, dist, precision
         )
     model = build.wrap_for_training(state, config.train, config.system, plan, dist, precision)
     events: list[Any] = []
