@@ -76,7 +76,7 @@ class TrainConfig(Section):
     total_batch_size: PositiveInt = 524288
     """Tokens per optimizer step, over all devices and micro-steps."""
     micro_batch_size: PositiveInt | Literal["auto"] = "auto"
-    """At most so many sequences per device and forward pass; auto: as many as fit in memory."""
+    """At most so many sequences per device and forward pass; auto: as many as fit in memory, up to 65,536 tokens."""
     eval_every: NonNegativeInt = 250
     """Measure the validation loss every so many steps, at the start and at the end; 0: never."""
     eval_tokens: PositiveInt = 10_485_760
