@@ -90,6 +90,7 @@ ALLOWED = {
     "training.live_report": {"tracking.report", "training.run_directory"},
     "training.checkpoint": {"files", "model", "system", "training.optimizer", "training.state"},
     "training.muon": {"system.distributed"},
+    "training.profiling": {"files"},
     "training.optimizer": {"model", "system", "training.muon"},
     "training.disk_space": {"files", "model.flops", "model.resolve", "training.checkpoint", "training.run_directory"},
     "training": set(),  # outlook, schedule, guard

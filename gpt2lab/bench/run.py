@@ -4,6 +4,7 @@ settings ──▶ Shape ──▶ ContenderProcess of each ──▶ rounds of 
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -122,22 +123,34 @@ def _time_contenders(contenders: Contenders, options: BenchOptions, device: torc
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning")
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="gpt2lab-bench-", ignore_cleanup_errors=True))
-        turns: dict[str, Callable[[], StepTimes]] = {}
-        for name, (train, arguments) in contenders.items():
+        processes: dict[str, ContenderProcess] = {}
+        failed: set[str] = set()
+
+        def time_steps(name: str, count: int) -> StepTimes | None:
+            """The next steps of a contender; None if it has failed, now or before."""
+            if name in failed:
+                return None
             try:
-                with progress.Phase(f"starting {name}, with {WARM_UP} steps that do not count"):
-                    process = ContenderProcess(name, train, arguments, device, scratch)
-                    stack.callback(process.close)
-                    process.time_steps(WARM_UP)
+                if name not in processes:
+                    processes[name] = ContenderProcess(name, *contenders[name], device, scratch)
+                    stack.callback(processes[name].close)
+                return processes[name].time_steps(count)
             except GPT2LabError as error:
                 if name in ("gpt2lab", "limit"):
                     raise
                 logger.warning("left out: %s", error)
-            else:
+                failed.add(name)
+                return None
+
+        for name in contenders:
+            with progress.Phase(f"starting {name}, with {WARM_UP} steps that do not count"):
+                first = time_steps(name, WARM_UP)
+            if first is not None:
                 logger.info("ready: %s", rivals.describe(name, device.type))
-                turns[name] = lambda process=process: process.time_steps(options.steps)  # type: ignore[misc]
-        times = measure.take_turns(turns, options.rounds)
+        turns = {name: functools.partial(time_steps, name, options.steps) for name in contenders if name not in failed}
+        rounds = measure.take_turns(turns, options.rounds)
     return {
-        name: StepTimes([second for turn in parts for second in turn.seconds], parts[-1].peak_memory_gib)
-        for name, parts in times.items()
+        name: StepTimes([second for turn in done for second in turn.seconds], done[-1].peak_memory_gib)
+        for name in rounds
+        if name not in failed and (done := [turn for turn in rounds[name] if turn is not None])
     }

@@ -25,11 +25,15 @@ class Section(BaseModel):
     def _check_value(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, str) and "\0" in value:
             raise ValueError("contains a NUL character")
-        if isinstance(value, bool) and info.field_name and cls.model_fields[info.field_name].annotation is not bool:
+        if isinstance(value, bool) and info.field_name and not _is_bool(cls.model_fields[info.field_name].annotation):
             raise ValueError(f"should be a number or text, not {str(value).lower()}")
         if isinstance(value, str) and info.field_name and _is_whole(cls.model_fields[info.field_name].annotation):
             return parse_whole_number(value, value)
         return value
+
+
+def _is_bool(annotation: Any) -> bool:
+    return bool in (annotation, *get_args(annotation))
 
 
 def _is_whole(annotation: Any) -> bool:

@@ -4,6 +4,7 @@ The dotted name of a field (`train.max_steps`) is its name on the command line, 
 below a field is its help text. Imports no torch, so that a typo is reported immediately.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -76,7 +77,8 @@ class TrainConfig(Section):
     total_batch_size: PositiveInt = 524288
     """Tokens per optimizer step, over all devices and micro-steps."""
     micro_batch_size: PositiveInt | Literal["auto"] = "auto"
-    """At most so many sequences per device and forward pass (on a CPU 8,192 tokens); auto: as many as fit in memory."""
+    """At most so many sequences per device and forward pass (on a CPU 8,192 tokens); auto: as many as fit in memory, up
+    to 65,536 tokens."""
     eval_every: NonNegativeInt = 250
     """Measure the validation loss every so many steps, at the start and at the end; 0: never."""
     eval_tokens: PositiveInt = 10_485_760
@@ -192,10 +194,19 @@ class SystemConfig(Section):
     """Shard weights, gradients and optimizer state over the ranks (FSDP2), for models that do not fit on one GPU."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass instead of storing them: less memory, more time."""
+    profile: bool | Annotated[str, Field(pattern=r"^[1-9][0-9]*-[1-9][0-9]*$")] = False
+    """Write a trace to runs/NAME/trace.json: true: of the 10th to the 15th step; or of other steps, such as 100-103."""
     start_timeout: Positive = 300.0
     """Seconds within which all processes must have started."""
     timeout: Positive = 600.0
     """Seconds that a process waits for another one before it exits with an error."""
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _check_profile(cls, value: Any) -> Any:
+        if isinstance(value, str) and value[:1].isdigit() and not re.fullmatch(r"[1-9]\d*-[1-9]\d*", value):
+            raise ValueError(f"should be true, false, or the first and the last step such as 100-103, not {value!r}")
+        return value
 
 
 class Config(Section):

@@ -26,6 +26,7 @@ from gpt2lab.config import GPT2_VOCAB_SIZE, GPT2Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.generation.cache import KVCache
 from gpt2lab.generation.sampling import Sampling, sample
+from gpt2lab.model import ops
 
 TokenIds = TypeVar("TokenIds", Tensor, list[list[int]])
 
@@ -65,7 +66,8 @@ def prefill(model: LanguageModel, prompt: Sequence[int], cache: KVCache, row: in
         Logits after the last token, float32 (1, V) on the CPU.
     """
     idx = torch.tensor([prompt], device=next(model.trunk.parameters()).device)
-    hidden = model.trunk(idx, cache=cache.view_empty(row))  # (1, T, C)
+    with ops.without_attention_plans(idx.device):
+        hidden = model.trunk(idx, cache=cache.view_empty(row))  # (1, T, C)
     cache.lengths[row] = len(prompt)
     return _compute_logits(model, hidden[:, -1])
 
@@ -84,7 +86,8 @@ def decode(model: LanguageModel, tokens: Sequence[int], cache: KVCache) -> Tenso
     """
     idx = torch.tensor(tokens, device=next(model.trunk.parameters()).device)[:, None]  # (B, 1)
     positions = torch.tensor(cache.lengths, device=idx.device)[:, None]
-    hidden = model.trunk(idx, positions, cache=cache)  # (B, 1, C)
+    with ops.without_attention_plans(idx.device):
+        hidden = model.trunk(idx, positions, cache=cache)  # (B, 1, C)
     cache.lengths = [length + 1 for length in cache.lengths]
     return _compute_logits(model, hidden[:, 0])
 

@@ -28,7 +28,7 @@ GIB = 2**30
 # and output (16). Inductor keeps one residual in 16 bits.
 _BLOCK_32, _BLOCK_16, _BLOCK_16_COMPILED = 64.0, 36.0, 34.0
 _WORKING_32, _WORKING_16 = 4.0, 13.0  # gradients inside a block, likewise
-_FLOAT32_CHUNK = {"cuda": 2**28, "cpu": 2**20}  # logits in fp32 at a time (model/ops.py)
+_FLOAT32_CHUNK = {"cuda": 2**26, "cpu": 2**20}  # logits in fp32 at a time (model/ops.py)
 _PROCESS = {"cuda": 0.6e9, "cpu": 0.33e9}
 # On a CPU, of the logits and of all else: what the heap holds in pieces that do not fit (docs/results/planning.md).
 _CPU_HEAP_LOGITS, _CPU_HEAP = 0.83, 0.075
@@ -148,17 +148,16 @@ def _block_bytes(model: GPT2Config, layout: Layout) -> float:
 
 
 def _softmax_working(logits: int, layout: Layout) -> float:
-    """Some logits in fp32, their softmax, and the softmax of those before (`cross_entropy` in model/ops.py)."""
-    first = min(_FLOAT32_CHUNK[layout.device], logits)
-    second = min(first, logits - first)
+    """Some logits in fp32 and their softmax (`cross_entropy` in model/ops.py)."""
     copies = 2 if layout.precision == "bf16" or layout.device == "cpu" else 1  # torch converts fp16 inside its kernel
-    return 4.0 * max(copies * first, first + copies * second if second else 0)
+    return 4.0 * copies * min(_FLOAT32_CHUNK[layout.device], logits)
 
 
 def _head_working(n: int, C: int, V: int, element: int, device: str) -> float:
     """Operands of the head's backward pass without the compiler: dW in fp32, and either dW or dX before conversion."""
     columns = 8192 if device == "cpu" else V  # a strip of dW at a time (model/ops.py)
     strip = min(columns, V) * C * element if element == 2 or device == "cpu" else 0.0
+    strip *= 2 if element == 4 else 1  # oneDNN's result is copied (`linear` in model/ops.py)
     return 4.0 * V * C + element * n * C + max(strip, (element + 4.0) * n * C)
 
 

@@ -6,6 +6,7 @@ tracking ─▶ sinks         all of these ─▶ Trainer (run.py)
 
 import contextlib
 import logging
+import math
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,13 +33,14 @@ from gpt2lab.data.shards import open_split
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import flops, pretrained
 from gpt2lab.system import attention, distributed
+from gpt2lab.system import device as devices
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
 from gpt2lab.tracking import trackers
 from gpt2lab.tracking.console import Console
 from gpt2lab.tracking.metrics import JsonLines, Sink
 from gpt2lab.tracking.trackers import Trackers
-from gpt2lab.training import memory, optimizer
+from gpt2lab.training import memory, optimizer, profiling
 from gpt2lab.training.batches import TrainingData
 from gpt2lab.training.checkpoint import Checkpoint
 from gpt2lab.training.guard import Guard
@@ -211,8 +213,12 @@ def wrap_for_training(
         GPT2LabError: not even one sequence fits into memory.
     """
     plain, cuda, sequences = state.model, dist.device.type == "cuda", plan.sequences // dist.world_size
-    # What a step needs besides a micro-step: AdamW's two moments, and DistributedDataParallel's gradient buckets.
-    reserve = (8 + 4 * (dist.world_size > 1)) * flops.parameters(plain.config) if cuda else 0
+    # What a step needs besides a micro-step: AdamW's two moments, and DistributedDataParallel's gradient buckets. A
+    # rank of a sharded model has the moments of its part of the parameters, and no buckets.
+    size_of_model = flops.parameters(plain.config) if cuda else 0
+    reserve = (8 + 4 * (dist.world_size > 1)) * size_of_model
+    if state.sharded:
+        reserve = 8 * math.ceil(size_of_model / dist.world_size)
 
     def wrap() -> nn.Module:
         return plain if state.sharded else dist.wrap(plain)
@@ -232,19 +238,30 @@ def wrap_for_training(
     model.module = wrapped = wrap()
     can_compile = cuda and packages.is_installed("triton")
     if system.compile == "on" or (system.compile == "auto" and can_compile):
-        model.module, model.wrap = torch.compile(wrapped), lambda: torch.compile(wrap())  # type: ignore[assignment, return-value]
+        model.module, model.wrap = _compile(wrapped), lambda: _compile(wrap())
         try:
             with progress.Phase("compiling the model"):
                 model.micro_batch_size = memory.find_micro_batch_size(model, model.micro_batch_size, sequences, reserve)
         except memory.MicroStepError as error:
             logger.info("torch.compile does not work here, so the model is not compiled (%s)", error)
             model.module, model.wrap = wrapped, wrap
+    devices.reset_peak_memory(dist.device)  # the trials above are no part of the run
     return model
+
+
+def _compile(module: nn.Module) -> nn.Module:
+    """Compile a module for the shape of its inputs. All micro batches of a run have one shape.
+
+    Without `dynamic=False` the first smaller micro batch, after memory ran out, would make the compiler generate slower
+    code for any shape.
+    """
+    return torch.compile(module, dynamic=False)  # type: ignore[return-value]
 
 
 @contextlib.contextmanager
 def open_sinks(
     tracking: TrackingConfig,
+    system: SystemConfig,
     train: TrainConfig,
     directory: RunDirectory,
     start: Checkpoint | None,
@@ -254,6 +271,7 @@ def open_sinks(
 
     Args:
         tracking: which trackers are used, and how often the console prints.
+        system: which steps are recorded in a trace.
         train: the number of steps.
         directory: holds metrics.jsonl.
         start: the checkpoint that the run resumes from.
@@ -275,4 +293,7 @@ def open_sinks(
         others = stack.enter_context(contextlib.closing(Trackers(tracking, directory.path, recorded)))
         console = Console(train.max_steps, first_step, every, terminal=terminal, log_format=log_format)
         stack.callback(console.close)
-        yield [metrics, console, others, *extra_sinks]
+        traces = profiling.trace_sinks(system, directory.path, first_step, directory.dist.device)
+        for trace in traces:
+            stack.callback(trace.close)
+        yield [metrics, console, others, *traces, *extra_sinks]

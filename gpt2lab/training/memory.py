@@ -5,6 +5,7 @@ Smaller micro batches take more micro-steps for the same optimizer step, so the 
 
 import gc
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ from gpt2lab.training.run_directory import RunDirectory
 logger = logging.getLogger(__name__)
 
 _MEMORY_FRACTION = 0.9  # of the free memory, for `auto`: evaluations and fragmentation need the rest
+_TRIALS = 4  # micro batches from which `auto` estimates
+_MAX_TOKENS = 65536  # of a micro batch by `auto`
 _OUT_OF_MEMORY = 1  # a vote, smaller than the number of any signal
 
 
@@ -68,10 +71,11 @@ class TrainingModel:
         Raises:
             torch.OutOfMemoryError: they do not fit. Any other exception: the module does not run.
         """
-        tokens = torch.zeros(size, self.block_size, dtype=torch.int64, device=self.dist.device)
+        # Two tensors, as in training: the compiler would make another graph of `module(idx, idx)`.
+        idx, targets = torch.zeros(2, size, self.block_size, dtype=torch.int64, device=self.dist.device)
         try:
             with self.dist.gradient_sync(self.module, last=False):
-                self.loss(tokens, tokens).backward()  # type: ignore[no-untyped-call]
+                self.loss(idx, targets).backward()  # type: ignore[no-untyped-call]
             devices.synchronize(self.dist.device)
         finally:
             self.module.zero_grad(set_to_none=True)
@@ -253,7 +257,9 @@ def find_micro_batch_size(model: TrainingModel, size: int, sequences: int, reser
 
 
 def estimate_micro_batch_size(model: TrainingModel, sequences: int, reserve: int) -> int:
-    """Estimate the largest micro batch that fits on a GPU from two small ones; memory grows linearly with its size.
+    """Estimate the largest micro batch that fits on a GPU from small ones; memory grows linearly with its size.
+
+    The result has at most `_MAX_TOKENS`: larger ones are not faster.
 
     Args:
         model: runs the micro-steps.
@@ -264,7 +270,7 @@ def estimate_micro_batch_size(model: TrainingModel, sequences: int, reserve: int
         The micro batch size, in sequences, the same on all ranks.
     """
     dist = model.dist
-    sizes = [n for n in range(1, sequences + 1) if sequences % n == 0][:2]
+    sizes = [n for n in range(1, sequences + 1) if sequences % n == 0][:_TRIALS]
     peaks = []
     try:
         for size in sizes:
@@ -276,8 +282,10 @@ def estimate_micro_batch_size(model: TrainingModel, sequences: int, reserve: int
         pass
     if dist.all_reduce_max(int(len(peaks) < 2)):
         return 1
-    bytes_per_sequence = (peaks[1] - peaks[0]) / (sizes[1] - sizes[0])
+    tried = sizes[len(peaks) - 2 : len(peaks)]  # the largest that fit: the first sequences take more memory than others
+    bytes_per_sequence = (peaks[-1] - peaks[-2]) / (tried[1] - tried[0])
     free, _ = torch.cuda.mem_get_info(dist.device)
-    available = _MEMORY_FRACTION * (free + torch.cuda.memory_reserved(dist.device)) - reserve - peaks[0]
-    largest = 1 + int(max(0.0, available) / max(bytes_per_sequence, 1.0))
+    available = _MEMORY_FRACTION * (free + torch.cuda.memory_reserved(dist.device)) - reserve - peaks[-1]
+    fitting = tried[1] + math.floor(available / max(bytes_per_sequence, 1.0))
+    largest = max(1, min(fitting, _MAX_TOKENS // model.block_size))
     return -dist.all_reduce_max(-largest_divisor(sequences, largest))  # the smallest of the ranks' estimates

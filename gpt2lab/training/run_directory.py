@@ -48,6 +48,7 @@ RESUME_IGNORED = (
     "system.compile",
     "system.shard",
     "system.activation",
+    "system.profile",
     "system.start_timeout",
     "system.timeout",
     "train.eval",

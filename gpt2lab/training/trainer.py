@@ -153,8 +153,9 @@ class Trainer:
         for optimizer in self.state.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_scale"]
-        loss, norm = self._optimizer_step(step, x, y).tolist()  # waits for the device
-        devices.synchronize(self.dist.device)
+        loss_and_norm = self._optimizer_step(step, x, y)
+        with self.dist.deadline():
+            loss, norm = loss_and_norm.tolist()  # waits for all work queued on the device
         seconds = time.perf_counter() - start
         self._count_skipped(step, loss, norm)
         values = {"train/loss": loss, "train/lr": lr, "train/grad_norm": norm, **self._speed(seconds, data_seconds)}

@@ -12,10 +12,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from gpt2lab import config
 from gpt2lab.bench import ladder, limits, measure, results, rivals, run
 from gpt2lab.bench.limits import matmul_flops, run_matmuls
+from gpt2lab.bench.process import StepTimer, StepTimes
 from gpt2lab.cli import main
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.options import BenchOptions
+from gpt2lab.system import device as devices
 from tests.terminal import COLUMNS
 
 TINY = GPT2Config(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50304)
@@ -205,3 +207,56 @@ def test_the_duration_is_said_before_the_first_contender_starts_and_rows_say_wha
     assert rivals.describe("transformers-best", "cpu") == "transformers, bf16, fused AdamW"
     assert rivals.describe("transformers-best", "cuda") == "transformers, bf16, fused AdamW, compiled"
     assert all(rivals.describe(name, "cpu") != name for name in rivals.RIVALS)
+
+
+class Pipe:
+    """Asks a contender for so many steps in each turn, and notes what it sends and does."""
+
+    def __init__(self, *requests):
+        self.requests, self.events = iter(requests), []
+
+    def send(self, message):
+        self.events.append(message)
+
+    def recv(self):
+        return next(self.requests)
+
+
+@pytest.mark.parametrize(("device", "unmeasured"), [("cpu", 0), ("cuda", 1)])
+def test_a_contender_leaves_the_gpu_to_the_others_between_turns(monkeypatch, device, unmeasured):
+    """Memory is released before the turn ends; the step that allocates it again is not measured."""
+    pipe: Any = Pipe(3, 2)
+    monkeypatch.setattr(devices, "synchronize", lambda device: None)
+    monkeypatch.setattr(devices, "peak_memory_gib", lambda device: 1.0)
+    monkeypatch.setattr(devices, "release_memory", lambda device: pipe.events.append("released"))
+    on_step = StepTimer(pipe, torch.device(device))
+    steps = 0
+    with pytest.raises(StopIteration):
+        while True:
+            on_step()
+            steps += 1
+    assert steps == 3 + 2 + 2 * unmeasured
+    assert pipe.events[0::2] == ["released"] * 3
+    assert [len(times.seconds) for times in pipe.events[1::2]] == [0, 3, 2]
+
+
+def test_a_contender_that_fails_in_a_later_round_is_left_out(monkeypatch, caplog):
+    class Process:
+        def __init__(self, name, *_):
+            self.name, self.turns = name, 0
+
+        def time_steps(self, count):
+            self.turns += 1
+            if self.name == "rival" and self.turns == 3:
+                raise GPT2LabError("rival: its process died")
+            return StepTimes([1.0] * count, 1.0)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(run, "ContenderProcess", Process)
+    contenders = dict.fromkeys(("gpt2lab", "rival", "limit"), (print, ()))
+    options = BenchOptions(rounds=3, steps=2)
+    times = run._time_contenders(contenders, options, torch.device("cpu"))
+    assert {name: len(steps.seconds) for name, steps in times.items()} == {"gpt2lab": 6, "limit": 6}
+    assert "rival: its process died" in caplog.text

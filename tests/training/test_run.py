@@ -156,7 +156,10 @@ def test_sinks_are_closed_if_another_one_cannot_be_opened(token_folder, tmp_path
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr(build, "JsonLines", Sink)
     monkeypatch.setattr(build, "Trackers", refuse)
-    with pytest.raises(OSError, match="refused"), build.open_sinks(config.tracking, config.train, directory, None, ()):
+    with (
+        pytest.raises(OSError, match="refused"),
+        build.open_sinks(config.tracking, config.system, config.train, directory, None, ()),
+    ):
         pass
     assert closed == [True]
     assert not progress._display._phases
