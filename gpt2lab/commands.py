@@ -14,6 +14,7 @@ from gpt2lab.options import (
     DataOptions,
     ExportOptions,
     ImportOptions,
+    PlanOptions,
     PrepareOptions,
     PrintSettingsOptions,
     ReportOptions,
@@ -52,9 +53,25 @@ def train(options: TrainOptions) -> None:
         logger.warning(warning)
 
     with progress.Phase("loading torch"):  # takes seconds: only once the settings are valid
-        from gpt2lab.training import run
+        from gpt2lab.training import dry_run, run
 
-    run.run(settings)
+    dry_run.run(settings) if options.dry_run else run.run(settings)
+
+
+def plan(options: PlanOptions) -> None:
+    """Plan a run, or measure this device.
+
+    Args:
+        options: recipes, settings and what to print.
+    """
+    if options.calibrate:
+        from gpt2lab.planning import calibrate
+
+        calibrate.run(options)
+    else:
+        from gpt2lab.planning import run
+
+        run.run(options)
 
 
 def bench(options: BenchOptions) -> None:

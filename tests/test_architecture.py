@@ -26,8 +26,11 @@ ALLOWED = {
         "export.run",
         "logs",
         "options",
+        "planning.calibrate",
+        "planning.run",
         "system.device",
         "tracking.report",
+        "training.dry_run",
         "training.run",
     },
     "options": {"generation.options"},
@@ -42,6 +45,9 @@ ALLOWED = {
     "scaling": {"scaling", "model.flops"},
     "sample": {"model", "generation", "data.tokenizer", "options", "system"},
     "training.run": {"training", "tracking.metrics", "system"},
+    "training.dry_run": {"training", "data", "planning.local", "planning.text", "system"},
+    "training.estimate": {"planning", "training.memory"},
+    "training.outlook": {"planning.speed"},
     "training.build": {"training", "data", "model", "tracking", "system"},
     "training.evaluators": {
         "training.batches",
@@ -54,7 +60,7 @@ ALLOWED = {
         "tracking.metrics",
         "system",
     },
-    "training.trainer": {"training", "model", "tracking.metrics", "system"},
+    "training.trainer": {"training", "model", "planning.speed", "tracking.metrics", "system"},
     "training.memory": {"system", "training.run_directory"},
     "training.state": {"model", "system", "training.guard"},
     "training.batches": {"data"},
@@ -94,7 +100,10 @@ ALLOWED = {
     "evaluation.jsonl": set(),
     "evaluation": {"evaluation", "model", "generation", "data.tokenizer", "system", "resources", "files"},
     "tracking": {"files", "tracking", "evaluation.baselines"},
-    "planning.run": {"planning", "model.flops", "options"},
+    "planning.run": {"planning", "model.flops", "options", "system.cpu"},
+    "planning.calibration": {"planning", "files", "resources"},
+    "planning.local": {"planning", "system.cpu"},  # and torch
+    "planning.calibrate": {"planning", "training", "model", "options", "system"},  # and torch; only commands imports it
     "planning": {"planning", "model.flops"},  # and no torch
     "bench.rivals": set(),
     "bench.ladder": {"bench.rivals", "model.gpt2"},

@@ -97,15 +97,24 @@ def make(
     )
 
 
+def is_compiled(config: Config, gpu: GPU) -> bool:
+    """Whether training compiles the step on such a GPU.
+
+    Args:
+        config: the recipe.
+        gpu: from the table.
+    """
+    return config.system.compile == "on" or (config.system.compile == "auto" and not gpu.is_cpu)
+
+
 def _layout(config: Config, gpu: GPU, gpus: int, precision: str) -> Layout:
-    compiled = config.system.compile == "on" or (config.system.compile == "auto" and not gpu.is_cpu)
     return Layout(
         micro_batch_size=1,
         gpus=gpus,
         shard=config.system.shard and gpus > 1,
         checkpointing=config.system.activation_checkpointing,
         precision=precision,
-        compiled=compiled,
+        compiled=is_compiled(config, gpu),
         device="cpu" if gpu.is_cpu else "cuda",
     )
 
@@ -130,7 +139,7 @@ def _look_ahead(config: Config, gpu: GPU, layout: Layout, stack: Stack, price_pe
     rate = speed.tokens_per_second(work, gpu, stack)
     duration = cost.estimate_duration(config, gpu, rate, layout.compiled)
     return Outlook(
-        step=speed.step_time(work, gpu),
+        step=speed.step_time(work, gpu, stack.constants),
         tokens_per_second=rate,
         mfu=flops.flops_per_token(config.model) * rate.estimate / (gpu.peak_flops(layout.precision) * layout.gpus),
         duration=duration,

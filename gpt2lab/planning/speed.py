@@ -82,15 +82,17 @@ class Stack:
         factor: the middle of the range.
         spread: the ends of the range are `factor / spread` and `factor * spread`.
         source: where the factor comes from, in words.
+        constants: those to which the factor applies.
     """
 
     factor: float = 1.0
     spread: float = 1.0
     source: str = "LLM Foundry"
+    constants: Constants = SHIPPED
 
 
 # Geometric mean of the published GPT-2 runs in PyTorch on such GPUs (docs/results/planning.md), all of which are within
-# the range. `gpt2lab plan --calibrate` will replace it by a measurement.
+# the range. `gpt2lab plan --calibrate` replaces it by a measurement.
 _SPREAD = math.sqrt(1.5)
 _STACKS = {
     "ampere": Stack(0.80, _SPREAD, "published GPT-2 runs in PyTorch on A100"),
@@ -212,14 +214,14 @@ def _communication(work: Work, gpu: GPU, link: float, micro_step: float) -> floa
     return passes * work.parameters * seconds_per_value * work.grad_accum_steps
 
 
-def tokens_per_second(work: Work, gpu: GPU, stack: Stack, constants: Constants = SHIPPED) -> Range:
+def tokens_per_second(work: Work, gpu: GPU, stack: Stack, constants: Constants | None = None) -> Range:
     """Estimate the tokens per second of all GPUs.
 
     Args:
         work: the model and the division of a step.
         gpu: on which each rank computes.
         stack: how fast the code is.
-        constants: efficiencies.
+        constants: efficiencies; None: those of the stack.
 
     Returns:
         The estimate with its range.
@@ -227,5 +229,5 @@ def tokens_per_second(work: Work, gpu: GPU, stack: Stack, constants: Constants =
     Raises:
         GPT2LabError: the GPU does not have the precision.
     """
-    middle = work.step_tokens / step_time(work, gpu, constants).seconds * stack.factor
+    middle = work.step_tokens / step_time(work, gpu, constants or stack.constants).seconds * stack.factor
     return Range(middle, middle / stack.spread, middle * stack.spread)

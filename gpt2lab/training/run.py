@@ -18,7 +18,7 @@ from gpt2lab.system import device as devices
 from gpt2lab.system import precision as precisions
 from gpt2lab.system.signals import StopSignals
 from gpt2lab.tracking.metrics import Sink
-from gpt2lab.training import build, messages
+from gpt2lab.training import build, estimate, messages
 from gpt2lab.training.async_checkpointer import AsyncCheckpointer
 from gpt2lab.training.disk_space import require_space
 from gpt2lab.training.evaluators import build_evaluators
@@ -62,14 +62,25 @@ def run(config: Config, extra_sinks: Sequence[Sink] = ()) -> None:
             config.model, config.optimizer, config.guard, config.system, config.run, start, dist, precision
         )
         model = build.wrap_for_training(state, config.train, config.system, plan, dist, precision)
-        messages.log_summary(config.train, config.optimizer, state, data, model, space)
-        directory.prepare(config, start, changed, {"data": data.describe()})
+        rate, line, facts = estimate.describe_run(config, model, len(data.val), start.step if start else 0)
+        messages.log_summary(config.train, config.optimizer, state, data, model, space, line)
+        directory.prepare(config, start, changed, {"data": data.describe(), **facts})
         sinks = stack.enter_context(build.open_sinks(config.tracking, config.train, directory, start, extra_sinks))
         fingerprint = {"data": data.digest, "settings": config.flat()}
         checkpointer = stack.enter_context(AsyncCheckpointer(config.checkpoint, directory, state, fingerprint, start))
         signals = stack.enter_context(StopSignals())
         trainer = Trainer(
-            config.train, config.optimizer, state, model, data, evaluators, checkpointer, signals, directory, sinks
+            config.train,
+            config.optimizer,
+            state,
+            model,
+            data,
+            evaluators,
+            checkpointer,
+            signals,
+            directory,
+            sinks,
+            rate,
         )
         with translate_errors(trainer):
             stop = trainer.run(start.step if start else 0)
