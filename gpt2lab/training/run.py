@@ -47,7 +47,6 @@ def run(config: Config, extra_sinks: Sequence[Sink] = ()) -> None:
         directory = RunDirectory(config.run, dist)
         build.check_trackers(config.tracking, directory)
         evaluators = build_evaluators(config.train, config.model, config.run, data, directory, plan, dist, precision)
-
         # Lock the run directory, and find the checkpoint to resume from.
         stack.enter_context(directory.locked())
         start = dist.on_main(directory.find_checkpoint)
