@@ -3,8 +3,8 @@
     python benchmarks/planning_cpu.py                # calibrates, then trains 6 models; a Markdown table
     python benchmarks/planning_cpu.py --steps 5      # fewer steps of each
 
-Nothing else may run on the machine. The shapes are others than those that the calibration times. The estimate is the one
-that the run keeps in environment.json; the measured speed is that of all steps but the first, which is slower.
+Nothing else may run on the machine. The shapes are others than those that the calibration times, except the first. The
+estimate is the one that the run keeps in environment.json. The first step, which is slower, is not counted.
 """
 
 import argparse

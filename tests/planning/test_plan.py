@@ -168,10 +168,22 @@ def test_more_gpus_finish_earlier_but_cost_no_less():
     assert few.cost.estimate <= many.cost.estimate
 
 
-@pytest.mark.parametrize("setting", [("--model.architecture", "modern"), ("--optimizer.name", "muon")])
-def test_what_the_estimates_do_not_cover_is_refused(capsys, setting):
-    assert cli.main(["plan", "--gpu", "h100", *setting]) == 2
-    assert setting[0][2:] in capsys.readouterr().err
+def test_the_modern_architecture_and_muon_have_a_plan(capsys):
+    arguments = ("--gpu", "h100", "--gpus", "6", "--train.micro_batch_size", "8")
+    gpt2 = plan_as_json(capsys, *arguments)
+    modern = plan_as_json(capsys, *arguments, "--model.architecture", "modern")
+    muon = plan_as_json(capsys, *arguments, "--model.architecture", "modern", "--optimizer.name", "muon")
+    assert modern["parameters"] > gpt2["parameters"]  # the head is a matrix of its own
+    parts, with_adamw, with_muon = (each["plans"][0]["memory_gib"] for each in (gpt2, modern, muon))
+    assert with_adamw["activations"] > parts["activations"]
+    in_blocks = 4 * 12 * 12 * 768**2 / 2**30
+    assert with_adamw["optimizer"] - with_muon["optimizer"] == pytest.approx(in_blocks)
+    assert muon["plans"][0]["step_seconds"]["optimizer"] > modern["plans"][0]["step_seconds"]["optimizer"]
+
+
+def test_muon_with_a_sharded_model_is_refused_as_in_training(capsys):
+    assert cli.main(["plan", "--gpu", "h100", "--gpus", "8", "--optimizer.name", "muon", "--system.shard"]) == 2
+    assert "system.shard" in capsys.readouterr().err
 
 
 def test_every_recipe_has_a_plan(capsys):

@@ -112,8 +112,8 @@ def test_a_resumed_run_has_the_time_of_the_remaining_steps():
 def test_the_longest_line_has_80_columns():
     dist, precision = DistContext(0, 1, CPU), Precision("fp32", "cpu")
     model: Any = SimpleNamespace(dist=dist, precision=precision, micro_batch_size=1, compiled=False)
-    for size in ("124M", "xl"):
-        config = Config.model_validate({"model": {"size": size}})
+    for steps in (100, 19_073, 10**6):
+        config = Config.model_validate({"train": {"max_steps": steps}})
         rate, line, facts = estimate.describe_run(config, model, 10**7, 0)
         assert rate is not None
         assert facts
