@@ -15,8 +15,9 @@ import tempfile
 from pathlib import Path
 
 from gpt2lab import config
-from gpt2lab.planning import gpus, plan
+from gpt2lab.planning import plan
 from gpt2lab.planning.memory import GIB
+from gpt2lab.system import gpus
 
 # n_layer, n_head, n_embd, block_size, micro batch, micro-steps, precision, activation checkpointing
 SHAPES = (
@@ -96,8 +97,8 @@ def main() -> None:
         n_layer, n_head, n_embd, block_size, micro, steps, precision, checkpointing = shape
         print(
             f"| {n_layer}, {n_head}, {n_embd} | {block_size} | {micro} x {steps} | "
-            f"{precision}{', checkpointing' * checkpointing}{', Muon' * (optimizer == 'muon')} | {measured:.3f} | {estimated:.3f} | "
-            f"{estimated / measured - 1:+.1%} |",
+            f"{precision}{', checkpointing' * checkpointing}{', Muon' * (optimizer == 'muon')} | "
+            f"{measured:.3f} | {estimated:.3f} | {estimated / measured - 1:+.1%} |",
             flush=True,
         )
 

@@ -145,7 +145,12 @@ def report(options: ReportOptions) -> None:
     from gpt2lab.tracking import report
 
     out = Path(options.out) if options.out else None
-    written = report.write(*map(Path, options.runs), out=out, price_per_hour=options.price_per_hour)
+    written = report.write(
+        *map(Path, options.runs),
+        out=out,
+        price_per_hour=options.price_per_hour,
+        tokens_per_step=options.tokens_per_step,
+    )
     _print(f"wrote {', '.join(map(str, written))}")
 
 

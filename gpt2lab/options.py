@@ -5,11 +5,11 @@ docstring of the class is the description in `--help`, and `EXAMPLES` is the tex
 so that help and errors are printed immediately.
 """
 
-import argparse
 from dataclasses import MISSING, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from gpt2lab.generation.options import GenerationOptions, Sampling
+from gpt2lab.option_values import names, port, quantities, whole_numbers
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
@@ -41,29 +41,6 @@ def option(help: str, default: Any = MISSING, **metadata: Any) -> Any:
         The field.
     """
     return field(default=default, metadata={"help": help, **metadata})
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Names from text such as `a,b`, each once."""
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-
-
-def quantities(text: str) -> tuple[float, ...]:
-    """Positive numbers from text such as `1e13:1e15`."""
-    try:
-        values = tuple(float(part) for part in text.split(":"))
-    except ValueError:
-        values = ()
-    if not values or not all(0 < value < float("inf") for value in values):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 1e15, or a range such as 1e13:1e15")
-    return values
-
-
-def port(text: str) -> int:
-    """A TCP port that needs no privileges."""
-    if not text.isdecimal() or not 1024 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1024 to 65535")
-    return int(text)
 
 
 @dataclass(frozen=True)
@@ -105,7 +82,7 @@ gpt2lab bench                                           GPT-2 124M, compared wit
 gpt2lab bench --nanogpt DIR --build-nanogpt DIR         and with checkouts of these projects
 gpt2lab bench --ladder --chart ladder.png               the gain of each common optimization
 gpt2lab bench --profile trace.json                      where the time of a step is spent
-gpt2lab bench --config config/quickstart.yaml --train.micro_batch_size 2
+gpt2lab bench --config config/quickstart.yaml            another recipe
 """
 
     rivals: tuple[str, ...] = option(
@@ -128,7 +105,7 @@ gpt2lab bench --config config/quickstart.yaml --train.micro_batch_size 2
 class PlanOptions(SettingsOptions):
     """Estimate memory, speed, hours and cost of a recipe (default: gpt2_124m) on GPUs that need not be here.
 
-    Several GPUs give one table; without --gpu it has all that are known.
+    Several GPUs give one table; without --gpu it has all with a known price.
     """
 
     RECIPE: ClassVar[str] = "gpt2_124m"
@@ -145,7 +122,7 @@ gpt2lab plan --config gpt2_xl --gpu rtx-4090 --gpus 2 --system.shard --json
     budget: float | None = option(
         "money to spend: print the tokens that it buys, for each size of GPT-2", None, at_least=0
     )
-    gpus_file: str | None = option("YAML file of more GPUs, in the form of gpt2lab/planning/gpus.yaml", None)
+    gpus_file: str | None = option("YAML file of more GPUs, in the form of gpt2lab/system/gpus.yaml", None)
     calibrate: bool = option("measure this device for later estimates, in about 20 seconds", False)
     validate: str | None = option("CSV file of measured runs: print the errors of the estimated speeds instead", None)
     as_json: bool = option(JSON_HELP, False, flag="--json")
@@ -286,27 +263,42 @@ echo "Once upon" | gpt2lab sample --model-checkpoint runs/x --json             f
 
 @dataclass(frozen=True)
 class AppOptions:
-    """Serve a page on this machine where a trained and an untrained model continue the same prompt."""
+    """Serve a page where a trained and an untrained model continue the same prompt.
+
+    Only this machine can open the page, unless --host or --share opens it to others.
+    """
 
     trained: str = option(MODEL_HELP)
     untrained: str = option(
         "model to compare with: random (the initial weights of the run), or a name as above", "random"
     )
+    host: str = option("address to listen on; 0.0.0.0: every network of this machine", "127.0.0.1")
     port: int = option("first port to try; the next ones follow", 7860, parse=port)
+    share: bool = option("also open the page at a public address, through Gradio's servers, for a week", False)
     device: Device = option(DEVICE_HELP, "auto")
     precision: InferencePrecision = option(PRECISION_HELP, "auto")
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Write the page of a run, or of several runs for comparison, and draw their curves as PNGs."""
+    """Write the page of a run, or of several runs for comparison, and draw their curves as PNGs.
+
+    Logs of other projects are drawn beside runs: log.txt of build-nanogpt, main.log of llm.c, the console output of
+    nanoGPT, logs of modded-nanogpt, and CSV files with columns of steps and losses.
+    """
 
     EXAMPLES: ClassVar[str] = """\
 gpt2lab report runs/x                 writes runs/x/report.html
 gpt2lab report runs/x runs/y          writes runs/compare_x_y.html
+gpt2lab report runs/x log/log.txt --tokens-per-step 524288
 """
 
-    runs: tuple[str, ...] = option("run directories, such as runs/quickstart", flag="runs", nargs="+")
+    runs: tuple[str, ...] = option("run directories, such as runs/quickstart, and logs", flag="runs", nargs="+")
+    tokens_per_step: tuple[int, ...] = option(
+        "tokens of a step in the logs, for a common axis; one number, or one for each log: 524288,491520",
+        (),
+        parse=whole_numbers,
+    )
     out: str | None = option("file of the page (default: report.html in the run)", None)
     price_per_hour: float | None = option("price of all machines of a run together", None, at_least=0)
 

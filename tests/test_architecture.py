@@ -33,14 +33,15 @@ ALLOWED = {
         "training.dry_run",
         "training.run",
     },
-    "options": {"generation.options"},
+    "options": {"generation.options", "option_values"},
+    "option_values": set(),
     "generation.options": set(),
     "export": {"export", "model", "data.tokenizer", "data.huggingface_tokenizer", "tracking.records", "files"},
     "app.run": {"app", "model", "generation", "data.tokenizer", "options", "system"},
     "app": {"app", "model", "generation", "data.tokenizer", "tracking.plots", "tracking.records"},
     "scaling.run": {"options", "scaling", "files"},
     "scaling.points": {"model.flops", "scaling.forms", "tracking.records"},
-    "scaling.recommend": {"scaling", "model.flops", "planning.gpus"},
+    "scaling.recommend": {"scaling", "model.flops", "system.gpus", "planning.loss"},
     "scaling.predict": {"files", "scaling", "tracking.metrics"},
     "scaling": {"scaling", "model.flops"},
     "sample": {"model", "generation", "data.tokenizer", "options", "system"},
@@ -72,6 +73,7 @@ ALLOWED = {
         "system",
         "tracking.metrics",
         "training.checkpoint",
+        "training.schedule",
     },
     "training.async_checkpointer": {
         "files",
@@ -100,11 +102,11 @@ ALLOWED = {
     "evaluation.jsonl": set(),
     "evaluation": {"evaluation", "model", "generation", "data.tokenizer", "system", "resources", "files"},
     "tracking": {"files", "tracking", "evaluation.baselines"},
-    "planning.run": {"planning", "model.flops", "options", "system.cpu"},
-    "planning.calibration": {"planning", "files", "resources"},
-    "planning.local": {"planning", "system.cpu"},  # and torch
+    "planning.run": {"planning", "model.flops", "options", "system.cpu", "system.gpus"},
+    "planning.calibration": {"planning", "files", "resources", "system.gpus"},
+    "planning.local": {"planning", "system.cpu", "system.gpus"},  # and torch
     "planning.calibrate": {"planning", "training", "model", "options", "system"},  # and torch; only commands imports it
-    "planning": {"planning", "model.flops"},  # and no torch
+    "planning": {"planning", "model.flops", "system.gpus"},  # and no torch
     "bench.rivals": set(),
     "bench.ladder": {"bench.rivals", "model.gpt2"},
     "bench.measure": {"system.device", "training.run_directory"},
@@ -117,6 +119,7 @@ ALLOWED = {
     "model.language_model": {"model", "generation", "data.tokenizer"},
     "generation": {"generation", "data.tokenizer", "model.ops"},
     "model": {"model"},
+    "system.gpus": set(),  # and no torch
     "system": {"system"},
     "resources": {"files"},
     "files": set(),

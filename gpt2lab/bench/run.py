@@ -39,7 +39,7 @@ def run(config: Config, options: BenchOptions) -> None:
     """Measure, and print the result.
 
     Args:
-        config: the run whose step is timed; `train.micro_batch_size` must be a number.
+        config: the run whose step is timed. An `auto` micro batch is the default of the device, the same for all.
         options: contenders, and what to write.
 
     Raises:
@@ -47,11 +47,10 @@ def run(config: Config, options: BenchOptions) -> None:
     """
     if unknown := [name for name in options.rivals if name not in rivals.RIVALS]:
         raise GPT2LabError(f"no rival {unknown[0]}; there are {', '.join(rivals.RIVALS)}, or none")
-    if config.train.micro_batch_size == "auto":
-        raise GPT2LabError("train.micro_batch_size is auto; every contender needs the same number, such as 4")
     device = devices.choose(config.system.device)
     policy = precision.choose(config.system.precision, device)
-    plan = config.batch_plan(1, 0)
+    plan = config.batch_plan(1, devices.micro_batch_tokens(device))
+    config = _with_micro_batch(config, plan.micro_batch_size)
     shape = Shape(config.model, plan.micro_batch_size, plan.grad_accum_steps, device.type)
     if options.profile:
         profile_step(config, device, Path(options.profile), warm_up=WARM_UP)
@@ -78,6 +77,10 @@ def run(config: Config, options: BenchOptions) -> None:
         print(json.dumps({"rows": rows, "limits": limits, "environment": environment}))
     else:
         results.print_table(rows, limits, environment)
+
+
+def _with_micro_batch(config: Config, size: int) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update={"micro_batch_size": size})})
 
 
 def _steps(options: BenchOptions) -> int:

@@ -1,10 +1,10 @@
 """Settings: their names, types and defaults (`settings`), and where their values come from (`loading`)."""
 
+from gpt2lab.config.batches import BatchPlan, largest_divisor
 from gpt2lab.config.loading import RENAMED_SETTINGS, find_recipe, load, load_run, recipes
 from gpt2lab.config.settings import (
     GPT2_VOCAB_SIZE,
     SIZES,
-    BatchPlan,
     CheckpointConfig,
     Config,
     DataConfig,
@@ -34,6 +34,7 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "find_recipe",
+    "largest_divisor",
     "leaves",
     "load",
     "load_run",

@@ -5,7 +5,7 @@ below a field is its help text. Imports no torch, so that a typo is reported imm
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from gpt2lab.config import yaml_format
-from gpt2lab.errors import GPT2LabError
+from gpt2lab.config.batches import BatchPlan, plan_batches
 from gpt2lab.formatting import parse_whole_number
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -145,7 +145,7 @@ class TrainConfig(Section):
     total_batch_size: PositiveInt = 524288
     """Tokens per optimizer step, over all devices and micro-steps."""
     micro_batch_size: PositiveInt | Literal["auto"] = "auto"
-    """Sequences per device and forward pass; auto: the largest batch that fits in memory."""
+    """At most so many sequences per device and forward pass; auto: as many as fit in memory."""
     eval_every: NonNegativeInt = 250
     """Measure the validation loss every so many steps, at the start and at the end; 0: never."""
     eval_tokens: PositiveInt = 10_485_760
@@ -253,7 +253,8 @@ class SystemConfig(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device: auto, cpu, cuda or mps; auto: cuda, else mps, else cpu."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
-    """Precision of matrix products: auto (bf16 if supported), fp32, tf32, bf16 or fp16; weights stay fp32."""
+    """Precision of matrix products: auto (bf16; on GPUs before Ampere fp16; on other hardware without bf16 fp32), fp32,
+    tf32, bf16 or fp16, which scales the loss; weights stay fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for the training step: auto (on CUDA), on or off; if it fails, training continues without it."""
     shard: bool = False
@@ -264,14 +265,6 @@ class SystemConfig(Section):
     """Seconds within which all processes must have started."""
     timeout: Positive = 600.0
     """Seconds that a process waits for another one before it exits with an error."""
-
-
-class BatchPlan(NamedTuple):
-    """How a step's tokens are divided: sequences = world_size x grad_accum_steps x micro_batch_size."""
-
-    sequences: int
-    micro_batch_size: int
-    grad_accum_steps: int
 
 
 class Config(Section):
@@ -311,22 +304,15 @@ class Config(Section):
             The sequences of a step, and per process those of a micro-step and the number of micro-steps.
 
         Raises:
-            GPT2LabError: `train.total_batch_size` does not divide; the message names the nearest values that do.
+            GPT2LabError: the processes cannot share `train.total_batch_size` equally.
         """
-        block, micro = self.model.block_size, self.train.micro_batch_size
-        unit = block * world_size * (1 if micro == "auto" else micro)
-        total = self.train.total_batch_size
-        if total % unit:
-            below, above = total // unit * unit, (total // unit + 1) * unit
-            nearest = f"{below} or {above}" if below else f"{above}"
-            raise GPT2LabError(
-                f"train.total_batch_size {total} tokens is not a multiple of {unit} (block_size {block} x "
-                f"micro_batch_size {micro} x {world_size} processes); the nearest that works: {nearest}"
-            )
-        share = total // (block * world_size)
-        largest = max(1, min(share, max_micro_tokens // block))
-        size = next(n for n in range(largest, 0, -1) if share % n == 0) if micro == "auto" else micro
-        return BatchPlan(sequences=share * world_size, micro_batch_size=size, grad_accum_steps=share // size)
+        return plan_batches(
+            self.train.total_batch_size,
+            self.model.block_size,
+            self.train.micro_batch_size,
+            world_size,
+            max_micro_tokens,
+        )
 
     def to_yaml(self) -> str:
         """The settings as YAML that `load` reads back to an equal Config."""

@@ -26,7 +26,6 @@ from gpt2lab.model import ops
 from gpt2lab.options import PlanOptions
 from gpt2lab.planning import calibration, local, plan, speed
 from gpt2lab.planning.calibration import Calibration
-from gpt2lab.planning.gpus import GPU
 from gpt2lab.planning.local import LocalDevice
 from gpt2lab.planning.memory import Layout
 from gpt2lab.planning.speed import Stack
@@ -34,6 +33,7 @@ from gpt2lab.system import device as devices
 from gpt2lab.system import distributed
 from gpt2lab.system import precision as precisions
 from gpt2lab.system.distributed import DistContext
+from gpt2lab.system.gpus import GPU
 from gpt2lab.system.precision import Precision
 from gpt2lab.training import build
 from gpt2lab.training.memory import TrainingModel

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gpt2lab import files, resources
-from gpt2lab.planning.gpus import GPU, Positive
 from gpt2lab.planning.speed import Constants, Efficiency, Stack
+from gpt2lab.system.gpus import GPU, Positive
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

@@ -1,19 +1,17 @@
 """The device of this process as an entry of the table of GPUs, with what was measured on it."""
 
-import re
 from dataclasses import dataclass
 
 import torch
 
-from gpt2lab.planning import calibration, gpus
+from gpt2lab.planning import calibration
 from gpt2lab.planning.calibration import Calibration
-from gpt2lab.planning.gpus import GPU
 from gpt2lab.planning.memory import GIB
 from gpt2lab.planning.speed import Stack, default_stack
-from gpt2lab.system import cpu
+from gpt2lab.system import cpu, gpus
+from gpt2lab.system.gpus import GPU
 
 _TABLE_CORES = 2  # of the entry `cpu` of the table
-_VARIANTS = {"ti", "super", "laptop", "mobile"}  # of a GPU, with another speed than the one of the same name
 
 
 @dataclass(frozen=True)
@@ -57,22 +55,14 @@ def describe(device: torch.device) -> LocalDevice:
     Args:
         device: as chosen by `system.device`.
     """
-    table = gpus.load()
     if device.type == "cpu":
-        threads, entry = torch.get_num_threads(), table["cpu"]
+        threads, entry = torch.get_num_threads(), gpus.load()["cpu"]
         scaled = {name: peak * threads / _TABLE_CORES for name, peak in entry.tflops.items()}
         return LocalDevice(cpu.name(), threads, entry.model_copy(update={"tflops": scaled}))
     if device.type != "cuda":
         return LocalDevice(device.type, 0, None)
     name = torch.cuda.get_device_name(device)
     memory = torch.cuda.get_device_properties(device).total_memory / GIB
-    if (known := _recognize(name, table)) is None:
+    if (known := gpus.recognize(name)) is None:
         return LocalDevice(name, 0, None)
     return LocalDevice(name, 0, known.model_copy(update={"memory_gib": memory, "price_per_hour": None}))
-
-
-def _recognize(name: str, table: dict[str, GPU]) -> GPU | None:
-    """The entry whose words are all in the driver's name of a GPU, and of several the longest."""
-    words = set(re.split(r"[\s-]+", name.lower()))
-    known = [key for key in table if set(key.split("-")) <= words and not words & _VARIANTS]
-    return table[max(known, key=len)] if known else None

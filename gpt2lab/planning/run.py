@@ -10,12 +10,12 @@ from gpt2lab.config import Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import flops
 from gpt2lab.options import PlanOptions
-from gpt2lab.planning import calibration, gpus, plan, text, validate
-from gpt2lab.planning.gpus import GPU
+from gpt2lab.planning import calibration, loss, plan, text, validate
 from gpt2lab.planning.memory import GIB
 from gpt2lab.planning.plan import Offer, Outlook, Plan
 from gpt2lab.planning.speed import Range
-from gpt2lab.system import cpu
+from gpt2lab.system import cpu, gpus
+from gpt2lab.system.gpus import GPU
 
 
 def run(options: PlanOptions) -> None:
@@ -34,7 +34,8 @@ def run(options: PlanOptions) -> None:
         print(json.dumps(summary) if options.as_json else _describe_errors(summary, validate.count_too_big(rows)))
         return
     config = settings.load(options.config or [options.RECIPE], options.overrides)
-    kinds = [gpus.find(name, table) for name in options.gpu or sorted({g.name for g in table.values() if not g.is_cpu})]
+    priced = sorted({gpu.name for gpu in table.values() if gpu.price_per_hour})
+    kinds = [gpus.find(name, table) for name in options.gpu or priced]
     price = options.price_per_hour
     if price is not None and len(kinds) > 1:
         raise GPT2LabError("--price-per-hour is the price of one choice; with several GPUs the table's prices are used")
@@ -64,13 +65,14 @@ def _make(config: Config, gpu: GPU, gpus: int, price: float | None) -> Plan:
 
 def _as_json(config: Config, plans: Sequence[Plan], offers: Sequence[Sequence[Offer]]) -> dict[str, Any]:
     """The object that docs/planning.md documents."""
-    train = config.train
+    train, expected = config.train, loss.expect(config)
     return {
         "recipe": config.run.name,
         "parameters": flops.parameters(config.model),
         "flops_per_token": flops.flops_per_token(config.model),
         "tokens": train.max_steps * train.total_batch_size,
         "steps": train.max_steps,
+        "loss": None if expected is None else expected._asdict() | {"law": loss.BESIROGLU.source},
         "plans": [_plan_as_json(each, bought) for each, bought in zip(plans, offers, strict=True)],
     }
 

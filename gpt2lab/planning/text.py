@@ -5,24 +5,33 @@ from collections.abc import Sequence
 from gpt2lab.config import Config
 from gpt2lab.formatting import format_duration
 from gpt2lab.model import flops
-from gpt2lab.planning import plan
+from gpt2lab.planning import loss, plan
 from gpt2lab.planning.memory import GIB
 from gpt2lab.planning.plan import Offer, Outlook, Plan
 from gpt2lab.planning.speed import Range
 
 
-def headline(config: Config) -> list[str]:
-    """The line about the recipe.
+def headline(config: Config, train_tokens: int | None = None) -> list[str]:
+    """The lines about the recipe: its size, and the loss to expect where a law says it.
 
     Args:
         config: the recipe.
+        train_tokens: of the training split, if it is known.
     """
     train = config.train
-    return [
+    lines = [
         f"{config.run.name or 'run'}: {flops.parameters(config.model):,} parameters, "
         f"{_short(train.max_steps * train.total_batch_size)} tokens in {train.max_steps:,} steps of "
         f"{train.total_batch_size:,}"
     ]
+    if expected := loss.expect(config, train_tokens):
+        law = loss.BESIROGLU
+        lines += [
+            f"expected loss: {expected.estimate:.2f} ({expected.low:.2f} to {expected.high:.2f}) nats per token, by "
+            f"{law.source},",
+            f"  which was fitted to other data ({law.data})",
+        ]
+    return lines
 
 
 def describe(config: Config, each: Plan, title: str = "") -> list[str]:
@@ -42,14 +51,12 @@ def describe(config: Config, each: Plan, title: str = "") -> list[str]:
         helps = plan.suggest_settings(config, each.gpu, each.gpus)
         advice = f"add {' '.join(helps)}" if helps else "take more or larger GPUs, or a smaller model"
         return [title, f"  does not fit: one sequence takes {memory}", f"  {advice}"]
-    asked = config.train.micro_batch_size
-    lowered = f"; {asked} does not fit, so training lowers it" if asked not in ("auto", each.micro_batch_size) else ""
     hours, low, high = (format_duration(3600 * value) for value in outlook.duration.total)
     mfu = "" if each.gpu.is_cpu else f", MFU {outlook.mfu:.0%}"
     lines = [
         title,
         f"  micro batch   {each.micro_batch_size} sequences, {each.grad_accum_steps} in a step "
-        f"(largest that fits: {each.largest_micro_batch_size}{lowered})",
+        f"(largest that fits: {each.largest_micro_batch_size}{_why_lowered(config, each)})",
         f"  memory        {memory}",
         f"  speed         {_range(outlook.tokens_per_second)} tokens/s{mfu}",
         f"                as fast as: {each.stack.source}",
@@ -59,6 +66,17 @@ def describe(config: Config, each: Plan, title: str = "") -> list[str]:
         cost = f"${_range(outlook.cost, 2)} at ${each.price_per_hour:,.2f} per hour"
         lines.append(f"  cost          {cost}{_price_source(each)}")
     return [*lines, f"  held up by    {_describe_limits(outlook)}"]
+
+
+def _why_lowered(config: Config, each: Plan) -> str:
+    """Why the micro batch is smaller than the setting, which is its upper limit."""
+    limit = config.train.micro_batch_size
+    if limit in ("auto", each.micro_batch_size):
+        return ""
+    divides = config.batch_plan(each.gpus, max_micro_tokens=0).micro_batch_size
+    if divides == each.micro_batch_size:
+        return f"; {limit} does not divide the {each.micro_batch_size * each.grad_accum_steps} sequences of a GPU"
+    return f"; {divides} does not fit, so training lowers it"
 
 
 def _price_source(each: Plan) -> str:

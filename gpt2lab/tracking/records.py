@@ -85,6 +85,11 @@ class Run:
         return f"{hardware.get('cpu', hardware.get('device', ''))}{cores}"
 
     @property
+    def tokens_per_step(self) -> int:
+        """Tokens of an optimizer step."""
+        return self.settings.train.total_batch_size
+
+    @property
     def last_step(self) -> int:
         """The last step that was trained, 0 before the first."""
         steps = self.curve("train/loss").steps

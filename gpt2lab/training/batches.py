@@ -36,10 +36,11 @@ class TrainingData:
         return manifest.source if manifest else None
 
     def describe(self) -> dict[str, Any]:
-        """Return folder, source and numbers of tokens, for `environment.json`."""
+        """Return folder, source, first validation shard and numbers of tokens, for `environment.json`."""
         return {
             "folder": str(self.train.folder),
             "source": self.source,
+            "val_shard": self.val.files[0].name,
             "train_tokens": len(self.train),
             "val_tokens": len(self.val),
         }

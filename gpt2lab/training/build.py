@@ -218,6 +218,11 @@ def wrap_for_training(
         return plain if state.sharded else dist.wrap(plain)
 
     size, block_size = plan.micro_batch_size, plain.config.block_size
+    if train.micro_batch_size not in ("auto", size):
+        logger.info(
+            f"train.micro_batch_size is {size}, not {train.micro_batch_size}: the largest up to it that divides the "
+            f"{sequences} sequences of a process"
+        )
     model = TrainingModel(plain, wrap, size, block_size, state.sharded, dist, precision)
     if cuda and not state.sharded:  # no rank can run a sharded model alone
         with progress.Phase("trying the micro batch size"):

@@ -49,7 +49,7 @@ def run(config: Config) -> None:
             return
     space = require_space(config, directory, remove_unfinished=False)
     lines = [
-        *text.headline(config),
+        *text.headline(config, len(data.train) if data else None),
         "",
         *_describe_plan(config, device, precision, world_size, data, start),
         f"  data          {_describe_data(config, folder, data)}",

@@ -24,6 +24,7 @@ from gpt2lab.system.distributed import DistContext
 from gpt2lab.tracking.metrics import JsonLines, truncate_jsonl
 from gpt2lab.training import checkpoint
 from gpt2lab.training.checkpoint import Checkpoint
+from gpt2lab.training.schedule import constant_steps
 
 logger = logging.getLogger(__name__)
 
@@ -247,7 +248,8 @@ def changed_settings(start: Checkpoint, config: Config, data_digest: str, own: b
         The settings that changed and matter for the result, by dotted name: "changed from 0.2 to 0.1".
 
     Raises:
-        GPT2LabError: one of RESUME_FROZEN changed, or the data.
+        GPT2LabError: one of RESUME_FROZEN changed, or the data; or a new run branches off where the linear schedule
+            of either run lowers the learning rate.
     """
     recorded = start.state["fingerprint"]["settings"].items()
     # A setting that is newer than the checkpoint has a default that is what was done before.
@@ -266,14 +268,34 @@ def changed_settings(start: Checkpoint, config: Config, data_digest: str, own: b
             "now; "
             + ("set data.dir back, or set another run.name to start again" if own else f"use its data. {_WEIGHTS_ONLY}")
         )
+    if not own:
+        _require_constant_rate(start, saved, current)
     changed = {
         name: f"changed from {saved.get(name)} to {value}"
         for name, value in current.items()
         if value != saved.get(name) and not name.startswith(RESUME_IGNORED)
     }
     if RESUME_MUTABLE in changed:
-        changed[RESUME_MUTABLE] += "; the learning rate follows the new cosine from here"
+        changed[RESUME_MUTABLE] += "; the learning rate follows the new schedule from here"
     return changed
+
+
+def _require_constant_rate(start: Checkpoint, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Check that a branch begins before the learning rate falls, in the run that it leaves and in its own schedule."""
+    for settings, whose in ((saved, "that run"), (current, "this run")):
+        if settings["optimizer.schedule"] != "linear":
+            continue
+        last = constant_steps(settings["train.max_steps"], settings["optimizer.decay_fraction"])
+        if start.step > last:
+            raise GPT2LabError(
+                f"run.resume: {start.path} is at step {start.step}, but the learning rate of {whose} falls after step "
+                f"{last}; "
+                + (
+                    "branch off one of its checkpoints up to there"
+                    if settings is saved
+                    else "raise train.max_steps or lower optimizer.decay_fraction"
+                )
+            )
 
 
 def _environment(dist: DistContext) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 
 import pytest
@@ -97,6 +98,12 @@ def served(run):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    yield app_run.pages.serve(page, port), counter
+    yield app_run.pages.serve(page, port)[0], counter
     counter.allow(None)
     page.close(verbose=False)
+
+
+def read(address):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(address, timeout=120) as answer:
+        return answer.read().decode()

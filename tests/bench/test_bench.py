@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from gpt2lab import config
 from gpt2lab.bench import ladder, limits, measure, results, rivals, run
 from gpt2lab.bench.limits import matmul_flops, run_matmuls
 from gpt2lab.cli import main
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.options import BenchOptions
 from tests.terminal import COLUMNS
 
 TINY = GPT2Config(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50304)
@@ -65,7 +67,6 @@ def test_a_profile_is_a_trace_and_a_table(capfd, tmp_path):
     ("arguments", "key"),
     [
         (["--rivals", "megatron"], "megatron"),
-        (["--train.micro_batch_size", "auto"], "train.micro_batch_size"),
         (["--rounds", "0"], "--rounds"),
     ],
 )
@@ -74,6 +75,17 @@ def test_bad_input_is_one_line(capfd, arguments, key):
     out, err = capfd.readouterr()
     assert key in err
     assert (out, err.count("\n")) == ("", 1)
+
+
+def test_an_automatic_micro_batch_is_the_same_number_for_all(monkeypatch):
+    shapes = []
+    monkeypatch.setattr(run, "_estimate_seconds", lambda *_: 0)
+    monkeypatch.setattr(run, "_time_contenders", lambda contenders, *_: shapes.append(contenders) or {})
+    settings = config.load(["quickstart"])
+    with pytest.raises(KeyError):  # nothing was measured
+        run.run(settings, BenchOptions(rivals=("transformers",)))
+    (contenders,) = shapes
+    assert contenders["gpt2lab"][1][0].train.micro_batch_size == contenders["transformers"][1][0].B == 24
 
 
 def test_contenders_get_the_same_tokens_and_take_a_step():

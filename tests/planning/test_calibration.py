@@ -8,10 +8,10 @@ import torch
 
 from gpt2lab import cli
 from gpt2lab.config import Config
-from gpt2lab.planning import calibrate, calibration, gpus, local, plan, speed
+from gpt2lab.planning import calibrate, calibration, local, plan, speed
 from gpt2lab.planning.calibration import Calibration
 from gpt2lab.planning.speed import Stack
-from gpt2lab.system import cpu
+from gpt2lab.system import cpu, gpus
 from tests.planning.helpers import WORK, change, plan_as_json
 
 TABLE = gpus.load()
@@ -124,25 +124,6 @@ def test_training_uses_the_calibration_of_its_device():
     calibration.save(MEASURED.model_copy(update=mine))
     assert here.resolve("fp32", False, 1)[1].spread == 1.1 != default.spread
     assert here.resolve("bf16", False, 1)[1] == default
-
-
-@pytest.mark.parametrize(
-    ("reported", "found"),
-    [
-        ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
-        ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
-        ("NVIDIA H100 80GB HBM3", "h100-80gb"),
-        ("NVIDIA H100 PCIe", "h100-pcie"),
-        ("NVIDIA H200", "h200"),
-        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
-        ("NVIDIA L4", "l4"),
-        ("Abacus", None),
-    ],
-)
-def test_a_gpu_is_recognized_by_the_name_of_its_driver(reported, found):
-    known = local._recognize(reported, TABLE)
-    assert (known.name if known else None) == found
 
 
 def test_the_factor_is_estimated_by_measured_time_of_the_steps(monkeypatch):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gpt2lab import cli, config
-from gpt2lab.planning import gpus, plan
+from gpt2lab.planning import loss, plan
+from gpt2lab.system import gpus
 from tests.planning.helpers import plan_as_json
 
 DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "planning.md").read_text()
@@ -74,9 +75,9 @@ def test_several_gpus_are_a_table_with_the_cheapest_first(capsys):
     assert costs == sorted(costs)
 
 
-def test_without_a_gpu_all_of_the_table_are_compared(capsys):
+def test_without_a_gpu_all_with_a_price_are_compared(capsys):
     text = run(capsys)
-    assert all(gpu.name in text for gpu in gpus.load().values() if not gpu.is_cpu)
+    assert all((f" {gpu.name} " in text) == bool(gpu.price_per_hour) for gpu in gpus.load().values())
 
 
 def test_a_micro_batch_that_does_not_fit_is_lowered_as_training_does(capsys):
@@ -86,6 +87,18 @@ def test_a_micro_batch_that_does_not_fit_is_lowered_as_training_does(capsys):
     assert small["micro_batch_size"] == 32 == small["largest_micro_batch_size"]
     assert small["micro_batch_size"] * small["grad_accum_steps"] == 64
     assert "training lowers it" in run(capsys, *arguments, "--gpu", "rtx-4090")
+
+
+def test_a_micro_batch_that_does_not_divide_is_an_upper_limit_as_in_training(capsys):
+    arguments = ("--config", "minigpt", "--gpu", "a100-40gb", "--gpus", "8", "--train.micro_batch_size", "16")
+    (each,) = plan_as_json(capsys, *arguments)["plans"]
+    assert (each["micro_batch_size"], each["grad_accum_steps"]) == (15, 4)
+    assert "16 does not divide the 60 sequences of a GPU" in run(capsys, *arguments)
+
+
+def test_a_gpu_without_bf16_is_planned_in_fp16(capsys):
+    (each,) = plan_as_json(capsys, "--gpu", "t4")["plans"]
+    assert each["precision"] == "fp16"
 
 
 def test_settings_that_would_help_are_named_and_do_help(capsys):
@@ -179,6 +192,37 @@ def test_the_modern_architecture_and_muon_have_a_plan(capsys):
     in_blocks = 4 * 12 * 12 * 768**2 / 2**30
     assert with_adamw["optimizer"] - with_muon["optimizer"] == pytest.approx(in_blocks)
     assert muon["plans"][0]["step_seconds"]["optimizer"] > modern["plans"][0]["step_seconds"]["optimizer"]
+
+
+def test_the_expected_loss_is_stated_with_its_law_where_the_law_applies(capsys):
+    expected = plan_as_json(capsys, "--config", "minillm", "--gpu", "h100", "--gpus", "8")["loss"]
+    assert "Besiroglu" in expected["law"]
+    for published in (3.04, 3.11, 3.27):  # GPT-2 124M with 10B tokens of FineWeb-Edu and FineWeb
+        assert expected["low"] < published < expected["high"]
+    text = run(capsys, "--config", "minillm", "--gpu", "h100", "--gpus", "8")
+    assert "other data (MassiveText" in text
+    longer = plan_as_json(capsys, "--gpu", "h100", "--train.max_steps", "40000")["loss"]
+    assert longer["estimate"] < expected["estimate"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--config", "quickstart"),
+        ("--data.source", "tinyshakespeare"),
+        ("--train.max_steps", "50"),
+        ("--train.max_steps", "500000"),  # 25 epochs
+    ],
+)
+def test_no_loss_is_expected_where_no_law_applies(capsys, arguments):
+    assert plan_as_json(capsys, "--gpu", "h100", *arguments)["loss"] is None
+    assert "expected loss" not in run(capsys, "--gpu", "h100", *arguments)
+
+
+def test_the_law_is_not_asked_about_a_corpus_that_is_repeated():
+    recipe = config.load(["gpt2_124m"])
+    assert loss.expect(recipe, train_tokens=1e9) is None
+    assert loss.expect(recipe, train_tokens=3e9) == loss.expect(recipe)
 
 
 def test_muon_with_a_sharded_model_is_refused_as_in_training(capsys):

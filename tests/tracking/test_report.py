@@ -123,7 +123,10 @@ def test_several_runs_side_by_side(make_run, tmp_path, capsys):
     folders = [make_run("a"), make_run("b", settings={"train.total_batch_size": 16384, "run.name": "other"})]
     assert cli.main(["report", *map(str, folders), str(folders[0] / ".." / "a")]) == 0  # the first one again
     page = tmp_path / "compare_a_b.html"
-    assert capsys.readouterr().out == f"wrote {page}, {tmp_path / 'compare_a_b_loss_curve.png'}\n"
+    over_time = tmp_path / "compare_a_b_loss_over_time.png"
+    saved = "a reaches the final validation loss of b, 8.500, with 2.0 times fewer tokens and in the same training time"
+    written = f"{saved}.\nwrote {page}, {tmp_path / 'compare_a_b_loss_curve.png'}, {over_time}\n"
+    assert capsys.readouterr().out == written
     html = page.read_text()
     assert_valid(html)
     text = text_of(html)
@@ -151,8 +154,9 @@ def test_special_characters_in_names_and_equal_names(make_run, tmp_path):
     odd = '<b>$x^2$ & "quotes" \'n _ 日本 {{ 7 * 7 }}'
     folders = [make_run(f"_{odd}"), make_run("one/x"), make_run("two/x"), make_run(os.fsdecode(b"not UTF-8: \xff"))]
     out = tmp_path / "new" / "all of them.html"
-    page, picture = report.write(*folders, out=out)
+    page, picture, over_time = report.write(*folders, out=out)
     assert (page, picture) == (out, out.with_name("all of them_loss_curve.png"))
+    assert over_time == out.with_name("all of them_loss_over_time.png")
     html = page.read_text()
     assert_valid(html)
     assert "<b>$x" not in html

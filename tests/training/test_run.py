@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,6 +54,7 @@ def test_the_files_and_records_of_a_run(finished_run):
     assert all(one["text"].startswith("a b") for one in records(finished_run, "samples.jsonl"))
     assert (finished_run / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
     environment = json.loads((finished_run / "environment.json").read_text())
+    assert re.fullmatch(r"\w*val\w*\.npy", environment["data"]["val_shard"])
     assert environment["versions"]["torch"]
     assert environment["hardware"]["cores"] >= 1
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
