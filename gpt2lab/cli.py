@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = " ".join(str(error).split())
         # One write, even if Python does not buffer: other ranks write to the same terminal at the same time.
         line = logs.wrap(f"gpt2lab: {'' if rank == '0' else f'[rank {rank}] '}{text}", sys.stderr)
-        print(f"{line}\n", end="", file=sys.stderr)
+        print(f"{line}\n{getattr(error, 'details', '')}", end="", file=sys.stderr)
         return error.status if isinstance(error, GPT2LabError) else 2
     except RunStoppedError as stop:
         if rank == "0":
@@ -132,7 +132,8 @@ def _run_verb(arguments: list[str]) -> int:
         raise GPT2LabError(f"--mirror {mirror}: no such folder")  # rather than use the network without a word
     # Standard output of these holds the result alone, for other programs to read.
     logs.configure(
-        to_stderr=verb.name in ("sample", "bench", "prepare", "data", "scaling") or getattr(parsed, "as_json", False)
+        to_stderr=verb.name in ("sample", "bench", "prepare", "data", "scaling", "settings")
+        or getattr(parsed, "as_json", False)
     )
     module, _, function = verb.function.partition(":")
     with progress.Phase("loading torch"):  # which most of the verbs import

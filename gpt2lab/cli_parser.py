@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import itertools
 import math
 import os
 import shlex
@@ -67,7 +68,7 @@ def parse(options: type[Options], arguments: Sequence[str], prog: str) -> Option
     for name in (argument.partition("=")[0] for argument in arguments if argument[2:]):
         # Before anything else is checked: an option that seems to be missing may be the one that is misspelled.
         if name.startswith("--") and " " not in name and name not in parser.flags and name[2:] not in settings:
-            raise GPT2LabError(_unknown_option(name, parser, settings))
+            raise GPT2LabError(_unknown_option(name, arguments, parser, settings))
     if arguments and not arguments[0].startswith("-") and not parser.positionals:
         raise GPT2LabError(_unknown_argument(arguments[0], parser))
     namespace, unknown = parser.parse_known_intermixed_args(arguments)
@@ -182,13 +183,22 @@ def _instance(options: type[Options], namespace: argparse.Namespace) -> Options:
     return options(**values)
 
 
-def _unknown_option(name: str, parser: Parser, settings: Sequence[str]) -> str:
-    """The error message about an option that does not exist."""
-    from gpt2lab.config import messages
+def _unknown_option(name: str, arguments: Sequence[str], parser: Parser, settings: Sequence[str]) -> str:
+    """The error message about an option that does not exist, and all others if they are settings elsewhere."""
+    from gpt2lab.config import messages, translation
 
     guess = find_similar(name, parser.flags)
     if settings and (guess is None or "." in name):
-        return messages.describe_unknown_setting(name[2:], settings)
+        unknown = {}
+        for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+            option, equals, value = argument.partition("=")
+            if option.startswith("--") and option not in parser.flags and option[2:] not in settings:
+                unknown[option[2:]] = value if equals else "true" if following[:2] in ("", "--") else following
+        return (
+            translation.explain_options(unknown)
+            if len(unknown) > 1
+            else messages.describe_unknown_setting(name[2:], settings)
+        )
     return f"unknown option {name}{f'; did you mean {guess}?' if guess else ''} (see {parser.prog} --help)"
 
 
@@ -197,6 +207,8 @@ def _unknown_argument(name: str, parser: Parser) -> str:
     from gpt2lab import config
 
     if parser.required == "--config" and not (name in config.recipes() or name.endswith((".yaml", ".yml"))):
+        if name.endswith(".py") and os.path.isfile(name):
+            return f"unexpected argument {name}; did you mean --config {name}?"
         guess = did_you_mean(name, config.recipes()).replace("did you mean ", "did you mean --config ")
         return f"unexpected argument {name}{guess or '; settings are given as --train.max_steps 50'}"
     if parser.required:

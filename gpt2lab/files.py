@@ -234,7 +234,7 @@ def verify_digests(folder: Path, required: Iterable[str] = (), ignored: Collecti
 class DirectoryLock:
     """A lock on a directory, held by one process. The kernel releases it when that process ends, even when killed.
 
-    A directory that it created is removed again if nothing was written into it.
+    A directory that it created, and those above it, are removed again if nothing was written into them.
 
     Args:
         folder: the directory; it is created if missing.
@@ -249,7 +249,7 @@ class DirectoryLock:
 
     def __enter__(self) -> "DirectoryLock":
         try:
-            self._created = not self.path.parent.exists()
+            self._created = [folder for folder in self.path.parents if not folder.exists()]  # the deepest first
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
@@ -278,7 +278,8 @@ class DirectoryLock:
         with contextlib.suppress(OSError):
             if self._created and os.listdir(self.path.parent) == [self.path.name]:  # nothing was written
                 self.path.unlink()
-                self.path.parent.rmdir()
+                for folder in self._created:
+                    folder.rmdir()
         os.close(self._file)
         self._file = None
 

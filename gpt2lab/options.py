@@ -137,16 +137,20 @@ gpt2lab prepare fineweb-edu                                  sample-10BT from th
 gpt2lab prepare fineweb-edu --shards 20 --mirror FOLDER      2B tokens, from parquet files on disk
 gpt2lab prepare files --input my/texts more.jsonl             your own text: files, or all files of a directory
 gpt2lab prepare pretokenized --input FOLDER                  existing shards: check them and write a manifest
+gpt2lab prepare pretokenized --input FOLDER --out OUT        shards of int32 or int64, or without val: convert them
 gpt2lab prepare tinyshakespeare                              1 MB, to try it out
 """
 
-    source: Literal["fineweb-edu", "files", "pretokenized", "tinyshakespeare", "stdlib"] = option(
+    source: Literal["fineweb-edu", "fineweb", "files", "pretokenized", "tinyshakespeare", "stdlib"] = option(
         "corpus", flag="source", for_path="gpt2lab prepare files --input"
     )
     out: str | None = option("directory for the shards (default: data/NAME)", None)
     input: tuple[str, ...] = option("files, directories or glob patterns; or the directory of shards", (), nargs="+")
     text_field: str = option("JSON field or parquet column that holds the text", "text")
-    subset: str = option("subset of fineweb-edu: sample-10BT, sample-100BT, …", "sample-10BT")
+    text_source: str | None = option(
+        "pretokenized: the corpus that the shards hold, such as fineweb-edu", None, flag="--source"
+    )
+    subset: str = option("subset of fineweb-edu or fineweb: sample-10BT, sample-100BT, …", "sample-10BT")
     mirror: str | None = option(MIRROR_HELP, None)
     shards: int | None = option("stop after N full shards", None, at_least=1)
     shard_size: int = option("tokens of a full shard, such as 100M", 100_000_000, at_least=1)
@@ -305,10 +309,21 @@ gpt2lab report runs/x log/log.txt --tokens-per-step 524288
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a model with its tokenizer and a model card as a directory for transformers, vLLM and llama.cpp."""
+    """Write a model with tokenizer and card for transformers, vLLM, llama.cpp, the Hub, or as a Hugging Face Space."""
+
+    EXAMPLES: ClassVar[str] = """\
+gpt2lab export --model-checkpoint runs/x --out out/x
+gpt2lab export --model-checkpoint runs/x --space out/space
+gpt2lab export --model-checkpoint runs/x --push me/gpt2-mine --dry-run           lists the files
+gpt2lab export --model-checkpoint runs/x --space out/space --push me/try-it --public
+"""
 
     checkpoint: str = option(MODEL_HELP, flag="--model-checkpoint")
-    out: str = option("new or empty directory, or an earlier export, which is replaced")
+    out: str | None = option("new or empty directory, or an earlier export, which is replaced", None)
+    space: str | None = option("such a directory, in which an app runs as a Hugging Face Space", None)
+    push: str | None = option("OWNER/NAME: upload it to the Hub; private if the repository is new", None)
+    public: bool = option("let everybody see what is uploaded", False)
+    dry_run: bool = option("list what --push would upload, and write and upload nothing", False)
     dtype: Literal["fp32", "bf16", "fp16"] = option("dtype of the weights; they are trained in fp32", "fp32")
     mirror: str | None = option(MIRROR_HELP, None)
 
@@ -335,6 +350,16 @@ gpt2lab evaluate --model-checkpoint model_19072.pt           without a conversio
 
 @dataclass(frozen=True)
 class PrintSettingsOptions:
-    """Print every setting with its type, default and meaning."""
+    """Print every setting with its type, default and meaning, or translate a settings file of another project.
 
+    `translate FILE` prints the YAML for --config. FILE is YAML, or Python such as nanoGPT's config/train_gpt2.py, which
+    is read and never run. What has no counterpart is a warning.
+    """
+
+    EXAMPLES: ClassVar[str] = """\
+gpt2lab settings > settings.md
+gpt2lab settings translate config/train_gpt2.py > my.yaml
+"""
+
+    action: tuple[str, ...] = option("translate FILE", (), flag="action", nargs="*")
     schema: bool = option("print a JSON schema, for completion in an editor", False)

@@ -21,8 +21,10 @@ ALLOWED = {
         "data.catalogue",
         "data.index",
         "data.prepare",
+        "data.run_data",
         "data.slurm",
         "data.verify",
+        "export.push",
         "export.run",
         "logs",
         "options",
@@ -46,7 +48,7 @@ ALLOWED = {
     "scaling": {"scaling", "model.flops"},
     "sample": {"model", "generation", "data.tokenizer", "options", "system"},
     "training.run": {"training", "tracking.metrics", "system"},
-    "training.dry_run": {"training", "data", "planning.local", "planning.text", "system"},
+    "training.dry_run": {"training", "data", "options", "planning.local", "planning.text", "system"},
     "training.estimate": {"planning", "training.memory"},
     "training.outlook": {"planning.speed"},
     "training.build": {"training", "data", "model", "tracking", "system"},
@@ -90,6 +92,7 @@ ALLOWED = {
         "training.run_directory",
         "training.state",
     },
+    "training.initial_weights": {"model", "system", "training.checkpoint"},
     "training.live_report": {"tracking.report", "training.run_directory"},
     "training.checkpoint": {"files", "model", "system", "training.optimizer", "training.state"},
     "training.muon": {"system.distributed"},
@@ -127,8 +130,9 @@ ALLOWED = {
     "progress": {"logs"},
     "formatting": set(),
     "packages": set(),
-    "config.settings": {"config.yaml_format"},
-    "config.loading": {"config.messages", "config.settings", "config.yaml_format"},
+    "config.architecture": set(),
+    "config.settings": {"config.architecture", "config.yaml_format"},
+    "config.loading": {"config.architecture", "config.messages", "config.settings", "config.yaml_format"},
     "config": {"config"},
     "errors": set(),
     "__main__": {"cli"},
@@ -214,7 +218,7 @@ def test_optional_and_large_packages_are_imported_late():
     assert not large & list_loaded_modules("import gpt2lab.planning.run")
     optional = {"torch", "tiktoken", "pyarrow", "gigatoken", "awkward", "huggingface_hub", "ray", "datatrove"}
     data = "executors, index, loader, prepare, slurm, verify"
-    statement = f"from gpt2lab.data import {data}; from gpt2lab.data.sources import fineweb_edu"
+    statement = f"from gpt2lab.data import {data}; from gpt2lab.data.sources import fineweb"
     assert not optional & list_loaded_modules(statement)
     rare = {"matplotlib", "rich", "transformers", "lm_eval", "huggingface_hub"}
     assert not rare & list_loaded_modules("import gpt2lab.training.run, gpt2lab.evaluation.run")

@@ -147,7 +147,7 @@ def test_options_override_every_config_in_any_order(tmp_path, monkeypatch):
     from gpt2lab.training import run as training_run
 
     seen = []
-    monkeypatch.setattr(training_run, "run", seen.append)
+    monkeypatch.setattr(training_run, "run", lambda config, **_: seen.append(config))
     (tmp_path / "a.yaml").write_text("train: {max_steps: 7, eval_every: 8}")
     (tmp_path / "b.yaml").write_text("train: {eval_every: 9}")
     files = ["--config", str(tmp_path / "a.yaml"), "--train.max_steps", "3", "--config", str(tmp_path / "b.yaml")]
@@ -160,7 +160,7 @@ def test_no_config_is_the_quickstart_and_names_the_recipe_of_124m(monkeypatch, c
     from gpt2lab.training import run as training_run
 
     seen = []
-    monkeypatch.setattr(training_run, "run", seen.append)
+    monkeypatch.setattr(training_run, "run", lambda config, **_: seen.append(config))
     assert cli.main(["train"]) == 0
     assert seen[0].run.name == "quickstart"
     assert "--config config/gpt2_124m.yaml" in capsys.readouterr().out
@@ -193,7 +193,7 @@ def trained(monkeypatch):
     from gpt2lab.training import run as training_run
 
     settings = []
-    monkeypatch.setattr(training_run, "run", settings.append)
+    monkeypatch.setattr(training_run, "run", lambda config, **_: settings.append(config))
     return settings
 
 
@@ -274,7 +274,7 @@ def test_numbers_may_have_a_letter():
 def test_every_verb_has_its_options_and_defaults():
     """The parsed defaults are those of the class, so that Python and the command line agree."""
     required = {"data": ["verify", "x"], "evaluate": ["--model-checkpoint", "x"], "sample": ["--model-checkpoint", "x"]}
-    required |= {"app": ["--trained", "x"], "report": ["x"], "export": ["--model-checkpoint", "x", "--out", "y"]}
+    required |= {"app": ["--trained", "x"], "report": ["x"], "export": ["--model-checkpoint", "x"]}
     required |= {"prepare": ["stdlib"], "import": ["x", "--out", "y"], "scaling": ["fit"]}
     for verb in cli.VERBS:
         parsed = cli_parser.parse(verb.options, required.get(verb.name, []), f"gpt2lab {verb.name}")
@@ -300,7 +300,7 @@ def test_an_old_setting_name_works_on_the_command_line(monkeypatch, capsys):
     from gpt2lab.training import run as training_run
 
     configs = []
-    monkeypatch.setattr(training_run, "run", configs.append)
+    monkeypatch.setattr(training_run, "run", lambda config, **_: configs.append(config))
     assert cli.main(["train", "--guard.deviations", "5"]) == 0
     assert configs[0].guard.spike_sigma == 5
     assert "guard.spike_sigma" in capsys.readouterr().out

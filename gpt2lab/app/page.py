@@ -169,11 +169,7 @@ def serve(page: "gradio.Blocks", port: int, host: str = "127.0.0.1", share: bool
     from starlette.middleware import Middleware
 
     _check_host(host)
-    # Variables that would open the server to others; its requests to itself must not use a proxy.
-    for name in ("GRADIO_ALLOWED_PATHS", "GRADIO_ROOT_PATH", "GRADIO_NUM_WORKERS", "GRADIO_DEBUG"):
-        os.environ.pop(name, None)
-    for name in ("NO_PROXY", "no_proxy"):
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost", host]))
+    _prepare_environment(host)
     last = min(port + PORTS_TRIED, 65536) - 1
     for candidate in range(port, last + 1):
         try:
@@ -211,6 +207,14 @@ def serve(page: "gradio.Blocks", port: int, host: str = "127.0.0.1", share: bool
             raise GPT2LabError("--share: Gradio's service gave no public address; use --host, or try again later")
         return [str(address), *([str(public_address)] if share else [])]
     raise GPT2LabError(f"no port from {port} to {last} is free; give another with --port")
+
+
+def _prepare_environment(host: str) -> None:
+    # Variables that would open the server to others; its requests to itself must not use a proxy.
+    for name in ("GRADIO_ALLOWED_PATHS", "GRADIO_ROOT_PATH", "GRADIO_NUM_WORKERS", "GRADIO_DEBUG"):
+        os.environ.pop(name, None)
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost", host]))
 
 
 def is_open(host: str, share: bool) -> bool:

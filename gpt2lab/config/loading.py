@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gpt2lab.config import messages, yaml_format
-from gpt2lab.config.settings import SHAPE, Config, leaves
+from gpt2lab.config import foreign_files, messages, translation, yaml_format
+from gpt2lab.config.architecture import SHAPE
+from gpt2lab.config.settings import Config, leaves
 from gpt2lab.errors import GPT2LabError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,10 @@ def _read_settings(file: Path, known: Sequence[str]) -> dict[str, Any]:
     """
     sections = {name.partition(".")[0] for name in known}
     values: dict[str, Any] = {}
-    for section, settings in yaml_format.read(file).items():
+    content = {} if file.suffix == ".py" else yaml_format.read(file)
+    if file.suffix == ".py" or _count_unknown(content, {*sections, *known, *RENAMED_SETTINGS}) > 1:
+        raise translation.explain_file(file)
+    for section, settings in content.items():
         if section in known or section in RENAMED_SETTINGS:
             outer, _, key = section.partition(".")
             raise GPT2LabError(
@@ -83,6 +87,12 @@ def _read_settings(file: Path, known: Sequence[str]) -> dict[str, Any]:
             raise GPT2LabError(f"{file}: {section} must hold settings, not {messages.shorten(settings)}")
         values |= {f"{section}.{key}": value for key, value in (settings or {}).items()}
     return values
+
+
+def _count_unknown(content: Mapping[Any, Any], known: set[str]) -> int:
+    """The number of names in a recipe that are neither settings nor sections."""
+    names = (".".join(name.split(".")[:2]) for name, _ in foreign_files.flatten(content))
+    return len({name for name in names if name not in known})
 
 
 def _rename(values: Mapping[str, Any], origin: str, log: bool) -> dict[str, Any]:

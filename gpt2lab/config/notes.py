@@ -53,12 +53,13 @@ def describe_defaults(config: Config) -> str:
         One line; empty if both are set.
     """
     model, train = config.model, config.train
-    missing = ["model.size"] * ("size" not in model.model_fields_set)
+    missing = ["model.size"] * ("size" not in model.model_fields_set and train.init_from is None)
     missing += ["train.max_steps"] * ("max_steps" not in train.model_fields_set)
     if not missing:
         return ""
     size = model.size or f"n_layer {model.n_layer}, n_head {model.n_head}, n_embd {model.n_embd}"
+    size = f"GPT-2 {size}, " if train.init_from is None else ""
     return (
         f"no {' and no '.join(missing)} in the settings, so the defaults apply: "
-        f"GPT-2 {size}, {train.max_steps:,} steps of {train.total_batch_size:,} tokens"
+        f"{size}{train.max_steps:,} steps of {train.total_batch_size:,} tokens"
     )

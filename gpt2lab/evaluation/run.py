@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab import config, files, packages, progress
-from gpt2lab.data.catalogue import DEFAULT_DIRS
+from gpt2lab.data import catalogue
 from gpt2lab.data.loader import fixed_sequences
 from gpt2lab.data.shards import TokenStream, is_ready, open_split
 from gpt2lab.data.tokenizer import Tokenizer
@@ -157,7 +157,7 @@ def _open_validation_data(options: EvaluateOptions, settings: config.Config | No
     if options.data_dir is not None and is_ready(Path(options.data_dir)):
         return open_split(options.data_dir, "val")
     if settings is not None:
-        folder = Path(settings.data.dir or DEFAULT_DIRS[settings.data.source])
+        folder = catalogue.data_folder(settings.data)
         if is_ready(folder):
             return open_split(folder, "val")
         logger.info(f"no validation loss: {folder} does not have the run's data; name its folder with --data-dir")

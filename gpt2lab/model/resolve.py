@@ -115,6 +115,17 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None and not name.startswith("runs/")
 
 
+def hub_repository(name: str) -> str | None:
+    """Return the repository on the Hub that a name stands for, such as `openai-community/gpt2`; None for a path.
+
+    Args:
+        name: of a model.
+    """
+    repository = _SHORT_NAMES.get(name, name)
+    is_path = Path(name).exists() or Path(name).suffix in foreign.SUFFIXES
+    return repository if "/" in repository and is_hub_id(name) and not is_path else None
+
+
 def newest_valid(folder: Path, read: Callable[[Path], T]) -> T | None:
     """Read the newest intact checkpoint; each damaged one that is skipped is logged as a warning.
 

@@ -44,8 +44,7 @@ BESIROGLU = Published(
 # Of the law. Published runs of GPT-2 124M with 10B tokens end 1% to 9% above it: at 3.04 to 3.11 on FineWeb-Edu, and at
 # 3.27 to 3.28 on FineWeb (tracking/reference_curves.yaml).
 SPREAD = 1.1
-_TINY = ("stdlib", "tinyshakespeare")
-_FINEWEB_TOKENS = 10e9
+_LARGE = {"fineweb-edu": 10e9, "fineweb": 10e9}  # tokens of the samples in the default directories
 _EPOCHS = 4.0  # up to which repeated tokens are worth nearly as much as new ones (Muennighoff et al. 2023)
 
 
@@ -57,20 +56,20 @@ def expect(config: Config, train_tokens: float | None = None) -> Range | None:
         train_tokens: of the training split, if it is known.
 
     Returns:
-        Nats per token with a range; None where the law says nothing: a corpus that is repeated many times, or a model
-        or a number of tokens far from those of its runs.
+        Nats per token with a range; None where the law says nothing: a corpus that is repeated many times or whose size
+        is not known, weights to start from, or a model or a number of tokens far from those of its runs.
     """
     model, law = config.model, BESIROGLU
     parameters = (flops.flops_per_token(model) - 12 * model.n_layer * model.n_embd * model.block_size) / 6
     tokens = float(config.train.max_steps * config.train.total_batch_size)
     if train_tokens is None and config.data.dir is None:
-        if config.data.source in _TINY:
+        if config.data.source not in _LARGE:
             return None
-        train_tokens = _FINEWEB_TOKENS
+        train_tokens = _LARGE[config.data.source]
     if train_tokens is not None and tokens > _EPOCHS * train_tokens:
         return None
     within = law.parameters[0] <= parameters <= law.parameters[1] and law.tokens[0] <= tokens <= law.tokens[1]
-    if not within or config.train.overfit_batch:
+    if not within or config.train.overfit_batch or config.train.init_from is not None:
         return None
     loss = law.E + law.A * parameters**-law.alpha + law.B * tokens**-law.beta
     return Range(loss, loss / SPREAD, loss * SPREAD)

@@ -1,31 +1,33 @@
 """What training would need on this machine: `gpt2lab train --dry-run`. Writes nothing and starts nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
 
-from gpt2lab.config import Config
+from gpt2lab.config import Config, DataConfig
 from gpt2lab.data import catalogue, shards
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import format_count, format_time_left
+from gpt2lab.options import PrepareOptions
 from gpt2lab.planning import local, text
 from gpt2lab.system import device as devices
 from gpt2lab.system import distributed
 from gpt2lab.system import precision as precisions
 from gpt2lab.system.distributed import DistContext
-from gpt2lab.training import build, estimate, messages
+from gpt2lab.training import build, estimate, initial_weights, messages
 from gpt2lab.training.batches import TrainingData
 from gpt2lab.training.checkpoint import Checkpoint
 from gpt2lab.training.disk_space import require_space
 from gpt2lab.training.run_directory import RunDirectory, changed_settings
 
 
-def run(config: Config) -> None:
+def run(config: Config, given: Collection[str] = ()) -> None:
     """Print what training with these settings would need: memory, time, cost and disk.
 
     Args:
         config: all settings.
+        given: dotted names of the settings on the command line.
 
     Raises:
         GPT2LabError: an error of the settings, the device, the data or the run directory that training would have.
@@ -34,13 +36,17 @@ def run(config: Config) -> None:
     device = devices.choose(config.system.device, local_rank)
     precision = precisions.choose(config.system.precision, device).name
     alone = DistContext(0, 1, device)  # the other ranks need not be there
-    batches = config.batch_plan(world_size, devices.micro_batch_tokens(device))
-    folder = Path(config.data.dir or catalogue.DEFAULT_DIRS[config.data.source])
-    ready = shards.is_ready(folder)
-    data = build.build_data(config.data, config.model, config.run, batches, alone) if ready else None
     directory = RunDirectory(config.run, alone)
     build.check_trackers(config.tracking, directory)
     start = directory.find_checkpoint()
+    if start or Path(config.train.init_from or "").exists():  # a model of the Hub would be downloaded
+        config, _ = initial_weights.find(config, given, start, alone)
+    batches = config.batch_plan(world_size, devices.micro_batch_tokens(device))
+    folder = catalogue.data_folder(config.data)
+    ready = shards.is_ready(folder)
+    data = build.build_data(config.data, config.model, config.run, batches, alone) if ready else None
+    if data is None and config.data.input is not None:
+        _require_input(config.data)
     if start:
         if data:
             changed_settings(start, config, data.digest, directory.holds(start))
@@ -58,6 +64,15 @@ def run(config: Config) -> None:
     ]
     if rank == 0:
         print("\n".join(lines))
+
+
+def _require_input(data: DataConfig) -> None:
+    """Check that the text that training would prepare can be read."""
+    assert data.input is not None
+    try:
+        catalogue.open_source(PrepareOptions(data.source, input=(data.input,), mirror=data.mirror))
+    except GPT2LabError as error:
+        raise GPT2LabError(str(error).replace("--input", "--data.input")) from error
 
 
 def _describe_plan(
@@ -104,6 +119,6 @@ def _describe_data(config: Config, folder: Path, data: TrainingData | None) -> s
     if data is not None:
         epochs = config.train.max_steps * config.train.total_batch_size / len(data.train)
         return f"{folder}: {format_count(len(data.train))} tokens, {epochs:.2f} epochs"
-    if config.data.source == "fineweb-edu":
-        return f"{folder} is not prepared: gpt2lab prepare fineweb-edu"
+    if config.data.source in catalogue.LARGE:
+        return f"{folder} is not prepared: gpt2lab prepare {config.data.source}"
     return f"{folder} is not prepared; training prepares it first"

@@ -29,7 +29,7 @@ from gpt2lab.training.schedule import constant_steps
 logger = logging.getLogger(__name__)
 
 # The end of a message about a `run.resume` that is no interrupted run.
-_WEIGHTS_ONLY = "run.resume continues a training run on its data; it does not start a new run from given weights"
+_WEIGHTS_ONLY = "run.resume continues a training run on its data; to start a new one from weights: --train.init_from {}"
 
 RESUME_MUTABLE = "train.max_steps"  # may change, and changes the learning rate of the steps to come
 # Must be those of the checkpoint: with another value a run would train something else.
@@ -207,7 +207,7 @@ class RunDirectory:
 
         Args:
             step: the optimizer step, counted from 1.
-            event: resumed, skipped or out of memory.
+            event: initialized, resumed, skipped or out of memory.
             details: more keys of the line, as JSON.
         """
         if self.dist.is_main:
@@ -226,11 +226,13 @@ def _read_start(resume: str) -> Checkpoint:
             raise GPT2LabError(f"run.resume {resume}: that run has no checkpoint yet")
         return start
     if not path.is_dir() and resolve.is_hub_id(resume):
-        raise GPT2LabError(f"run.resume {resume}: no such folder; a model of the Hub has only weights. {_WEIGHTS_ONLY}")
+        raise GPT2LabError(
+            f"run.resume {resume}: no such folder; a model of the Hub has only weights. {_WEIGHTS_ONLY.format(resume)}"
+        )
     if (path / huggingface.CONFIG).is_file() and not any((path / name).exists() for name in checkpoint.STATE_FILES):
         raise GPT2LabError(
             f"run.resume {resume} is a model without the state of a training run (an export, or a model of another "
-            f"project). {_WEIGHTS_ONLY}"
+            f"project). {_WEIGHTS_ONLY.format(resume)}"
         )
     return checkpoint.read(path)
 
@@ -262,11 +264,15 @@ def changed_settings(start: Checkpoint, config: Config, data_digest: str, own: b
                 + ("set it back, or set another run.name to start again" if own else "set it to the same value")
             )
     if start.state["fingerprint"]["data"] != data_digest:
-        before = saved.get("data.dir") or saved.get("data.source")
+        before = saved.get("data.dir") or saved.get("data.input") or saved.get("data.source")
+        now = config.data.dir or config.data.input or config.data.source
         raise GPT2LabError(
-            f"{start.path} was trained on other data ({before}) than {config.data.dir or config.data.source} holds "
-            "now; "
-            + ("set data.dir back, or set another run.name to start again" if own else f"use its data. {_WEIGHTS_ONLY}")
+            f"{start.path} was trained on other data ({before}) than {now} holds now; "
+            + (
+                "set data.dir back, or set another run.name to start again"
+                if own
+                else f"use its data. {_WEIGHTS_ONLY.format(start.path)}"
+            )
         )
     if not own:
         _require_constant_rate(start, saved, current)

@@ -13,12 +13,13 @@ import pytest
 
 from gpt2lab.config import DataConfig
 from gpt2lab.data import prepare as preparing
+from gpt2lab.data import run_data
 from gpt2lab.data.catalogue import DEFAULT_DIRS
 from gpt2lab.data.encoded_cache import FOLDER as CACHE
 from gpt2lab.data.index import index_shards
-from gpt2lab.data.prepare import make, prepare
+from gpt2lab.data.prepare import make
 from gpt2lab.data.shards import MANIFEST, PREPARING, open_split
-from gpt2lab.data.sources import BadInputError, Source, SourceFile, fineweb_edu, in_memory_file, local_files, stdlib
+from gpt2lab.data.sources import BadInputError, Source, SourceFile, fineweb, in_memory_file, local_files, stdlib
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.data.verify import verify
 from gpt2lab.errors import GPT2LabError
@@ -35,7 +36,7 @@ SMALL = PrepareOptions("files", shard_size=3000, val_tokens=2500, workers=2)
 KILLED = """
 import os, signal, sys
 from gpt2lab.data.prepare import make
-from gpt2lab.data.sources import fineweb_edu
+from gpt2lab.data.sources import fineweb
 from gpt2lab.options import PrepareOptions
 mirror, folder, n, moment, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5]
 replace, count = os.replace, 0
@@ -50,13 +51,18 @@ def replace_and_die(source, target):
 os.replace = replace_and_die
 seed = None if seed == "-" else int(seed)
 options = PrepareOptions("files", shard_size=3000, val_tokens=2500, workers=2, shuffle_seed=seed)
-make(fineweb_edu.source(mirror=mirror), folder, options)
+make(fineweb.source(mirror=mirror), folder, options)
 """
+
+
+def prepare(source, folder, mirror=None):
+    """Prepare the data of a run."""
+    run_data.prepare(DataConfig(source=source, dir=str(folder), mirror=mirror))
 
 
 @pytest.fixture(scope="session")
 def source(mirror):
-    return fineweb_edu.source(mirror=mirror)
+    return fineweb.source(mirror=mirror)
 
 
 @pytest.fixture(scope="session")
@@ -365,7 +371,7 @@ def test_duplicates_are_remembered_across_an_interruption(tmp_path):
     root = tmp_path / "mirror"
     for number in range(3):  # every file holds the same documents
         corpora.parquet(root / "sample/10BT" / f"{number:03d}_00000.parquet", corpora.texts(300))
-    source = fineweb_edu.source(mirror=root)
+    source = fineweb.source(mirror=root)
     options = PrepareOptions("files", shard_size=1000, val_tokens=900, drop_duplicates=True)
     assert make(source, tmp_path / "a", options).duplicates == 600
     interrupted(source, tmp_path / "b", options, 4)
@@ -381,7 +387,7 @@ def test_unreadable_input_stops_or_is_left_out(tmp_path):
         file.seek(int(path.stat().st_size * 0.35))
         file.write(b"\x00\xff" * 20)
     (root / "sample/10BT/002_00000.parquet").write_bytes(b"PAR1 cut short")
-    source = fineweb_edu.source(mirror=root)
+    source = fineweb.source(mirror=root)
     for workers in (1, 2):
         out = tmp_path / f"stop{workers}"
         with pytest.raises(GPT2LabError, match=r"001_00000\.parquet: row group 1 "):
@@ -411,21 +417,21 @@ def test_a_complete_folder_is_left_alone(source, expected_files, tmp_path):
 
 def test_a_changed_source_or_other_settings_are_refused(tmp_path):
     root = corpora.mirror(tmp_path / "mirror")
-    make(fineweb_edu.source(mirror=root), tmp_path / "done", SMALL)
-    interrupted(fineweb_edu.source(mirror=root), tmp_path / "half", SMALL, 15)
+    make(fineweb.source(mirror=root), tmp_path / "done", SMALL)
+    interrupted(fineweb.source(mirror=root), tmp_path / "half", SMALL, 15)
     before = contents(tmp_path / "done"), contents(tmp_path / "half")
     for folder in ("done", "half"):
         with pytest.raises(GPT2LabError, match=rf"{folder}.*shard_tokens 3000.*--out.*--restart"):
-            make(fineweb_edu.source(mirror=root), tmp_path / folder, replace(SMALL, shard_size=4000))
+            make(fineweb.source(mirror=root), tmp_path / folder, replace(SMALL, shard_size=4000))
         with pytest.raises(GPT2LabError, match=rf"{folder}.*source.*--out.*--restart"):
             make(of("a", "b"), tmp_path / folder, SMALL)
     corpora.parquet(root / "sample/10BT/001_00000.parquet", corpora.texts(400, 5000))
     for folder in ("done", "half"):
         with pytest.raises(GPT2LabError, match=rf"{folder}.*source"):
-            make(fineweb_edu.source(mirror=root), tmp_path / folder, SMALL)
+            make(fineweb.source(mirror=root), tmp_path / folder, SMALL)
     assert before == (contents(tmp_path / "done"), contents(tmp_path / "half"))
     for folder in ("done", "half"):
-        make(fineweb_edu.source(mirror=root), tmp_path / folder, replace(SMALL, restart=True))
+        make(fineweb.source(mirror=root), tmp_path / folder, replace(SMALL, restart=True))
         verify(tmp_path / folder)
     assert contents(tmp_path / "done") == contents(tmp_path / "half")
 
@@ -476,9 +482,9 @@ def test_a_disk_that_fills_up(source, mirror, tmp_path):
     """A file size limit stands in for a full disk: the open shard fails, those before it are kept."""
     program = (
         "import resource, signal, sys; from gpt2lab.data.prepare import *; from gpt2lab.options import PrepareOptions;"
-        "from gpt2lab.data.sources import fineweb_edu; small = dict(val_tokens=1900, tokenizer='tiktoken');"
+        "from gpt2lab.data.sources import fineweb; small = dict(val_tokens=1900, tokenizer='tiktoken');"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000));"
-        "make(fineweb_edu.source(mirror=sys.argv[1]), sys.argv[2], PrepareOptions('files', shard_size=3000, **small))"
+        "make(fineweb.source(mirror=sys.argv[1]), sys.argv[2], PrepareOptions('files', shard_size=3000, **small))"
     )
     run = subprocess.run(
         [sys.executable, "-c", program, str(mirror), str(tmp_path)], capture_output=True, text=True, check=False
@@ -552,12 +558,12 @@ def test_only_folders_with_token_shards_are_offered(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "made" / MANIFEST).touch()
     with pytest.raises(GPT2LabError, match="does not exist") as error:
-        preparing.require_shards(DataConfig(dir=str(tmp_path / "xyz")))
+        run_data.require_shards(DataConfig(dir=str(tmp_path / "xyz")))
     assert [name in str(error.value) for name in ("mine", "made", "weights")] == [True, True, False]
 
 
 def test_training_names_the_command_for_fineweb(tmp_path):
-    assert set(DEFAULT_DIRS) == {"stdlib", "tinyshakespeare", "fineweb-edu", "files"}
+    assert set(DEFAULT_DIRS) == {"stdlib", "tinyshakespeare", "fineweb-edu", "fineweb", "files"}
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(GPT2LabError, match=rf"gpt2lab prepare fineweb-edu --out {folder} .*--data\.dir"):
             prepare("fineweb-edu", folder)
@@ -586,7 +592,7 @@ def test_a_file_in_place_of_the_folder(small, tmp_path):
 
 def test_real_text(shared_data, tmp_path):
     """51 million tokens of real text, every one of them equal to what the manifest of the data promises."""
-    source = fineweb_edu.source(mirror=shared_data)
+    source = fineweb.source(mirror=shared_data)
     summary = make(source, tmp_path, PrepareOptions("files", shard_size=10_000_000, val_tokens=5_000_000, workers=2))
     assert (summary.documents, summary.tokens, summary.duplicates) == (23_056, 51_366_280 + 23_056, 0)
     assert "is sound: 6 shards" in verify(tmp_path)

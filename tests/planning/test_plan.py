@@ -210,6 +210,7 @@ def test_the_expected_loss_is_stated_with_its_law_where_the_law_applies(capsys):
     [
         ("--config", "quickstart"),
         ("--data.source", "tinyshakespeare"),
+        ("--train.init_from", "gpt2"),
         ("--train.max_steps", "50"),
         ("--train.max_steps", "500000"),  # 25 epochs
     ],

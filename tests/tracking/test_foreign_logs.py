@@ -7,6 +7,8 @@ import pytest
 from gpt2lab import cli
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.tracking import foreign_logs, plots, records, report
+from gpt2lab.tracking.foreign_logs import ForeignLog
+from gpt2lab.tracking.records import Run
 
 # The formats of the projects, with numbers of our own: text of a log, and what it holds by metric.
 LOGS = {
@@ -127,7 +129,7 @@ def test_a_log_is_drawn_beside_a_run(make_run, tmp_path, capsys):
 
 def test_tokens_of_a_step_give_a_common_axis(make_run, tmp_path):
     run, logs = make_run(), [write_log(tmp_path), write_log(tmp_path, "main.txt")]
-    sources = [records.read(run), *(foreign_logs.read(log) for log in logs)]
+    sources: list[Run | ForeignLog] = [records.read(run), *(foreign_logs.read(log) for log in logs)]
     assert [line.scale for line in plots.build_lines(sources)] == [1, 1, 1]
     sources[1:] = [foreign_logs.read(log, 16384) for log in logs]
     assert [line.scale for line in plots.build_lines(sources)] == [8192, 16384, 16384]

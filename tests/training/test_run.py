@@ -123,6 +123,13 @@ def test_gradient_accumulation_does_not_change_the_losses(token_folder, tmp_path
     assert_same_losses(tmp_path / "tiny", finished_run)
 
 
+def test_a_micro_batch_that_does_not_divide_is_lowered_with_a_line(token_folder, tmp_path, finished_run, caplog):
+    caplog.set_level("INFO")
+    training_run.run(settings(token_folder, tmp_path, train__micro_batch_size=7))
+    assert "train.micro_batch_size is 4, not 7: the largest up to it that divides the 8 sequences" in caplog.text
+    assert tensors(tmp_path / "tiny") == tensors(finished_run)  # whose micro batch is 4
+
+
 def test_two_processes_train_like_one(token_folder, tmp_path, finished_run):
     path = tmp_path / "two.yaml"
     path.write_text(settings(token_folder, tmp_path).to_yaml())
