@@ -36,6 +36,7 @@ def option(help: str, default: Any = MISSING, **metadata: Any) -> Any:
             - at_least: smallest number that is accepted.
             - for_path: for one of several words, the command that a path in its place belongs to.
             - zero_is_none: True: 0 on the command line means None.
+            - may_be_empty: True: empty text is accepted here.
 
     Returns:
         The field.
@@ -255,7 +256,9 @@ echo "Once upon" | gpt2lab sample --model-checkpoint runs/x --json             f
 """
 
     checkpoint: str = option(MODEL_HELP, flag="--model-checkpoint")
-    prompt: str | None = option("text to continue; - for standard input (default: piped input)", None)
+    prompt: str | None = option(
+        "text to continue; - for standard input (default: piped input)", None, may_be_empty=True
+    )
     prompt_file: str | None = option("read the prompt from a UTF-8 file", None)
     num_samples: int = option("number of continuations", 4, at_least=1)
     generation: GenerationOptions = field(default=GenerationOptions(sampling=Sampling(top_k=50)))

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from gpt2lab import config as settings
-from gpt2lab import progress
+from gpt2lab import logs, progress
 from gpt2lab.config import Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import ops
@@ -63,7 +63,8 @@ def run(options: PlanOptions) -> None:
     measured = measure(settings.load(options.config or [options.RECIPE], options.overrides))
     if distributed.read_ranks()[0] == 0:
         file = calibration.save(measured)
-        print(json.dumps(measured.model_dump() | {"file": str(file)}) if options.as_json else _describe(measured, file))
+        values = measured.model_dump() | {"file": str(file)}
+        logs.print_result(json.dumps(values) if options.as_json else _describe(measured, file))
 
 
 def _describe(measured: Calibration, file: Path) -> str:
@@ -98,12 +99,9 @@ def measure(config: Config) -> Calibration:
             raise GPT2LabError(f"the table of GPUs has no {here.name}, so plan cannot estimate it")
         here.gpu.peak_flops(precision.name)
         shapes = _CPU_STEPS if dist.device.type == "cpu" else _GPU_STEPS
-        with progress.Phase("measuring the device", total=5 + len(shapes)) as phase:
-            rates = _measure_rates(dist, precision, phase.advance)
-            steps = []
-            for shape in shapes:
-                steps.append(_measure_step(_recipe(config, shape, dist, precision), dist, precision))
-                phase.advance()
+        with progress.Phase("measuring the device"):
+            rates = _measure_rates(dist, precision)
+            steps = [_measure_step(_recipe(config, shape, dist, precision), dist, precision) for shape in shapes]
         return _conclude(here, dist, precision, rates, steps)
 
 
@@ -187,24 +185,19 @@ def _step(state: TrainState, model: TrainingModel, idx: torch.Tensor) -> None:
     norm.item()
 
 
-def _measure_rates(dist: DistContext, precision: Precision, advance: Callable[[], None]) -> dict[str, float]:
+def _measure_rates(dist: DistContext, precision: Precision) -> dict[str, float]:
     """Rates of single operations, as fields of `Calibration`."""
     rows = 2048 if dist.device.type == "cpu" else 16384
     narrow = _matmul_flops(_NARROW, rows, dist, precision)
-    advance()
     wide = _matmul_flops(_WIDE, rows, dist, precision)
-    advance()
     # rate(C) = R / (1 + w / C), from two rates
     width = max(0.0, (wide / narrow - 1) / (1 / _NARROW - wide / narrow / _WIDE)) if wide > narrow else 0.0
     if not 0 <= width < 100 * _WIDE:
         width = 100.0 * _WIDE
     rates = {"matmul_tflops": wide * (1 + width / _WIDE) / 1e12, "width": width}
     rates["attention_tflops"] = _attention_flops(dist, precision) / 1e12
-    advance()
     rates["bandwidth"] = _bandwidth(dist) / 1e9
-    advance()
     rates["link"] = _link(dist) / 1e9
-    advance()
     return rates
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from gpt2lab import config as settings
+from gpt2lab import logs
 from gpt2lab.config import Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import flops
@@ -31,7 +32,8 @@ def run(options: PlanOptions) -> None:
     if options.validate is not None:
         rows = validate.read(options.validate, table)
         summary = validate.summarize(validate.errors(rows))
-        print(json.dumps(summary) if options.as_json else _describe_errors(summary, validate.count_too_big(rows)))
+        errors = json.dumps(summary) if options.as_json else _describe_errors(summary, validate.count_too_big(rows))
+        logs.print_result(errors)
         return
     config = settings.load(options.config or [options.RECIPE], options.overrides)
     priced = sorted({gpu.name for gpu in table.values() if gpu.price_per_hour})
@@ -46,12 +48,12 @@ def run(options: PlanOptions) -> None:
         raise GPT2LabError(f"--budget needs a price: the table has none for {kinds[0].name}; add --price-per-hour")
     offers = [[] if options.budget is None else plan.spend(config, each, options.budget) for each in plans]
     if options.as_json:
-        print(json.dumps(_as_json(config, plans, offers)))
+        logs.print_result(json.dumps(_as_json(config, plans, offers)))
         return
     lines = text.describe(config, plans[0]) if len(plans) == 1 else text.compare(plans, offers, options.budget)
     if len(plans) == 1 and offers[0]:
         lines += text.describe_offers(offers[0], options.budget)
-    print("\n".join([*text.headline(config), "", *lines]))
+    logs.print_result("\n".join([*text.headline(config, options.overrides), "", *lines]))
 
 
 def _make(config: Config, gpu: GPU, gpus: int, price: float | None) -> Plan:

@@ -1,6 +1,6 @@
 """A plan as text: one in full, or several in a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gpt2lab.config import Config
 from gpt2lab.formatting import format_duration
@@ -11,16 +11,19 @@ from gpt2lab.planning.plan import Offer, Outlook, Plan
 from gpt2lab.planning.speed import Range
 
 
-def headline(config: Config, train_tokens: int | None = None) -> list[str]:
-    """The lines about the recipe: its size, and the loss to expect where a law says it.
+def headline(config: Config, overrides: Mapping[str, str], train_tokens: int | None = None) -> list[str]:
+    """The lines about the recipe: its model, its length, and the loss to expect where a law says it.
 
     Args:
         config: the recipe.
+        overrides: settings of the command line, of which those of the model are named.
         train_tokens: of the training split, if it is known.
     """
     train = config.train
+    given = " ".join(f"--{name} {value}" for name, value in overrides.items() if name.startswith("model."))
+    name = f"{config.run.name or 'run'}{f' with {given}' if given else ''}"
     lines = [
-        f"{config.run.name or 'run'}: {flops.parameters(config.model):,} parameters, "
+        f"{name}: {flops.parameters(config.model):,} parameters, "
         f"{_short(train.max_steps * train.total_batch_size)} tokens in {train.max_steps:,} steps of "
         f"{train.total_batch_size:,}"
     ]
@@ -65,7 +68,7 @@ def describe(config: Config, each: Plan, title: str = "") -> list[str]:
     if outlook.cost is not None:
         cost = f"${_range(outlook.cost, 2)} at ${each.price_per_hour:,.2f} per hour"
         lines.append(f"  cost          {cost}{_price_source(each)}")
-    return [*lines, f"  held up by    {_describe_limits(outlook)}"]
+    return [*lines, f"  bottleneck    {_describe_bottleneck(outlook, 'CPU' if each.gpu.is_cpu else 'GPU')}"]
 
 
 def _why_lowered(config: Config, each: Plan) -> str:
@@ -87,7 +90,7 @@ def _price_source(each: Plan) -> str:
     return f" ({each.gpu.price_source}, {each.gpu.price_date})"
 
 
-def _describe_limits(outlook: Outlook) -> str:
+def _describe_bottleneck(outlook: Outlook, device: str) -> str:
     limits = outlook.limits
     texts = {
         "data": f"reading {limits.read_mb_per_second:.0f} MB/s of tokens",
@@ -98,7 +101,8 @@ def _describe_limits(outlook: Outlook) -> str:
     if limits.holds_up:
         return "; ".join(texts[name] for name in limits.holds_up)
     return (
-        f"nothing: {limits.read_mb_per_second:.1f} MB/s of tokens, evaluation {limits.evaluation_share:.1%} of the time"
+        f"the {device}; not the data ({limits.read_mb_per_second:.1f} MB/s of tokens), "
+        f"evaluation ({limits.evaluation_share:.1%} of the time) or checkpoints"
     )
 
 

@@ -1,10 +1,11 @@
 """What training would need on this machine: `gpt2lab train --dry-run`. Writes nothing and starts nothing."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 
+from gpt2lab import logs
 from gpt2lab.config import Config, DataConfig
 from gpt2lab.data import catalogue, shards
 from gpt2lab.errors import GPT2LabError
@@ -15,23 +16,24 @@ from gpt2lab.system import device as devices
 from gpt2lab.system import distributed
 from gpt2lab.system import precision as precisions
 from gpt2lab.system.distributed import DistContext
-from gpt2lab.training import build, estimate, initial_weights, messages
+from gpt2lab.training import build, estimate, initial_weights, memory, messages
 from gpt2lab.training.batches import TrainingData
 from gpt2lab.training.checkpoint import Checkpoint
 from gpt2lab.training.disk_space import require_space
 from gpt2lab.training.run_directory import RunDirectory, changed_settings
 
 
-def run(config: Config, given: Collection[str] = ()) -> None:
+def run(config: Config, overrides: Mapping[str, str] | None = None) -> None:
     """Print what training with these settings would need: memory, time, cost and disk.
 
     Args:
         config: all settings.
-        given: dotted names of the settings on the command line.
+        overrides: those of the command line, by dotted name.
 
     Raises:
         GPT2LabError: an error of the settings, the device, the data or the run directory that training would have.
     """
+    overrides = overrides or {}
     rank, world_size, local_rank = distributed.read_ranks()
     device = devices.choose(config.system.device, local_rank)
     precision = precisions.choose(config.system.precision, device).name
@@ -40,8 +42,12 @@ def run(config: Config, given: Collection[str] = ()) -> None:
     build.check_trackers(config.tracking, directory)
     start = directory.find_checkpoint()
     if start or Path(config.train.init_from or "").exists():  # a model of the Hub would be downloaded
-        config, _ = initial_weights.find(config, given, start, alone)
+        config, _ = initial_weights.find(config, overrides, start, alone)
     batches = config.batch_plan(world_size, devices.micro_batch_tokens(device))
+    batches = memory.lower_on_cpu(batches, config.model.block_size, device)
+    if device.type == "cpu":  # on a GPU, training tries what fits
+        train = config.train.model_copy(update={"micro_batch_size": batches.micro_batch_size})
+        config = config.model_copy(update={"train": train})
     folder = catalogue.data_folder(config.data)
     ready = shards.is_ready(folder)
     data = build.build_data(config.data, config.model, config.run, batches, alone) if ready else None
@@ -55,7 +61,7 @@ def run(config: Config, given: Collection[str] = ()) -> None:
             return
     space = require_space(config, directory, remove_unfinished=False)
     lines = [
-        *text.headline(config, len(data.train) if data else None),
+        *text.headline(config, overrides, len(data.train) if data else None),
         "",
         *_describe_plan(config, device, precision, world_size, data, start),
         f"  data          {_describe_data(config, folder, data)}",
@@ -63,7 +69,7 @@ def run(config: Config, given: Collection[str] = ()) -> None:
         "nothing was started (--dry-run)",
     ]
     if rank == 0:
-        print("\n".join(lines))
+        logs.print_result("\n".join(lines))
 
 
 def _require_input(data: DataConfig) -> None:
