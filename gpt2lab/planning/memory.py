@@ -40,6 +40,7 @@ _FLOAT32_CHUNK = {"cuda": 2**28, "cpu": 2**20}  # logits in fp32 at a time (mode
 _PROCESS = {"cuda": 0.6e9, "cpu": 0.33e9}
 # On a CPU, of the logits and of all else: what the heap holds in pieces that do not fit (docs/results/planning.md).
 _CPU_HEAP_LOGITS, _CPU_HEAP = 0.83, 0.075
+_CPU_HEAP_MUON = 1.5  # of Muon's step, whose tensors are larger than the free pieces
 _NCCL = 0.4e9
 _MAX_BLOCKWISE_LENGTH, _QUERY_BLOCK = 2048, 256  # attention in 16 bits on a CPU (model/ops.py)
 AUTO_FRACTION = 0.9  # of the memory that `train.micro_batch_size auto` uses (training/memory.py)
@@ -144,6 +145,8 @@ def estimate(model: GPT2Config, layout: Layout) -> Memory:
         return peak
     allocated = peak.total - peak.process
     heap = _CPU_HEAP_LOGITS * logits + _CPU_HEAP * max(0.0, allocated - logits)
+    heap += _CPU_HEAP_MUON * _muon_working(model, layout)
+    heap += 4.0 * V * C * (not model.tie_word_embeddings)  # gradient of the embedding, in one piece
     return replace(peak, process=peak.process + heap)
 
 
