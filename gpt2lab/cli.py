@@ -38,7 +38,7 @@ class Verb(NamedTuple):
 
 VERBS = (
     Verb("train", "train a model; resumes an interrupted run", options.TrainOptions, "gpt2lab.commands:train"),
-    Verb("plan", "estimate memory, hours and cost on GPUs", options.PlanOptions, "gpt2lab.planning.run:run"),
+    Verb("plan", "estimate memory, hours and cost on GPUs", options.PlanOptions, "gpt2lab.commands:plan"),
     Verb("prepare", "make token shards from a corpus", options.PrepareOptions, "gpt2lab.commands:prepare"),
     Verb("data", "inspect or verify a directory of shards", options.DataOptions, "gpt2lab.commands:data"),
     Verb("evaluate", "score a model on tasks", options.EvaluateOptions, "gpt2lab.evaluation.run:run"),

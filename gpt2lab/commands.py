@@ -15,6 +15,7 @@ from gpt2lab.options import (
     DataOptions,
     ExportOptions,
     ImportOptions,
+    PlanOptions,
     PrepareOptions,
     PrintSettingsOptions,
     ReportOptions,
@@ -51,9 +52,28 @@ def train(options: TrainOptions) -> None:
         logger.warning(warning)
 
     with progress.Phase("loading torch"):  # takes seconds: only once the settings are valid
-        from gpt2lab.training import run
+        from gpt2lab.training import dry_run, run
 
-    run.run(settings, given=options.overrides)
+    if options.dry_run:
+        dry_run.run(settings, options.overrides)
+    else:
+        run.run(settings, given=options.overrides)
+
+
+def plan(options: PlanOptions) -> None:
+    """Plan a run, or measure this device.
+
+    Args:
+        options: recipes, settings and what to print.
+    """
+    if options.calibrate:
+        from gpt2lab.planning import calibrate
+
+        calibrate.run(options)
+    else:
+        from gpt2lab.planning import run
+
+        run.run(options)
 
 
 def bench(options: BenchOptions) -> None:

@@ -45,6 +45,8 @@ class TrainOptions(SettingsOptions):
     RECIPE: ClassVar[str] = "quickstart"
     EXAMPLES: ClassVar[str] = "gpt2lab train --config gpt2_124m --train.max_steps 50 --optimizer.max_lr 3e-4"
 
+    dry_run: bool = option("print what training would need on this machine, and start nothing", False)
+
 
 @dataclass(frozen=True)
 class BenchOptions(SettingsOptions):
@@ -100,6 +102,7 @@ gpt2lab plan --config gpt2_xl --gpu rtx-4090 --gpus 2 --system.shard --json
         "money to spend: print the tokens that it buys, for each size of GPT-2", None, at_least=0
     )
     gpus_file: str | None = option("YAML file of more GPUs, in the form of gpt2lab/system/gpus.yaml", None)
+    calibrate: bool = option("measure this device for later estimates, in about 20 seconds", False)
     validate: str | None = option("CSV file of measured runs: print the errors of the estimated speeds instead", None)
     as_json: bool = option(JSON_HELP, False, flag="--json")
 

@@ -3,16 +3,14 @@
 import contextlib
 import ctypes
 import os
-import platform
 import resource
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.system import gpus, nvidia
+from gpt2lab.system import cpu, gpus, nvidia
 
 
 def choose(name: str, local_rank: int = 0) -> torch.device:
@@ -117,18 +115,9 @@ def peak_flops(device: torch.device) -> float | None:
     return gpu.mixed_precision_flops() if gpu else None
 
 
-def _cpu_info() -> dict[str, str]:
-    """The entries of /proc/cpuinfo for the first core (Linux; empty elsewhere)."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
-    except OSError:
-        return {}
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-
-
 def cpu_flags() -> frozenset[str]:
     """Names of the instruction sets of the CPU (Linux; empty elsewhere)."""
-    info = _cpu_info()
+    info = cpu.info()
     return frozenset(info.get("flags", info.get("Features", "")).split())
 
 
@@ -136,7 +125,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     """The hardware, as in environment.json."""
     hardware: dict[str, Any] = {
         "device": device.type,
-        "cpu": _cpu_info().get("model name") or platform.processor() or platform.machine(),
+        "cpu": cpu.name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
     }

@@ -177,9 +177,7 @@ def start(device_name: str, *, start_timeout: float = START_TIMEOUT, timeout: fl
     Raises:
         GPT2LabError: the environment is incomplete, or ranks are missing; names them.
     """
-    rank, world_size, local_rank = _read_number("RANK", 0), _read_number("WORLD_SIZE", 1), _read_number("LOCAL_RANK", 0)
-    if rank >= world_size:
-        raise GPT2LabError(f"RANK is {rank}, but WORLD_SIZE is {world_size}: ranks count from 0; start with torchrun")
+    rank, world_size, local_rank = read_ranks()
     device = devices.choose(device_name, local_rank)
     if device.type == "cpu":
         devices.keep_freed_memory()
@@ -252,6 +250,18 @@ def _is_same_on_rank_0(message: str, rank: int, store: Store) -> bool:
         return True
     except RuntimeError:  # it has no error so far
         return False
+
+
+def read_ranks() -> tuple[int, int, int]:
+    """Read torchrun's environment variables: rank, number of ranks, and rank on this machine.
+
+    Raises:
+        GPT2LabError: they are not valid.
+    """
+    rank, world_size, local_rank = _read_number("RANK", 0), _read_number("WORLD_SIZE", 1), _read_number("LOCAL_RANK", 0)
+    if rank >= world_size:
+        raise GPT2LabError(f"RANK is {rank}, but WORLD_SIZE is {world_size}: ranks count from 0; start with torchrun")
+    return rank, world_size, local_rank
 
 
 def _read_number(name: str, default: int) -> int:

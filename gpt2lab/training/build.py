@@ -188,6 +188,17 @@ def build_state(
     return state
 
 
+def is_compiled(system: SystemConfig, device: torch.device) -> bool:
+    """Whether the training step is compiled, if the compiler does not fail.
+
+    Args:
+        system: the setting.
+        device: of the step.
+    """
+    can_compile = device.type == "cuda" and packages.is_installed("triton")
+    return system.compile == "on" or (system.compile == "auto" and can_compile)
+
+
 def wrap_for_training(
     state: TrainState,
     train: TrainConfig,
@@ -236,8 +247,7 @@ def wrap_for_training(
                 size = memory.estimate_micro_batch_size(model, sequences, reserve)
             model.micro_batch_size = memory.find_micro_batch_size(model, size, sequences, reserve)
     model.module = wrapped = wrap()
-    can_compile = cuda and packages.is_installed("triton")
-    if system.compile == "on" or (system.compile == "auto" and can_compile):
+    if is_compiled(system, dist.device):
         model.module, model.wrap = _compile(wrapped), lambda: _compile(wrap())
         try:
             with progress.Phase("compiling the model"):

@@ -54,14 +54,14 @@ def plan_checkpoints(config: Config) -> CheckpointSpace:
     return CheckpointSpace(each, kept, min(written, kept + 1))
 
 
-def require_space(config: Config, directory: RunDirectory) -> CheckpointSpace:
-    """Check, on rank 0, that the disk has room for what the run will still write. The directory is locked.
-
-    A checkpoint that a killed process left unfinished is deleted first, because it takes space.
+def require_space(config: Config, directory: RunDirectory, *, remove_unfinished: bool = True) -> CheckpointSpace:
+    """Check, on rank 0, that the disk has room for what the run will still write.
 
     Args:
         config: all settings.
         directory: of the run; the checkpoints that it has already take no new space.
+        remove_unfinished: delete a checkpoint that a killed process left unfinished first, because it takes space. The
+            directory must be locked.
 
     Returns:
         The checkpoints of the run.
@@ -72,7 +72,7 @@ def require_space(config: Config, directory: RunDirectory) -> CheckpointSpace:
     space = plan_checkpoints(config)
 
     def check() -> None:
-        if directory.checkpoints.is_dir():
+        if remove_unfinished and directory.checkpoints.is_dir():
             files.remove_temporaries(directory.checkpoints)
         missing = max(1, space.most - len(resolve.list_checkpoints(directory.checkpoints)))
         what = f"{missing} more checkpoint{'s' * (missing > 1)} of {format_bytes(space.each)}"

@@ -48,6 +48,11 @@ class TrainingModel:
     dist: DistContext
     precision: Precision
 
+    @property
+    def compiled(self) -> bool:
+        """Whether `module` is compiled."""
+        return hasattr(self.module, "_orig_mod")
+
     def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Run the forward pass of a micro batch.
 

@@ -18,7 +18,7 @@ from gpt2lab.system import device as devices
 from gpt2lab.system import precision as precisions
 from gpt2lab.system.signals import StopSignals
 from gpt2lab.tracking.metrics import Sink
-from gpt2lab.training import build, initial_weights, memory, messages
+from gpt2lab.training import build, estimate, initial_weights, memory, messages
 from gpt2lab.training.async_checkpointer import AsyncCheckpointer
 from gpt2lab.training.disk_space import require_space
 from gpt2lab.training.evaluators import build_evaluators
@@ -68,8 +68,9 @@ def run(config: Config, extra_sinks: Sequence[Sink] = (), given: Collection[str]
             config.model, config.optimizer, config.guard, config.system, config.run, start, initial, dist, precision
         )
         model = build.wrap_for_training(state, config.train, config.system, plan, dist, precision)
-        messages.log_summary(config.train, config.optimizer, state, data, model, space)
-        directory.prepare(config, start, changed, {"data": data.describe()})
+        tps, line, facts = estimate.describe_run(config, model, len(data.val), start.step if start else 0)
+        messages.log_summary(config.train, config.optimizer, state, data, model, space, line)
+        directory.prepare(config, start, changed, {"data": data.describe(), **facts})
         if initial is not None:
             directory.record_event(0, initial_weights.EVENT, initial.describe())
             initial = None  # frees the memory of its weights
@@ -80,7 +81,7 @@ def run(config: Config, extra_sinks: Sequence[Sink] = (), given: Collection[str]
         checkpointer = stack.enter_context(AsyncCheckpointer(config.checkpoint, directory, state, fingerprint, start))
         signals = stack.enter_context(StopSignals())
         trainer = Trainer(
-            config.train, config.optimizer, state, model, data, evaluators, checkpointer, signals, directory, sinks
+            config.train, config.optimizer, state, model, data, evaluators, checkpointer, signals, directory, sinks, tps
         )
         with translate_errors(trainer):
             stop = trainer.run(start.step if start else 0)

@@ -298,3 +298,18 @@ def test_a_glob_over_all_runs_leaves_out_pages_and_folders_without_a_run(make_ru
     for paths in ([page], [page, refused], [*folders, refused]):
         with pytest.raises(GPT2LabError, match="is not a run directory"):
             report.write(*paths)
+
+
+def test_the_estimate_is_beside_what_was_measured(make_run):
+    folder = make_run()
+    file = folder / "environment.json"
+    facts = json.loads(file.read_text())
+    file.write_text(
+        json.dumps(facts | {"estimate": {"tokens_per_second": {"estimate": 9000.0}, "hours": {"estimate": 2}}})
+    )
+    shown = summary.figures(records.read(folder))
+    assert (shown["tokens/s"].value, shown["estimate"].value) == ("8,192", "9,000 tokens/s")
+    assert shown["estimate"].note.startswith("2 h 0 min")
+    for damaged in (3, {"hours": 1}, {"tokens_per_second": {"estimate": None}, "hours": {"estimate": 2}}):
+        file.write_text(json.dumps(facts | {"estimate": damaged}))
+        assert "estimate" not in summary.figures(records.read(folder))
