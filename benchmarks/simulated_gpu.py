@@ -32,6 +32,10 @@ def _always(value: object) -> mock.Mock:
     return mock.Mock(return_value=value)
 
 
+def _no_padding(_: torch.Tensor) -> int:
+    return 0
+
+
 def measure_memory(sizes: list[int], n_layer: int) -> None:
     """Print the peak of a step in GiB, uncompiled in bf16, by our count and by torch's MemTracker."""
     from tests.simulated_cuda.test_step import count_and_track
@@ -56,7 +60,7 @@ def count_traffic(sequences: int, n_layer: int, show: int, inductor_pads: bool) 
     from gpt2lab.model.gpt2 import GPT2
 
     if inductor_pads:
-        ops._padding = _always(0)
+        ops._padding = _no_padding
         inductor.force_shape_pad = True
     torch.set_float32_matmul_precision("high")
     kernels: dict[str, float] = {}
@@ -117,14 +121,16 @@ def count_traffic(sequences: int, n_layer: int, show: int, inductor_pads: bool) 
             except Exception:  # the generated code cannot run here
                 if len(modules) < 2:
                     raise
-    if len(modules) < 2:
-        raise SystemExit("no code was generated for both passes")
+    if len(modules) != 2:
+        raise SystemExit(f"{len(modules)} graphs in place of a forward and a backward one")
     total = 0.0
     for title, code in zip(("forward", "backward"), modules, strict=False):
         runs = collections.Counter(re.findall(r"(triton_\w+)\.run\(", code[code.rindex("def call") :]))
         moved = {name: kernels.get(name, 0.0) * count for name, count in runs.items()}
         total += sum(moved.values())
         print(f"{title}: {runs.total()} launches, {sum(moved.values()):.1f} GB")
+        if uncounted := [name for name in runs if not kernels.get(name)]:
+            print(f"  not counted: {', '.join(uncounted)}")
         for name in sorted(moved, key=lambda name: -moved[name])[:show]:
             print(f"  {moved[name]:6.2f} GB  {runs[name]} x {name[:90]}")
     print(f"total: {total:.1f} GB")
