@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from gpt2lab import __version__, cli_parser, logs, options, progress
 from gpt2lab.errors import GPT2LabError, LostRankError, RunStoppedError, did_you_mean
+from gpt2lab.scaling.options import ScalingOptions
 from gpt2lab.sweep.options import SweepOptions
 from gpt2lab.system import startup
 
@@ -46,7 +47,7 @@ VERBS = (
     Verb("evaluate", "score a model on tasks", options.EvaluateOptions, "gpt2lab.evaluation.run:run"),
     Verb("bench", "time a training step and compare it", options.BenchOptions, "gpt2lab.commands:bench"),
     Verb("sweep", "train a grid of runs; goes on where it stopped", SweepOptions, "gpt2lab.sweep.run:run"),
-    Verb("scaling", "predict the loss of larger runs", options.ScalingOptions, "gpt2lab.scaling.run:run"),
+    Verb("scaling", "predict the loss of larger runs", ScalingOptions, "gpt2lab.scaling.run:run"),
     Verb("sample", "continue a prompt with a trained model", options.SampleOptions, "gpt2lab.sample:run"),
     Verb("app", "serve a page that compares two models", options.AppOptions, "gpt2lab.app.run:run"),
     Verb("report", "write the page of one or more runs", options.ReportOptions, "gpt2lab.commands:report"),

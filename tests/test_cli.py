@@ -275,7 +275,12 @@ def test_every_verb_has_its_options_and_defaults():
     """The parsed defaults are those of the class, so that Python and the command line agree."""
     required = {"data": ["verify", "x"], "evaluate": ["--model-checkpoint", "x"], "sample": ["--model-checkpoint", "x"]}
     required |= {"app": ["--trained", "x"], "report": ["x"], "export": ["--model-checkpoint", "x", "--out", "y"]}
-    required |= {"prepare": ["stdlib"], "import": ["x", "--out", "y"], "scaling": ["fit"]}
+    required |= {
+        "prepare": ["stdlib"],
+        "import": ["x", "--out", "y"],
+        "scaling": ["fit"],
+        "sweep": ["--over", "run.seed=1"],
+    }
     for verb in cli.VERBS:
         parsed = cli_parser.parse(verb.options, required.get(verb.name, []), f"gpt2lab {verb.name}")
         for field in dataclasses.fields(verb.options):

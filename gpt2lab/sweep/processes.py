@@ -29,7 +29,7 @@ Device = str | None  # value of CUDA_VISIBLE_DEVICES; None: the run chooses its 
 OnChange = Callable[[str, State], None]
 
 
-def list_devices(config: Config) -> list[Device]:
+def list_devices(config: Config) -> Sequence[Device]:
     """The devices that runs are trained on side by side: every visible GPU, or one entry for everything else.
 
     Args:
