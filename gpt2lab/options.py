@@ -149,7 +149,7 @@ gpt2lab prepare pretokenized --input FOLDER                  existing shards: ch
 gpt2lab prepare tinyshakespeare                              1 MB, to try it out
 """
 
-    source: Literal["fineweb-edu", "files", "pretokenized", "tinyshakespeare", "stdlib"] = option(
+    source: Literal["fineweb-edu", "files", "pretokenized", "tinyshakespeare", "stdlib", "cpython"] = option(
         "corpus", flag="source", for_path="gpt2lab prepare files --input"
     )
     out: str | None = option("directory for the shards (default: data/NAME)", None)

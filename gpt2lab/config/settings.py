@@ -129,8 +129,9 @@ class GPT2Config(Section):
 class DataConfig(Section):
     """Training and validation data."""
 
-    source: Literal["stdlib", "tinyshakespeare", "fineweb-edu"] = "stdlib"
-    """stdlib (Python's own texts) and tinyshakespeare are prepared by training; fineweb-edu by `gpt2lab prepare`."""
+    source: Literal["stdlib", "cpython", "tinyshakespeare", "fineweb-edu"] = "stdlib"
+    """stdlib (the documentation in Python's library), cpython (its source code) and tinyshakespeare are prepared by
+    training; fineweb-edu by `gpt2lab prepare`."""
     dir: str | None = None
     """Directory of the token shards; null: the default directory of data.source, such as data/stdlib."""
     mirror: str | None = None

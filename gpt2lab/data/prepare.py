@@ -76,9 +76,12 @@ class Summary(NamedTuple):
 
 
 def prepare(
-    source: Literal["stdlib", "tinyshakespeare", "fineweb-edu"], folder: str | Path, *, mirror: str | None = None
+    source: Literal["stdlib", "cpython", "tinyshakespeare", "fineweb-edu"],
+    folder: str | Path,
+    *,
+    mirror: str | None = None,
 ) -> None:
-    """Make sure that `folder` holds shards for training. Makes `stdlib` and `tinyshakespeare` if there are none.
+    """Make sure that `folder` holds shards for training. Makes all but `fineweb-edu` if there are none.
 
     Args:
         source: value of `data.source`.

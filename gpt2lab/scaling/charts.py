@@ -95,10 +95,9 @@ def draw_frontier(fits: Fits, outcomes: Sequence[Outcome]) -> Panel:
         axes.plot(x, [_lowest_loss(best, flops) for flops in x], color=COLORS[1], linewidth=1.6)
         for outcome in outcomes:
             low, high = outcome.record["interval95"]
-            axes.plot([outcome.flops] * 2, [low, high], color=COLORS[2], linewidth=8, alpha=0.45, solid_capstyle="butt")
-            axes.plot(outcome.flops, outcome.record["loss"], color=COLORS[2], marker="_", markersize=14)
+            axes.plot([outcome.flops] * 2, [low, high], color=COLORS[2], linewidth=2, marker="_", markersize=14)
             if outcome.loss is not None:
-                axes.plot(outcome.flops, outcome.loss, color=COLORS[3], marker=MARKERS[3], markersize=5)
+                axes.plot(outcome.flops, outcome.loss, color=COLORS[3], marker=MARKERS[3], markersize=4)
         _set_log_axis(axes, "x", _power)
         return figure
 
