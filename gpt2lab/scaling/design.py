@@ -144,7 +144,7 @@ def _is_plan(content: Mapping[str, Any]) -> bool:
 _CHANGED = (
     *(f"model.{key}" for key in SHAPE),
     *(f"train.{key}" for key in ("max_steps", "total_batch_size", "micro_batch_size")),
-    *(f"optimizer.{key}" for key in ("max_lr", "min_lr", "warmup_steps")),
+    *(f"optimizer.{key}" for key in ("max_lr", "min_lr", "embedding_lr", "head_lr", "warmup_steps")),
 )
 
 
