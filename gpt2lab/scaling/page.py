@@ -18,6 +18,9 @@ from gpt2lab.sweep.page import Section
 from gpt2lab.tracking import records
 
 
+_DRAWS = 200  # of the bootstrap
+
+
 def is_scaling_run(folder: Path) -> bool:
     """Whether a folder of runs belongs to `gpt2lab scaling`: trained by its plan, or with predictions.
 
@@ -66,7 +69,7 @@ def _build_sections(folder: Path) -> list[Section]:
 
 
 def _fit(folder: Path, counted: Counted) -> Fits:
-    fits = fit.fit(points.read([str(folder)], Columns(), counted))
+    fits = fit.fit(points.read([str(folder)], Columns(), counted), _DRAWS)
     fits.best()
     return fits
 
