@@ -128,12 +128,12 @@ def report(options: ReportOptions) -> None:
     from gpt2lab.tracking import report
 
     folder = Path(options.runs[0])
-    if len(options.runs) == 1 and not (folder / "config.yaml").exists() and any(folder.glob("*/config.yaml")):
+    if len(options.runs) == 1 and any((folder / name).is_file() for name in ("sweep.json", "predictions.jsonl")):
         from gpt2lab.scaling import page as scaling_page
         from gpt2lab.sweep import page
 
         if options.out or options.price_per_hour:
-            raise GPT2LabError(f"{folder} is a folder of runs, whose page takes no --out and no --price-per-hour")
+            raise GPT2LabError(f"{folder} is a sweep, whose page takes no --out and no --price-per-hour")
         write = scaling_page.write if scaling_page.is_scaling_run(folder) else page.write
         _print(f"wrote {write(folder)}")
         return

@@ -245,7 +245,7 @@ class ReportOptions:
     EXAMPLES: ClassVar[str] = """\
 gpt2lab report runs/x                 writes runs/x/report.html
 gpt2lab report runs/x runs/y          writes runs/compare_x_y.html
-gpt2lab report runs/x_sweep           writes runs/x_sweep/report.html, about all runs in it
+gpt2lab report runs/x_sweep           writes runs/x_sweep/report.html, the page of a sweep
 """
 
     runs: tuple[str, ...] = option("run directories, such as runs/quickstart", flag="runs", nargs="+")

@@ -125,7 +125,7 @@ def draw_optimum(fits: Fits, is_size: bool, marks: Mapping[str, float]) -> Panel
     """
     found, two, index = fits.approach3 or fits.best(), fits.approach2, 0 if is_size else 1
     low, high = float(fits.points.flops.min()), float(fits.points.flops.max())
-    at = {name: flops for name, n in marks.items() if (flops := _compute_of(found, n)) is not None}
+    at = {name: flops for name, n in marks.items() if (flops := _compute_of(found, n)) and flops > low}
     x = np.geomspace(low / 2, max(10 * high, *(2 * flops for flops in at.values()), 0), 80)
     line = np.array([found.law.optimum(flops)[index] for flops in x])
 
@@ -176,7 +176,7 @@ def _compute_of(found: FormFit, n: float) -> float | None:
     if a <= 0:
         return None
     exponent = np.log(n / found.law.optimum(unit)[0]) / a
-    return float(unit * np.exp(exponent)) if exponent < np.log(_LARGEST / unit) else None
+    return float(unit * np.exp(exponent)) if abs(exponent) < np.log(_LARGEST / unit) else None
 
 
 def draw_outcome(outcome: Outcome) -> Panel | None:

@@ -17,7 +17,6 @@ from gpt2lab.sweep import page, record
 from gpt2lab.sweep.page import Section
 from gpt2lab.tracking import records
 
-
 _DRAWS = 200  # of the bootstrap
 
 

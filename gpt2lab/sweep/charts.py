@@ -32,11 +32,11 @@ class Key(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A chart in two sizes, with its legend."""
+    """A chart with its legend; `wide` is another size of it for large screens, if it takes the full width."""
 
     title: str
     narrow: str
-    wide: str
+    wide: str = ""
     note: str = ""
     legend: tuple[Key, ...] = ()
 
@@ -50,22 +50,28 @@ class Result(NamedTuple):
 
 
 def build_panel(
-    title: str, draw: "Callable[[tuple[int, int]], Figure]", note: str = "", labels: Sequence[str] = ()
+    title: str,
+    draw: "Callable[[tuple[int, int]], Figure]",
+    note: str = "",
+    labels: Sequence[str] = (),
+    *,
+    full_width: bool = False,
 ) -> Panel:
-    """Draw a chart in both sizes.
+    """Draw a chart.
 
     Args:
         title: of the chart.
         draw: makes the figure of a size in points.
         note: how to read it.
         labels: of the legend; the first has the first color and marker, and so on.
+        full_width: of the page, not half of it.
 
     Returns:
         The chart.
     """
     legend = tuple(Key(index, GLYPHS[index], label) for index, label in enumerate(labels))
-    narrow, wide = plots.to_svg(draw(NARROW), title), plots.to_svg(draw(WIDE), f"{title}, wide")
-    return Panel(title, narrow, wide, note, legend)
+    wide = plots.to_svg(draw(WIDE), f"{title}, wide") if full_width else ""
+    return Panel(title, plots.to_svg(draw(NARROW), title), wide, note, legend)
 
 
 def draw_curves(runs: Sequence[Run], results: Sequence[Result]) -> Panel | None:
@@ -100,7 +106,7 @@ def draw_curves(runs: Sequence[Run], results: Sequence[Result]) -> Panel | None:
         return figure
 
     note = "The lowest final losses have colors, from the lowest on; all others are gray." if len(drawn) > 6 else ""
-    return build_panel("Validation loss, nats per token", draw, note, colored)
+    return build_panel("Validation loss, nats per token", draw, note, colored, full_width=True)
 
 
 def _find_curve(run: Run) -> Curve:
@@ -126,7 +132,7 @@ def draw_over_setting(name: str, others: Sequence[str], results: Sequence[Result
 
     Args:
         name: of the setting.
-        others: settings that vary as well. Seeds make no lines of their own: a line goes through their mean.
+        others: all settings that vary. Seeds make no lines of their own: a line goes through their mean.
         results: finished runs.
 
     Returns:
@@ -162,7 +168,8 @@ def draw_over_setting(name: str, others: Sequence[str], results: Sequence[Result
         note = "A line goes through the mean of runs that differ in the seed only."
     if len(best) > len(COLORS):
         note = f"{note} The lines with the lowest losses have colors.".strip()
-    return build_panel(f"Final validation loss over {name}", draw, note, labels)
+    title = f"Final validation loss over {name}"
+    return build_panel(title, draw, note, labels, full_width=len(others) == 1)
 
 
 def _describe_group(names: Sequence[str], values: Sequence[Any]) -> str:
