@@ -9,7 +9,7 @@ import numpy as np
 from gpt2lab.scaling import isoflops
 from gpt2lab.scaling.fit import Fits, FormFit
 from gpt2lab.scaling.points import Points
-from gpt2lab.sweep.charts import Panel, build_panel
+from gpt2lab.sweep.charts import Panel, build_panel, smooth_training_loss
 from gpt2lab.tracking import plots
 from gpt2lab.tracking.plots import COLORS, FAINT, INK, MARKERS, REFERENCE
 from gpt2lab.tracking.records import Run
@@ -144,14 +144,14 @@ def draw_optimum(fits: Fits, is_size: bool, marks: Mapping[str, float]) -> Panel
             minima = [minimum for minimum in two.minima if minimum.interior]
             values = [minimum.parameters if is_size else minimum.tokens for minimum in minima]
             axes.plot([minimum.flops for minimum in minima], values, color=COLORS[1], marker=MARKERS[1], linestyle="")
-        for name, flops in at.items():
+        for number, (name, flops) in enumerate(at.items()):
             axes.plot(flops, found.law.optimum(flops)[index], color=INK, marker="D", markersize=4)
             axes.annotate(
                 name,
                 (flops, found.law.optimum(flops)[index]),
-                xytext=(-5, 3),
+                xytext=(-5, 4) if number % 2 else (5, -11),  # neighbours may be close
                 textcoords="offset points",
-                ha="right",
+                ha="right" if number % 2 else "left",
                 color=REFERENCE,
                 fontsize=9,
             )
@@ -190,6 +190,7 @@ def draw_outcome(outcome: Outcome) -> Panel | None:
     """
     if outcome.run is None or len(outcome.run.curve("val/loss").steps) < 2:
         return None
+    training = smooth_training_loss(outcome.run)
     run, (low, high) = outcome.run, outcome.record["interval95"]
     steps, losses = run.curve("val/loss")
 
@@ -197,14 +198,17 @@ def draw_outcome(outcome: Outcome) -> Panel | None:
         figure, axes = plots.new_axes("tokens", size)
         axes.axhspan(low, high, color=COLORS[2], alpha=0.25, linewidth=0)
         axes.axhline(outcome.record["loss"], color=COLORS[2], linewidth=1.2, linestyle="--")
-        x = steps * run.settings.train.total_batch_size
-        axes.plot(x, losses, color=COLORS[0], marker=MARKERS[0], linewidth=1.6, markersize=4)
-        axes.set_ylim(min(low, losses.min()) - 0.1 * (high - low), max(high, *losses[len(losses) // 4 :]))
+        batch = run.settings.train.total_batch_size
+        axes.plot(training.steps * batch, training.values, color=COLORS[0], linewidth=0.9, alpha=0.6)
+        axes.plot(steps * batch, losses, color=COLORS[0], marker=MARKERS[0], linewidth=1.6, markersize=4)
+        top = max(high, losses[-1], *training.values[len(training.values) // 4 :])  # the first losses are above
+        axes.set_ylim(min(low, losses.min()) - 0.1 * (high - low), top)
         axes.xaxis.set_major_formatter(lambda value, _: plots.format_number(value))
         return figure
 
     reached = f" It reached {outcome.loss:.4f}." if outcome.loss is not None else " It has not ended yet."
-    note = f"Band: the predicted final loss, {low:.4f} to {high:.4f}, recorded {outcome.record['date']}.{reached}"
+    when = outcome.record["date"]
+    note = f"Thin: training loss. Band: the predicted final loss, {low:.4f} to {high:.4f}, recorded {when}.{reached}"
     return build_panel(f"Predicted run {run.name}: validation loss", draw, note)
 
 

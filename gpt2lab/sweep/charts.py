@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _LOG_RATIO = 4.0  # of the largest to the smallest value of a setting, from which on its axis is logarithmic
 _BEGINNING = 0.1  # share of the steps whose losses may be above the plot
-_FEW = 6  # points of a curve; with fewer, all of them are shown
+_FEW = 6  # points from which on a curve shows how a run learns
 
 
 class Key(NamedTuple):
@@ -75,7 +75,7 @@ def build_panel(
 
 
 def draw_curves(runs: Sequence[Run], results: Sequence[Result]) -> Panel | None:
-    """The validation loss of all runs over each other; the training loss where a run has no validation loss.
+    """The validation loss of all runs over each other; the training loss if a run has few values of it.
 
     Args:
         runs: all runs that have begun.
@@ -84,7 +84,8 @@ def draw_curves(runs: Sequence[Run], results: Sequence[Result]) -> Panel | None:
     Returns:
         The chart; None if nothing was measured yet.
     """
-    curves = {run.name: _find_curve(run) for run in runs}
+    validated = min((len(run.curve("val/loss").steps) for run in runs), default=0) >= _FEW
+    curves = {run.name: run.curve("val/loss") if validated else smooth_training_loss(run) for run in runs}
     drawn = [line for line in plots.build_lines(runs) if len(curves[line.run.name].steps) > 1]
     if not drawn:
         return None
@@ -106,13 +107,19 @@ def draw_curves(runs: Sequence[Run], results: Sequence[Result]) -> Panel | None:
         return figure
 
     note = "The lowest final losses have colors, from the lowest on; all others are gray." if len(drawn) > 6 else ""
-    return build_panel("Validation loss, nats per token", draw, note, colored, full_width=True)
+    title = f"{'Validation' if validated else 'Training'} loss, nats per token"
+    return build_panel(title, draw, note, colored, full_width=True)
 
 
-def _find_curve(run: Run) -> Curve:
-    validation = run.curve("val/loss")
-    if len(validation.steps) > 1:
-        return validation
+def smooth_training_loss(run: Run) -> Curve:
+    """The training loss, averaged so that its noise does not hide other lines.
+
+    Args:
+        run: the run.
+
+    Returns:
+        At most 60 points.
+    """
     steps, mean, _, _ = plots.downsample(run.curve("train/loss"), 60)
     return Curve(steps, mean)
 
