@@ -16,8 +16,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import least_squares
 
-from gpt2lab.planning import gpus, speed, validate
+from gpt2lab.planning import speed, validate
 from gpt2lab.planning.speed import SHIPPED, Constants, Efficiency
+from gpt2lab.system import gpus
 
 OUTLIER = 0.03  # relative error above which a row counts linearly
 

@@ -14,8 +14,9 @@ import tempfile
 from pathlib import Path
 
 from gpt2lab import config
-from gpt2lab.planning import gpus, plan
+from gpt2lab.planning import plan
 from gpt2lab.planning.memory import GIB
+from gpt2lab.system import gpus
 
 # n_layer, n_head, n_embd, block_size, micro batch, micro-steps, precision, activation checkpointing
 SHAPES = (

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt2lab.planning import gpus, speed
-from gpt2lab.planning.gpus import GPU
+from gpt2lab.planning import speed
 from gpt2lab.planning.speed import Stack, Work
+from gpt2lab.system import gpus
+from gpt2lab.system.gpus import GPU
 
 FACTOR = 1.4  # of the bar
 PADDED_VOCAB = 50304

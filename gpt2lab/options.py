@@ -5,11 +5,11 @@ docstring of the class is the description in `--help`, and `EXAMPLES` is the tex
 so that help and errors are printed immediately.
 """
 
-import argparse
 from dataclasses import MISSING, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from gpt2lab.generation.options import GenerationOptions, Sampling
+from gpt2lab.option_values import names, port, whole_numbers
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
@@ -36,23 +36,12 @@ def option(help: str, default: Any = MISSING, **metadata: Any) -> Any:
             - at_least: smallest number that is accepted.
             - for_path: for one of several words, the command that a path in its place belongs to.
             - zero_is_none: True: 0 on the command line means None.
+            - may_be_empty: True: empty text is accepted here.
 
     Returns:
         The field.
     """
     return field(default=default, metadata={"help": help, **metadata})
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Names from text such as `a,b`, each once."""
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-
-
-def port(text: str) -> int:
-    """A TCP port that needs no privileges."""
-    if not text.isdecimal() or not 1024 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1024 to 65535")
-    return int(text)
 
 
 @dataclass(frozen=True)
@@ -92,7 +81,7 @@ gpt2lab bench                                           GPT-2 124M, compared wit
 gpt2lab bench --nanogpt DIR --build-nanogpt DIR         and with checkouts of these projects
 gpt2lab bench --ladder --chart ladder.png               the gain of each common optimization
 gpt2lab bench --profile trace.json                      where the time of a step is spent
-gpt2lab bench --config config/quickstart.yaml --train.micro_batch_size 2
+gpt2lab bench --config config/quickstart.yaml            another recipe
 """
 
     rivals: tuple[str, ...] = option(
@@ -115,7 +104,7 @@ gpt2lab bench --config config/quickstart.yaml --train.micro_batch_size 2
 class PlanOptions(SettingsOptions):
     """Estimate memory, speed, hours and cost of a recipe (default: gpt2_124m) on GPUs that need not be here.
 
-    Several GPUs give one table; without --gpu it has all that are known.
+    Several GPUs give one table; without --gpu it has all with a known price.
     """
 
     RECIPE: ClassVar[str] = "gpt2_124m"
@@ -132,7 +121,7 @@ gpt2lab plan --config gpt2_xl --gpu rtx-4090 --gpus 2 --system.shard --json
     budget: float | None = option(
         "money to spend: print the tokens that it buys, for each size of GPT-2", None, at_least=0
     )
-    gpus_file: str | None = option("YAML file of more GPUs, in the form of gpt2lab/planning/gpus.yaml", None)
+    gpus_file: str | None = option("YAML file of more GPUs, in the form of gpt2lab/system/gpus.yaml", None)
     validate: str | None = option("CSV file of measured runs: print the errors of the estimated speeds instead", None)
     as_json: bool = option(JSON_HELP, False, flag="--json")
 
@@ -146,16 +135,20 @@ gpt2lab prepare fineweb-edu                                  sample-10BT from th
 gpt2lab prepare fineweb-edu --shards 20 --mirror FOLDER      2B tokens, from parquet files on disk
 gpt2lab prepare files --input my/texts more.jsonl             your own text: files, or all files of a directory
 gpt2lab prepare pretokenized --input FOLDER                  existing shards: check them and write a manifest
+gpt2lab prepare pretokenized --input FOLDER --out OUT        shards of int32 or int64, or without val: convert them
 gpt2lab prepare tinyshakespeare                              1 MB, to try it out
 """
 
-    source: Literal["fineweb-edu", "files", "pretokenized", "tinyshakespeare", "stdlib", "cpython"] = option(
+    source: Literal["fineweb-edu", "fineweb", "files", "pretokenized", "tinyshakespeare", "stdlib", "cpython"] = option(
         "corpus", flag="source", for_path="gpt2lab prepare files --input"
     )
     out: str | None = option("directory for the shards (default: data/NAME)", None)
     input: tuple[str, ...] = option("files, directories or glob patterns; or the directory of shards", (), nargs="+")
     text_field: str = option("JSON field or parquet column that holds the text", "text")
-    subset: str = option("subset of fineweb-edu: sample-10BT, sample-100BT, …", "sample-10BT")
+    text_source: str | None = option(
+        "pretokenized: the corpus that the shards hold, such as fineweb-edu", None, flag="--source"
+    )
+    subset: str = option("subset of fineweb-edu or fineweb: sample-10BT, sample-100BT, …", "sample-10BT")
     mirror: str | None = option(MIRROR_HELP, None)
     shards: int | None = option("stop after N full shards", None, at_least=1)
     shard_size: int = option("tokens of a full shard, such as 100M", 100_000_000, at_least=1)
@@ -215,7 +208,9 @@ echo "Once upon" | gpt2lab sample --model-checkpoint runs/x --json             f
 """
 
     checkpoint: str = option(MODEL_HELP, flag="--model-checkpoint")
-    prompt: str | None = option("text to continue; - for standard input (default: piped input)", None)
+    prompt: str | None = option(
+        "text to continue; - for standard input (default: piped input)", None, may_be_empty=True
+    )
     prompt_file: str | None = option("read the prompt from a UTF-8 file", None)
     num_samples: int = option("number of continuations", 4, at_least=1)
     generation: GenerationOptions = field(default=GenerationOptions(sampling=Sampling(top_k=50)))
@@ -227,38 +222,64 @@ echo "Once upon" | gpt2lab sample --model-checkpoint runs/x --json             f
 
 @dataclass(frozen=True)
 class AppOptions:
-    """Serve a page on this machine where a trained and an untrained model continue the same prompt."""
+    """Serve a page where a trained and an untrained model continue the same prompt.
+
+    Only this machine can open the page, unless --host or --share opens it to others.
+    """
 
     trained: str = option(MODEL_HELP)
     untrained: str = option(
         "model to compare with: random (the initial weights of the run), or a name as above", "random"
     )
+    host: str = option("address to listen on; 0.0.0.0: every network of this machine", "127.0.0.1")
     port: int = option("first port to try; the next ones follow", 7860, parse=port)
+    share: bool = option("also open the page at a public address, through Gradio's servers, for a week", False)
     device: Device = option(DEVICE_HELP, "auto")
     precision: InferencePrecision = option(PRECISION_HELP, "auto")
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Write the page of a run, of several runs for comparison, or of a sweep; draw the curves of runs as PNGs."""
+    """Write the page of a run, of several runs for comparison, or of a sweep; draw the curves of runs as PNGs.
+
+    Logs of other projects are drawn beside runs: log.txt of build-nanogpt, main.log of llm.c, the console output of
+    nanoGPT, logs of modded-nanogpt, and CSV files with columns of steps and losses.
+    """
 
     EXAMPLES: ClassVar[str] = """\
 gpt2lab report runs/x                 writes runs/x/report.html
 gpt2lab report runs/x runs/y          writes runs/compare_x_y.html
 gpt2lab report runs/x_sweep           writes runs/x_sweep/report.html, the page of a sweep
+gpt2lab report runs/x log/log.txt --tokens-per-step 524288
 """
 
-    runs: tuple[str, ...] = option("run directories, such as runs/quickstart", flag="runs", nargs="+")
+    runs: tuple[str, ...] = option("run directories, such as runs/quickstart, and logs", flag="runs", nargs="+")
+    tokens_per_step: tuple[int, ...] = option(
+        "tokens of a step in the logs, for a common axis; one number, or one for each log: 524288,491520",
+        (),
+        parse=whole_numbers,
+    )
     out: str | None = option("file of the page (default: report.html in the run)", None)
     price_per_hour: float | None = option("price of all machines of a run together", None, at_least=0)
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a model with its tokenizer and a model card as a directory for transformers, vLLM and llama.cpp."""
+    """Write a model with tokenizer and card for transformers, vLLM, llama.cpp, the Hub, or as a Hugging Face Space."""
+
+    EXAMPLES: ClassVar[str] = """\
+gpt2lab export --model-checkpoint runs/x --out out/x
+gpt2lab export --model-checkpoint runs/x --space out/space
+gpt2lab export --model-checkpoint runs/x --push me/gpt2-mine --dry-run           lists the files
+gpt2lab export --model-checkpoint runs/x --space out/space --push me/try-it --public
+"""
 
     checkpoint: str = option(MODEL_HELP, flag="--model-checkpoint")
-    out: str = option("new or empty directory, or an earlier export, which is replaced")
+    out: str | None = option("new or empty directory, or an earlier export, which is replaced", None)
+    space: str | None = option("such a directory, in which an app runs as a Hugging Face Space", None)
+    push: str | None = option("OWNER/NAME: upload it to the Hub; private if the repository is new", None)
+    public: bool = option("let everybody see what is uploaded", False)
+    dry_run: bool = option("list what --push would upload, and write and upload nothing", False)
     dtype: Literal["fp32", "bf16", "fp16"] = option("dtype of the weights; they are trained in fp32", "fp32")
     mirror: str | None = option(MIRROR_HELP, None)
 
@@ -285,6 +306,16 @@ gpt2lab evaluate --model-checkpoint model_19072.pt           without a conversio
 
 @dataclass(frozen=True)
 class PrintSettingsOptions:
-    """Print every setting with its type, default and meaning."""
+    """Print every setting with its type, default and meaning, or translate a settings file of another project.
 
+    `translate FILE` prints the YAML for --config. FILE is YAML, or Python such as nanoGPT's config/train_gpt2.py, which
+    is read and never run. What has no counterpart is a warning.
+    """
+
+    EXAMPLES: ClassVar[str] = """\
+gpt2lab settings > settings.md
+gpt2lab settings translate config/train_gpt2.py > my.yaml
+"""
+
+    action: tuple[str, ...] = option("translate FILE", (), flag="action", nargs="*")
     schema: bool = option("print a JSON schema, for completion in an editor", False)

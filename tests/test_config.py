@@ -220,5 +220,14 @@ def test_total_batch_size_that_does_not_divide_names_the_nearest_that_do():
     with pytest.raises(GPT2LabError, match="2944 or 3072") as error:
         batches(3000, 1)
     assert "train.total_batch_size 3000" in str(error.value)
-    with pytest.raises(GPT2LabError, match="nearest that works: 1024$"):
+    with pytest.raises(GPT2LabError, match="2 processes can share equally: train.total_batch_size 256$"):
         batches(100, 2, micro=4)
+    with pytest.raises(GPT2LabError, match="start 5 processes, or set train.total_batch_size 768$"):
+        batches(5 * 128, 6)
+
+
+def test_a_number_for_the_micro_batch_is_an_upper_limit():
+    assert batches(60 * 128, 1, micro=16) == (60, 15, 4)
+    assert batches(60 * 128, 4, micro=16) == (60, 15, 1)
+    assert batches(60 * 128, 4, micro=100) == (60, 15, 1)
+    assert batches(7 * 128, 1, micro=6) == (7, 1, 7)

@@ -1,4 +1,4 @@
-"""Two models continue one prompt, one token each in turn.
+"""Two models continue one prompt, one token of each continuation in turn.
 
     request ─▶ prompt ids ─┬─▶ stream of model 1 ─┬─▶ Continuation, Continuation
                            └─▶ stream of model 2 ─┘
@@ -19,7 +19,8 @@ from gpt2lab.generation.text import TextDelta
 from gpt2lab.model.language_model import LanguageModel
 
 MAX_PROMPT_CHARACTERS = 8_000  # more than fit into GPT-2's context window
-MAX_NEW_TOKENS = 512  # of each model
+MAX_NEW_TOKENS = 512  # of each continuation
+MAX_CONTINUATIONS = 10  # of each model
 TOP_TOKENS = 8  # most likely tokens that are kept at every position
 
 
@@ -34,10 +35,10 @@ class ComparedModel:
 
 @dataclass
 class Continuation:
-    """What a model has generated so far."""
+    """What a model has generated so far, in one or several continuations."""
 
     note: str = ""  # which part of the prompt the model reads, unless all of it
-    deltas: list[TextDelta] = field(default_factory=list)
+    deltas: list[TextDelta] = field(default_factory=list)  # each names its continuation, the row
     seconds_to_first_token: float | None = None
     seconds: float = 0.0  # of computing after the first token
 
@@ -48,7 +49,7 @@ class Continuation:
 
 
 def compare(
-    models: Sequence[ComparedModel], tokenizer: Tokenizer, prompt: str, generation: GenerationOptions
+    models: Sequence[ComparedModel], tokenizer: Tokenizer, prompt: str, generation: GenerationOptions, count: int = 1
 ) -> Generator[tuple[int, Continuation], None, None]:
     """Continue the prompt with every model.
 
@@ -57,6 +58,7 @@ def compare(
         tokenizer: their tokenizer.
         prompt: the text to continue.
         generation: how many tokens, sampled how.
+        count: continuations of each model; each is the text that the model generates alone with its seed.
 
     Yields:
         (index of the model, what it has generated so far) after each token.
@@ -75,10 +77,10 @@ def compare(
         text.stream(
             compared.model,
             tokenizer,
-            [prompt_ids],
+            [prompt_ids] * count,
             generation.max_new_tokens,
             generation.sampling,
-            seeds=[generation.seed],
+            seeds=range(generation.seed, generation.seed + count),
             top=TOP_TOKENS,
         )
         for compared, prompt_ids in zip(models, ids, strict=True)

@@ -1,8 +1,9 @@
 // Choosing a token and drawing the distribution it was sampled from. The data are attributes of the tokens (page.html.j2).
 (() => {
   let chosen = 1; // position after the prompt, the same for both models
+  let row = 0; // continuation, likewise
 
-  const tokens = (side) => document.querySelectorAll(`.tokens[data-side="${side}"] .token`);
+  const tokens = (side) => document.querySelectorAll(`.tokens[data-side="${side}"][data-row="${row}"] .token`);
   const percent = (p) => (p < 1e-5 ? "<0.001%" : `${(100 * p).toPrecision(p >= 0.1 ? 3 : 2)}%`);
   const visible = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥");
 
@@ -63,13 +64,18 @@
 
   document.addEventListener("click", (event) => {
     const token = event.target.closest?.(".token");
-    if (token) choose(Number(token.dataset.n));
-    if (event.target.closest?.("#write")) chosen = 1;
+    if (token) {
+      row = Number(token.closest(".tokens").dataset.row);
+      choose(Number(token.dataset.n));
+    }
+    if (event.target.closest?.("#write")) chosen = 1, row = 0;
   });
   document.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (step && event.target.closest?.(".tokens")) {
+    const text = event.target.closest?.(".tokens");
+    if (step && text) {
       event.preventDefault();
+      row = Number(text.dataset.row);
       choose(chosen + step);
     }
   });

@@ -52,7 +52,7 @@ def read(folder: Path | None, step: int | None = None) -> Record:
     try:
         run = records.read(folder)
     except GPT2LabError as error:  # the model is usable without
-        return Record([], f"No curves: {error}.")
+        return Record([], f"No curves: {str(error).replace(str(folder), folder.name)}.")  # others may see the page
     if not run.metrics:
         return Record([], f"No curves: {run.name} has no metrics.jsonl, or it is empty.")
     loss = _frame("loss", {"training": run.curve("train/loss"), "validation": run.curve("val/loss")})

@@ -1,14 +1,16 @@
-"""`gpt2lab app`: load two models and serve the page, on this machine only.
+"""`gpt2lab app`: load two models and serve the page, by default on this machine only.
 
 --trained ─▶ model, its run ─┐
---untrained ─▶ model ────────┴─▶ page ─▶ http://127.0.0.1:7860, or the next free port
+--untrained ─▶ model ────────┴─▶ page ─▶ http://127.0.0.1:7860, or the next free port; --host, --share: for others
 """
 
+import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from gpt2lab import config, packages, progress
+from gpt2lab import config, logs, packages, progress
 from gpt2lab.app import page as pages
 from gpt2lab.app import record
 from gpt2lab.app.compare import ComparedModel, compare
@@ -25,6 +27,8 @@ from gpt2lab.system import precision as precisions
 if TYPE_CHECKING:
     import gradio
 
+logger = logging.getLogger(__name__)
+
 
 def run(options: AppOptions) -> None:
     """Serve the page until Ctrl-C.
@@ -33,11 +37,19 @@ def run(options: AppOptions) -> None:
         options: the models, and where to serve and compute.
 
     Raises:
-        GPT2LabError: Gradio is not installed, there is no such model or no checkpoint yet, or no port is free.
+        GPT2LabError: Gradio is not installed, there is no such model or no checkpoint yet, or the page cannot be served
+            at this address.
     """
     devices.share_one_heap()  # requests are computed by different threads
     page = prepare(options)
-    print(f"{pages.serve(page, options.port)}  (Ctrl-C ends it)", flush=True)
+    addresses = pages.serve(page, options.port, options.host, options.share)
+    if pages.is_open(options.host, options.share):
+        logger.warning(
+            "the page is open to others: who can reach its address can use these models on this machine, without a "
+            f"password; {pages.MAX_RUNNING} requests compute at a time, each for at most {pages.MAX_SECONDS} s, and "
+            f"{pages.MAX_WAITING} may wait"
+        )
+    logs.print_result(f"{' and '.join(addresses)}  (Ctrl-C ends it)")
     page.block_thread()
 
 
@@ -65,7 +77,8 @@ def prepare(options: AppOptions) -> "gradio.Blocks":
         for _ in compare(models, tokenizer, "Once", GenerationOptions(max_new_tokens=2)):
             pass  # the first tokens are slow: allocations and caches
     examples = (settings.train.sample_prompt, *pages.EXAMPLES)
-    return pages.build(models, tokenizer, lambda: record.read(checkpoint.run, checkpoint.step), examples)
+    max_seconds = pages.MAX_SECONDS if pages.is_open(options.host, options.share) else None
+    return pages.build(models, tokenizer, lambda: record.read(checkpoint.run, checkpoint.step), examples, max_seconds)
 
 
 def _load_models(
@@ -90,7 +103,8 @@ def _load_models(
 
 
 def _name(name: str, checkpoint: ResolvedCheckpoint) -> str:
-    return checkpoint.run.resolve().name if checkpoint.run else name
+    """The name of a model on the page, without the path of a folder or file of this machine."""
+    return (checkpoint.run or Path(name)).resolve().name if checkpoint.run or Path(name).exists() else name
 
 
 def _note(checkpoint: ResolvedCheckpoint, model: LanguageModel) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from gpt2lab.bench import ladder, measure, results, rivals
+from gpt2lab import logs, progress
+from gpt2lab.bench import checkouts, ladder, measure, results, rivals
 from gpt2lab.bench.gpt2lab_step import gpt2lab_step, profile_step
 from gpt2lab.bench.limits import matmul_flops, run_matmuls
 from gpt2lab.bench.process import ContenderProcess, StepTimes
@@ -39,7 +40,7 @@ def run(config: Config, options: BenchOptions) -> None:
     """Measure, and print the result.
 
     Args:
-        config: the run whose step is timed; `train.micro_batch_size` must be a number.
+        config: the run whose step is timed. An `auto` micro batch is the default of the device, the same for all.
         options: contenders, and what to write.
 
     Raises:
@@ -47,11 +48,10 @@ def run(config: Config, options: BenchOptions) -> None:
     """
     if unknown := [name for name in options.rivals if name not in rivals.RIVALS]:
         raise GPT2LabError(f"no rival {unknown[0]}; there are {', '.join(rivals.RIVALS)}, or none")
-    if config.train.micro_batch_size == "auto":
-        raise GPT2LabError("train.micro_batch_size is auto; every contender needs the same number, such as 4")
     device = devices.choose(config.system.device)
     policy = precision.choose(config.system.precision, device)
-    plan = config.batch_plan(1, 0)
+    plan = config.batch_plan(1, devices.micro_batch_tokens(device))
+    config = _with_micro_batch(config, plan.micro_batch_size)
     shape = Shape(config.model, plan.micro_batch_size, plan.grad_accum_steps, device.type)
     if options.profile:
         profile_step(config, device, Path(options.profile), warm_up=WARM_UP)
@@ -59,7 +59,8 @@ def run(config: Config, options: BenchOptions) -> None:
     contenders: Contenders = {"gpt2lab": (gpt2lab_step, (config,))}
     contenders |= _ladder_stages(shape) if options.ladder else _rivals(options, shape)
     contenders["limit"] = (run_matmuls, (shape, policy.dtype))
-    seconds = _estimate_seconds(len(contenders), options, shape, device)
+    with progress.Phase("estimating the duration"):
+        seconds = _estimate_seconds(len(contenders), options, shape, device)
     logger.info("%d contenders, %d steps each: about %s", len(contenders), _steps(options), format_time_left(seconds))
     times = _time_contenders(contenders, options, device)
 
@@ -72,12 +73,17 @@ def run(config: Config, options: BenchOptions) -> None:
     environment |= {"precision": policy.name, "compile": config.system.compile}
     limits = {"matrix_products": str(policy.dtype).removeprefix("torch."), "flops_per_second": limit}
     if options.chart:
-        results.draw_chart(rows, Path(options.chart))
+        with progress.Phase("drawing the chart"):
+            results.draw_chart(rows, Path(options.chart))
         logger.info("wrote %s", options.chart)
     if options.as_json:
-        print(json.dumps({"rows": rows, "limits": limits, "environment": environment}))
+        logs.print_result(json.dumps({"rows": rows, "limits": limits, "environment": environment}))
     else:
-        results.print_table(rows, limits, environment)
+        logs.print_result(results.format_table(rows, limits, environment))
+
+
+def _with_micro_batch(config: Config, size: int) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update={"micro_batch_size": size})})
 
 
 def _steps(options: BenchOptions) -> int:
@@ -105,9 +111,9 @@ def _ladder_stages(shape: Shape) -> Contenders:
 
 
 def _rivals(options: BenchOptions, shape: Shape) -> Contenders:
-    checkouts = {"nanogpt": options.nanogpt, "build-nanogpt": options.build_nanogpt}
-    names = dict.fromkeys((*options.rivals, *(name for name, folder in checkouts.items() if folder)))
-    return {name: (rivals.RIVALS[name], (shape, checkouts[name]) if name in checkouts else (shape,)) for name in names}
+    folders = checkouts.folders(options)
+    names = dict.fromkeys((*options.rivals, *(name for name, folder in folders.items() if folder)))
+    return {name: (rivals.RIVALS[name], (shape, folders[name]) if name in folders else (shape,)) for name in names}
 
 
 def _time_contenders(contenders: Contenders, options: BenchOptions, device: torch.device) -> dict[str, StepTimes]:
@@ -119,9 +125,10 @@ def _time_contenders(contenders: Contenders, options: BenchOptions, device: torc
         turns: dict[str, Callable[[], StepTimes]] = {}
         for name, (train, arguments) in contenders.items():
             try:
-                process = ContenderProcess(name, train, arguments, device, scratch)
-                stack.callback(process.close)
-                process.time_steps(WARM_UP)
+                with progress.Phase(f"starting {name}, with {WARM_UP} steps that do not count"):
+                    process = ContenderProcess(name, train, arguments, device, scratch)
+                    stack.callback(process.close)
+                    process.time_steps(WARM_UP)
             except GPT2LabError as error:
                 if name in ("gpt2lab", "limit"):
                     raise

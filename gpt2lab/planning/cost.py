@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from gpt2lab.config import Config
 from gpt2lab.model import flops
-from gpt2lab.planning.gpus import GPU
 from gpt2lab.planning.speed import Range
+from gpt2lab.system.gpus import GPU
 
 START_SECONDS, COMPILE_SECONDS = 15.0, 60.0  # docs/performance.md, "Time to the first step", rounded up
 _HELLASWAG_ITEMS, _HELLASWAG_TOKENS = 10_042, 340  # tokens of an item, both conventions, padding included

@@ -3,14 +3,14 @@
 import os
 from dataclasses import dataclass, replace
 
-from gpt2lab.config import SIZES, Config, GPT2Config
+from gpt2lab.config import SIZES, Config, GPT2Config, largest_divisor
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import flops
 from gpt2lab.planning import cost, memory, speed
 from gpt2lab.planning.cost import Duration, Limits
-from gpt2lab.planning.gpus import GPU
 from gpt2lab.planning.memory import GIB, Layout, Memory
 from gpt2lab.planning.speed import Range, Stack, StepTime, Work
+from gpt2lab.system.gpus import GPU
 
 FIT_FRACTION = 0.97  # of a GPU's memory: the allocator cannot use the last parts of it
 _CPU_FRACTION = 0.9  # the system needs the rest
@@ -76,7 +76,7 @@ def make(
     available = _available(gpu, gpus)
     limit = available * (_CPU_FRACTION if gpu.is_cpu else memory.AUTO_FRACTION if requested == "auto" else FIT_FRACTION)
     largest = memory.largest_micro_batch(config.model, layout, sequences, limit)
-    size = largest if requested == "auto" else _lowered(requested, sequences, largest)
+    size = largest if requested == "auto" else _lowered(plan.micro_batch_size, sequences, largest)
     if requested == "auto" and gpu.is_cpu:  # training prefers small micro batches there (system/device.py)
         size = config.batch_plan(gpus, max_micro_tokens=2048).micro_batch_size if largest else 0
     layout = replace(layout, micro_batch_size=max(size, 1), grad_accum_steps=sequences // max(size, 1))
@@ -121,7 +121,7 @@ def _lowered(requested: int, sequences: int, largest: int) -> int:
     """The micro batch that training comes to: it halves the requested one until it fits (training/memory.py)."""
     size = requested
     while size > max(largest, 1):
-        size = next(n for n in range(size // 2, 0, -1) if sequences % n == 0)
+        size = largest_divisor(sequences, size // 2)
     return size if largest else 0
 
 
@@ -211,7 +211,7 @@ def spend(config: Config, plan: Plan, budget: float) -> list[Offer]:
     hours = budget / plan.price_per_hour
     models = {"recipe": config.model}
     for size in SIZES:
-        shape = {"size": size, "block_size": config.model.block_size, "vocab_size": config.model.vocab_size}
+        shape = {"size": size} | config.model.model_dump(include={"block_size", "vocab_size", "activation"})
         if (model := GPT2Config.model_validate(shape)) != config.model:
             models[size] = model
     offers = []

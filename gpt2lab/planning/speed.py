@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from gpt2lab.planning.gpus import GPU
+from gpt2lab.system.gpus import GPU
 
 BYTES_PER_CHANNEL = 130.0  # of a layer and token, counted in Inductor's code for this model's step
 BYTES_PER_LOGIT = 10.0  # bf16: written, read twice, gradient written, read

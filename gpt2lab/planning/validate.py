@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.planning import gpus, memory, speed
-from gpt2lab.planning.gpus import GPU
+from gpt2lab.planning import memory, speed
 from gpt2lab.planning.memory import GIB, Layout, Memory
 from gpt2lab.planning.speed import SHIPPED, Constants, Sharding, Work
+from gpt2lab.system import gpus
+from gpt2lab.system.gpus import GPU
 
 _VOCAB_SIZE = 50368  # of LLM Foundry's models; a column vocab_size replaces it
 _SHARDING: dict[str, Sharding] = {"FULL_SHARD": "full", "SHARD_GRAD_OP": "gradients", "NO_SHARD": "none"}

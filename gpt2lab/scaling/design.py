@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpt2lab.config import Config
-from gpt2lab.config.settings import SHAPE
+from gpt2lab.config.architecture import SHAPE
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import format_count
 from gpt2lab.model import flops

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gpt2lab.config import SIZES, Config, GPT2Config, OptimizerConfig
-from gpt2lab.config.settings import SHAPE
+from gpt2lab.config.architecture import SHAPE
 from gpt2lab.model import flops
 from gpt2lab.scaling import points
 from gpt2lab.scaling.points import Counted

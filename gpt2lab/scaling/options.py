@@ -1,21 +1,10 @@
 """Options of the `scaling` command."""
 
-import argparse
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from gpt2lab.option_values import quantities
 from gpt2lab.options import JSON_HELP, SettingsOptions, option
-
-
-def quantities(text: str) -> tuple[float, ...]:
-    """Positive numbers from text such as `1e13:1e15`."""
-    try:
-        values = tuple(float(part) for part in text.split(":"))
-    except ValueError:
-        values = ()
-    if not values or not all(0 < value < float("inf") for value in values):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 1e15, or a range such as 1e13:1e15")
-    return values
 
 
 @dataclass(frozen=True, kw_only=True)  # an option without a default follows those of the base class

@@ -5,11 +5,11 @@ from typing import Any
 from gpt2lab.config import Config, yaml_format
 from gpt2lab.formatting import format_count
 from gpt2lab.model import flops
-from gpt2lab.planning import gpus
 from gpt2lab.scaling import family
 from gpt2lab.scaling.family import Design
 from gpt2lab.scaling.forms import Law
 from gpt2lab.scaling.points import Counted, count_parameters
+from gpt2lab.system import gpus
 
 # Besiroglu et al. 2024 ("Chinchilla Scaling: A replication attempt"): approach 3, fitted to Chinchilla's points.
 CHINCHILLA = Law(E=1.8172, A=482.01, alpha=0.3478, B=2085.43, beta=0.3658)
@@ -21,12 +21,12 @@ def flops_of_gpu_hours(hours: float, gpu: str, mfu: float) -> float:
     Args:
         hours: of all GPUs together.
         gpu: name in the planner's table, such as A100.
-        mfu: share of the bf16 peak that training reaches.
+        mfu: share of the peak in bf16, or in fp16 where there is no bf16, that training reaches.
 
     Raises:
-        GPT2LabError: the table does not have the GPU, or its bf16 peak.
+        GPT2LabError: the table does not have the GPU.
     """
-    return hours * 3600 * gpus.find(gpu, gpus.load()).peak_flops("bf16") * mfu
+    return hours * 3600 * gpus.find(gpu, gpus.load()).mixed_precision_flops() * mfu
 
 
 def recommend(config: Config, compute: float, law: Law, counted: Counted) -> Design:

@@ -135,9 +135,9 @@ def build(
     others = {name: value for name, value in overrides.items() if name not in _FIXED}
     found: dict[str, str] = {}
     built = []
-    for number, (name, own) in enumerate(runs.items()):
+    for name, own in runs.items():
         values = others | dict(own) | {"run.name": name, "run.out_dir": str(folder)}
-        config = settings.load(recipes, values, log_renames=number == 0)
+        config = settings.load(recipes, values)
         content = str({key: value for key, value in config.flat().items() if key != "run.name"})
         if content in found:
             raise GPT2LabError(f"the runs {found[content]} and {name} have the same settings")

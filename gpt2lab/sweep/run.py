@@ -15,7 +15,7 @@ from signal import Signals
 
 from gpt2lab import config as settings
 from gpt2lab import progress
-from gpt2lab.data import catalogue, prepare
+from gpt2lab.data import run_data
 from gpt2lab.errors import GPT2LabError, RunStoppedError
 from gpt2lab.files import DirectoryLock
 from gpt2lab.formatting import format_duration
@@ -38,7 +38,7 @@ def run(options: SweepOptions) -> None:
     """
     recipes = options.config or (options.RECIPE,)
     axes = grid.parse_axes(options.over, options.overrides)
-    default_name = f"{settings.load(recipes, log_renames=False).run.name}_sweep"
+    default_name = f"{settings.load(recipes).run.name}_sweep"
     start(
         grid.build(recipes, options.overrides, grid.list_combinations(axes), default_name),
         page.write,
@@ -92,10 +92,10 @@ def _prepare_data(sweep: Sweep) -> None:
     """Check the data of all runs, and prepare it where training would: runs side by side cannot do so at once."""
     for run in {run.config.data.model_dump_json(): run for run in sweep.runs}.values():
         data = run.config.data
-        if data.dir is not None and "data.source" not in {**sweep.overrides, **run.settings}:
-            prepare.require_shards(data)
-        prepare.require_mirror(data)
-        prepare.prepare(data.source, data.dir or catalogue.DEFAULT_DIRS[data.source], mirror=data.mirror)
+        if data.dir is not None and data.input is None and "data.source" not in {**sweep.overrides, **run.settings}:
+            run_data.require_shards(data)
+        run_data.require_mirror(data)
+        run_data.prepare(data)
 
 
 def _train(sweep: Sweep, states: dict[str, State], write_page: Callable[[Path], Path]) -> int:

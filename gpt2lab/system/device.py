@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import os
 import platform
-import re
 import resource
 import sys
 from pathlib import Path
@@ -13,21 +12,7 @@ from typing import Any
 import torch
 
 from gpt2lab.errors import GPT2LabError
-
-# Dense bf16 peak of one GPU in FLOP/s, from NVIDIA's data sheets.
-PEAK_FLOPS = {
-    "A100": 312e12,
-    "A10G": 70e12,
-    "A40": 149.7e12,
-    "H100": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H200": 989e12,
-    "L4": 121e12,
-    "L40S": 362e12,
-    "RTX 3090": 71e12,
-    "RTX 4090": 165.2e12,
-}
+from gpt2lab.system import gpus
 
 
 def choose(name: str, local_rank: int = 0) -> torch.device:
@@ -118,13 +103,9 @@ def micro_batch_tokens(device: torch.device) -> int:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Dense bf16 peak of a GPU in FLOP/s; None for CPUs and unknown GPUs."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    # Whole words, without the variants of the same name that have another peak.
-    known = [key for key in PEAK_FLOPS if re.search(rf"\b{key}\b(?! (Ti|SUPER|Laptop|Mobile))", name)]
-    return PEAK_FLOPS[max(known, key=len)] if known else None
+    """Dense peak of a GPU in FLOP/s, in bf16, or in fp16 where it has no bf16; None for CPUs and unknown GPUs."""
+    gpu = gpus.recognize(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return gpu.mixed_precision_flops() if gpu else None
 
 
 def _cpu_info() -> dict[str, str]:

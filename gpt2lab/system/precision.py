@@ -1,6 +1,7 @@
 """The dtype of matrix products. Weights, gradients and the optimizer are always fp32."""
 
 import contextlib
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +9,8 @@ import torch
 
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.system import device as devices
+
+logger = logging.getLogger(__name__)
 
 Name = Literal["fp32", "tf32", "bf16", "fp16"]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -47,7 +50,8 @@ def choose(name: Literal["auto"] | Name, device: torch.device) -> Precision:
     On CUDA this also sets whether fp32 products may use tf32, which they do unless the precision is fp32.
 
     Args:
-        name: a precision; auto is bf16 where the hardware has instructions for it, else fp32, which is faster there.
+        name: a precision; auto is bf16 where the hardware has instructions for it, fp16 on other CUDA devices, and else
+            fp32, which is faster there.
         device: where the products run.
 
     Raises:
@@ -56,7 +60,12 @@ def choose(name: Literal["auto"] | Name, device: torch.device) -> Precision:
     ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if name == "auto":
         native = device.type == "cpu" and bool(devices.cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
-        name = "bf16" if native or ampere else "fp32"
+        name = "bf16" if native or ampere else "fp16" if device.type == "cuda" else "fp32"
+        if name == "fp16":
+            logger.info(
+                f"precision auto is fp16, in training with loss scaling: {torch.cuda.get_device_name(device)} is older "
+                "than the Ampere generation and has no bf16"
+            )
     if name == "tf32" and not ampere:
         raise GPT2LabError("system.precision tf32 needs a CUDA device of the Ampere generation or later; use auto")
     if name == "fp16" and device.type == "mps":

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gpt2lab import files
+from gpt2lab.tracking.foreign_logs import ForeignLog
 from gpt2lab.tracking.records import Curve, Run
+from gpt2lab.tracking.reference import Band
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,11 +40,21 @@ POINTS = {True: 200, False: 120}  # of a line, by whether its plot has only one
 
 
 class Line(NamedTuple):
-    """Run number n of a page. `scale` is the length of a step on the x axis: 1, or its tokens."""
+    """Run number n of a page, or a log. `scale` is the length of a step on the x axis: 1, or its tokens.
 
-    run: Run
+    `minutes` of training up to each step, from step 0 on, are the x axis in place of the steps.
+    """
+
+    run: Run | ForeignLog
     number: int
     scale: int
+    minutes: np.ndarray | None = None
+
+    def place(self, steps: np.ndarray) -> np.ndarray:
+        """Convert steps (N,) to positions on the x axis."""
+        if self.minutes is None:
+            return steps * self.scale
+        return np.asarray(np.interp(steps, np.arange(len(self.minutes)), self.minutes))
 
     @property
     def style(self) -> dict[str, Any]:
@@ -68,10 +80,11 @@ class Downsampled(NamedTuple):
     high: np.ndarray
 
 
-def build_lines(runs: Sequence[Run]) -> list[Line]:
-    """Assign each run a line. The x axis is steps if these have equally many tokens in all runs, or else tokens."""
-    sizes = {run.settings.train.total_batch_size for run in runs}
-    return [Line(run, i, run.settings.train.total_batch_size if len(sizes) > 1 else 1) for i, run in enumerate(runs)]
+def build_lines(runs: Sequence[Run | ForeignLog]) -> list[Line]:
+    """Assign each run a line. The x axis is tokens if steps have different numbers of tokens and all are known."""
+    sizes = {run.tokens_per_step for run in runs}
+    over_tokens = len(sizes) > 1 and None not in sizes
+    return [Line(run, i, (over_tokens and run.tokens_per_step) or 1) for i, run in enumerate(runs)]
 
 
 def downsample(curve: Curve, points: int) -> Downsampled:
@@ -107,7 +120,8 @@ def loss_range(lines: Sequence[Line], reference: Reference | None = None) -> tup
     Returns:
         Lower and upper end; None for the full range, if a run is short.
     """
-    losses = [line.run.curve("train/loss").values for line in lines]
+    curves = (line.run.curve("train/loss").values for line in lines)
+    losses = [values for values in curves if len(values)]
     if not losses or min(map(len, losses)) < 2000:
         return None
     low = min(float(values.min()) for values in losses)
@@ -117,13 +131,20 @@ def loss_range(lines: Sequence[Line], reference: Reference | None = None) -> tup
     return low - 0.06 * height, low + height
 
 
-def loss_figure(lines: Sequence[Line], reference: Reference | None = None, size: tuple[int, int] = WIDE) -> "Figure":
+def loss_figure(
+    lines: Sequence[Line],
+    reference: Reference | None = None,
+    size: tuple[int, int] = WIDE,
+    *,
+    band: Band | None = None,
+) -> "Figure":
     """Plot the training loss as a thin line and the validation loss as a thick one.
 
     Args:
         lines: the runs.
         reference: a published value to compare with.
         size: width and height in points.
+        band: of published runs, to shade.
 
     Returns:
         The figure.
@@ -143,6 +164,8 @@ def loss_figure(lines: Sequence[Line], reference: Reference | None = None, size:
                 fontsize=FONT,
                 fontweight="bold",
             )
+    if band is not None:
+        _draw_band(axes, lines, band)
     if (limits := loss_range(lines, reference)) is not None:
         axes.set_ylim(limits)
     if reference is not None:
@@ -157,6 +180,7 @@ def curve_figure(
     size: tuple[int, int] = NARROW,
     *,
     share: bool = False,
+    band: Band | None = None,
 ) -> "Figure":
     """Plot one metric.
 
@@ -166,6 +190,7 @@ def curve_figure(
         references: published values to compare with.
         size: width and height in points.
         share: show the values as percentages.
+        band: of published runs, to shade.
 
     Returns:
         The figure.
@@ -175,6 +200,8 @@ def curve_figure(
     figure, axes = _axes(lines, size)
     for line in lines:
         _draw(axes, line, key, alone=len(lines) == 1)
+    if band is not None:
+        _draw_band(axes, lines, band)
     if references:
         _draw_references(axes, references)
     else:
@@ -247,7 +274,8 @@ def format_number(number: float) -> str:
 
 def _axes(lines: Sequence[Line], size: tuple[int, int]) -> "tuple[Figure, Axes]":
     over_tokens = any(line.scale > 1 for line in lines)
-    figure, axes = new_axes("tokens" if over_tokens else "optimizer step", size)
+    unit = "minutes of training" if lines[0].minutes is not None else "tokens" if over_tokens else "optimizer step"
+    figure, axes = new_axes(unit, size)
     axes.locator_params("x", nbins=7 if size == WIDE else 4, integer=True)
     axes.xaxis.set_major_formatter((lambda x, _: format_number(x)) if over_tokens else "{x:,.0f}")
     return figure, axes
@@ -281,7 +309,7 @@ def new_axes(x_label: str, size: tuple[int, int]) -> "tuple[Figure, Axes]":
 def _draw(axes: "Axes", line: Line, key: str, *, faint: bool = False, alone: bool = False) -> Curve:
     """Draw a metric of a run; alone in its plot, with the range of the values behind each point."""
     steps, mean, low, high = downsample(line.run.curve(key), POINTS[alone])
-    x, style = steps * line.scale, line.style
+    x, style = line.place(steps), line.style
     if faint:
         style |= {"marker": "", "linewidth": 0.9, "alpha": 0.55 if alone else 0.6}
     else:
@@ -292,6 +320,16 @@ def _draw(axes: "Axes", line: Line, key: str, *, faint: bool = False, alone: boo
     if alone and low is not high:
         axes.fill_between(x, low, high, color=style["color"], alpha=0.16, linewidth=0)
     return Curve(x, mean)
+
+
+def _draw_band(axes: "Axes", lines: Sequence[Line], band: Band) -> None:
+    """Shade the band of published runs as far as the lines go; the first line is a run whose tokens are known."""
+    left, right = axes.get_xlim()
+    positions = band.tokens / (lines[0].run.tokens_per_step or 1) * lines[0].scale
+    x = np.append(positions[positions < right], right if positions[-1] > right else positions[-1])
+    low, high = (np.interp(x, positions, end) for end in (band.low, band.high))
+    axes.fill_between(x, low, high, color=REFERENCE, alpha=0.22, linewidth=0, zorder=0.5)
+    axes.set_xlim(left, right)
 
 
 def _draw_references(axes: "Axes", references: Sequence[Reference]) -> None:

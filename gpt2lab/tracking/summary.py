@@ -40,6 +40,8 @@ def figures(run: Run, price_per_hour: float | None = None) -> dict[str, Figure]:
     result: dict[str, Figure] = {}
     if isinstance(parameters := environment.get("parameters"), int):
         result["parameters"] = Figure(format_number(parameters), f"{parameters:,}")
+    if (origin := run.origin) is not None:
+        result["initial weights"] = Figure(str(origin["from"]), str(origin.get("path", "")))
     for label, key in (("validation loss", "val/loss"), ("bits per byte", "val/bits_per_byte")):
         if len(values := run.curve(key).values):
             result[label] = Figure(f"{values[-1]:.3f}", f"from {values[0]:.2f}" if len(values) > 1 else "")

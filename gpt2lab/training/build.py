@@ -9,7 +9,6 @@ import logging
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from gpt2lab.config import (
     TrackingConfig,
     TrainConfig,
 )
-from gpt2lab.data import catalogue, prepare
+from gpt2lab.data import catalogue, run_data
 from gpt2lab.data.loader import Loader
 from gpt2lab.data.shards import open_split
 from gpt2lab.errors import GPT2LabError
@@ -43,6 +42,7 @@ from gpt2lab.training import memory, optimizer
 from gpt2lab.training.batches import TrainingData
 from gpt2lab.training.checkpoint import Checkpoint
 from gpt2lab.training.guard import Guard
+from gpt2lab.training.initial_weights import InitialWeights
 from gpt2lab.training.memory import TrainingModel
 from gpt2lab.training.run_directory import RunDirectory
 from gpt2lab.training.state import TrainState
@@ -97,8 +97,8 @@ def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchP
     Raises:
         GPT2LabError: the data is missing or damaged, or does not fit the model.
     """
-    folder = Path(data.dir or catalogue.DEFAULT_DIRS[data.source])
-    dist.on_main(lambda: prepare.prepare(data.source, folder, mirror=data.mirror))
+    folder = catalogue.data_folder(data)
+    dist.on_main(lambda: run_data.prepare(data))
     with progress.Phase("opening the data"):
         train, val = open_split(folder, "train"), open_split(folder, "val")
     loader = Loader(
@@ -111,7 +111,13 @@ def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchP
         world_size=dist.world_size,
     )
     opened = TrainingData(train, val, loader, data.mirror)
-    if opened.source is not None and not opened.source.startswith(data.source):
+    if opened.source is None:
+        advice = (
+            f"; if it is {data.source}, say so: gpt2lab prepare pretokenized --input {folder} --source {data.source}"
+        )
+        advice = advice if data.source in catalogue.LARGE else ""
+        logger.info(f"Training on {folder} (its shards do not say what text they hold{advice})")
+    elif opened.source != data.source:
         source = {"files": "your own files"}.get(opened.source, opened.source)
         logger.info(f"Training on {folder} ({source})")
     return opened
@@ -125,6 +131,7 @@ def build_state(
     system: SystemConfig,
     run: RunConfig,
     start: Checkpoint | None,
+    initial: InitialWeights | None,
     dist: DistContext,
     precision: Precision,
 ) -> TrainState:
@@ -138,7 +145,8 @@ def build_state(
         guard: which steps are skipped.
         system: activation checkpointing and sharding.
         run: the seed.
-        start: the checkpoint to restore; None: initial weights.
+        start: the checkpoint to restore; None: a new run.
+        initial: the weights that a new run starts from; None: random ones.
         dist: device and ranks.
         precision: whether the loss is scaled.
 
@@ -159,6 +167,8 @@ def build_state(
         language_model.trunk.activation_checkpointing = system.activation_checkpointing
         if start is not None:
             start.restore_weights(language_model)
+        elif initial is not None:
+            initial.load_into(language_model)
         if sharded:
             dist.shard(language_model, language_model.trunk.blocks)  # moves one block at a time to the device
         language_model.to(dist.device)
@@ -207,6 +217,11 @@ def wrap_for_training(
         return plain if state.sharded else dist.wrap(plain)
 
     size, block_size = plan.micro_batch_size, plain.config.block_size
+    if train.micro_batch_size not in ("auto", size):
+        logger.info(
+            f"train.micro_batch_size is {size}, not {train.micro_batch_size}: the largest up to it that divides the "
+            f"{sequences} sequences of a process"
+        )
     model = TrainingModel(plain, wrap, size, block_size, state.sharded, dist, precision)
     if cuda and not state.sharded:  # no rank can run a sharded model alone
         with progress.Phase("trying the micro batch size"):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gpt2lab.config import BatchPlan, largest_divisor
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.system import device as devices
 from gpt2lab.system.distributed import DistContext
@@ -172,6 +173,26 @@ class MicroStepVotes:
         return None
 
 
+def lower_on_cpu(plan: BatchPlan, block_size: int, device: torch.device) -> BatchPlan:
+    """Lower a micro batch size that is meant for GPUs. On a CPU it is not faster, and a micro-step would take minutes.
+
+    Args:
+        plan: of the settings.
+        block_size: tokens a sequence.
+        device: where training runs.
+
+    Returns:
+        The plan, with another micro batch size if the device is a CPU and a micro batch has more than 8,192 tokens.
+    """
+    limit = devices.micro_batch_tokens(device)
+    if device.type != "cpu" or plan.micro_batch_size * block_size <= 4 * limit:
+        return plan
+    sequences = plan.micro_batch_size * plan.grad_accum_steps
+    size = largest_divisor(sequences, limit // block_size)
+    logger.info(f"micro_batch_size is {size} on this CPU, not {plan.micro_batch_size}: more is not faster")
+    return BatchPlan(plan.sequences, size, sequences // size)
+
+
 def smaller_micro_batch_size(size: int, sequences: int) -> int:
     """Return the largest divisor of `sequences` that is at most half of `size`.
 
@@ -190,7 +211,7 @@ def smaller_micro_batch_size(size: int, sequences: int) -> int:
             "out of memory with one sequence at a time; set system.activation_checkpointing, more processes with "
             "system.shard, a smaller model.block_size, or a smaller model"
         )
-    return next(n for n in range(size // 2, 0, -1) if sequences % n == 0)
+    return largest_divisor(sequences, size // 2)
 
 
 def find_micro_batch_size(model: TrainingModel, size: int, sequences: int, reserve: int) -> int:
@@ -259,5 +280,4 @@ def estimate_micro_batch_size(model: TrainingModel, sequences: int, reserve: int
     free, _ = torch.cuda.mem_get_info(dist.device)
     available = _MEMORY_FRACTION * (free + torch.cuda.memory_reserved(dist.device)) - reserve - peaks[0]
     largest = 1 + int(max(0.0, available) / max(bytes_per_sequence, 1.0))
-    size = max(n for n in range(1, min(sequences, largest) + 1) if sequences % n == 0)
-    return -dist.all_reduce_max(-size)  # the smallest of the ranks' estimates
+    return -dist.all_reduce_max(-largest_divisor(sequences, largest))  # the smallest of the ranks' estimates

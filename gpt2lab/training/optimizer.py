@@ -115,7 +115,7 @@ def state_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer])
     for optimizer in optimizers:
         keys, names = _state_keys(optimizer), _parameter_names(model, optimizer)
         state = optimizer.state_dict()["state"]
-        tensors |= {f"{names[i]}.{key}": torch.as_tensor(state[i][key]) for i in state for key in keys}
+        tensors |= {f"{names[i]}.{key}": torch.as_tensor(state[i][key]) for i in sorted(state) for key in keys}
     return tensors
 
 

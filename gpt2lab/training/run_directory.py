@@ -24,11 +24,12 @@ from gpt2lab.system.distributed import DistContext
 from gpt2lab.tracking.metrics import JsonLines, truncate_jsonl
 from gpt2lab.training import checkpoint
 from gpt2lab.training.checkpoint import Checkpoint
+from gpt2lab.training.schedule import constant_steps
 
 logger = logging.getLogger(__name__)
 
 # The end of a message about a `run.resume` that is no interrupted run.
-_WEIGHTS_ONLY = "run.resume continues a training run on its data; it does not start a new run from given weights"
+_WEIGHTS_ONLY = "run.resume continues a training run on its data; to start a new one from weights: --train.init_from {}"
 
 RESUME_MUTABLE = "train.max_steps"  # may change, and changes the learning rate of the steps to come
 # Must be those of the checkpoint: with another value a run would train something else.
@@ -206,7 +207,7 @@ class RunDirectory:
 
         Args:
             step: the optimizer step, counted from 1.
-            event: resumed, skipped or out of memory.
+            event: initialized, resumed, skipped or out of memory.
             details: more keys of the line, as JSON.
         """
         if self.dist.is_main:
@@ -225,11 +226,13 @@ def _read_start(resume: str) -> Checkpoint:
             raise GPT2LabError(f"run.resume {resume}: that run has no checkpoint yet")
         return start
     if not path.is_dir() and resolve.is_hub_id(resume):
-        raise GPT2LabError(f"run.resume {resume}: no such folder; a model of the Hub has only weights. {_WEIGHTS_ONLY}")
+        raise GPT2LabError(
+            f"run.resume {resume}: no such folder; a model of the Hub has only weights. {_WEIGHTS_ONLY.format(resume)}"
+        )
     if (path / huggingface.CONFIG).is_file() and not any((path / name).exists() for name in checkpoint.STATE_FILES):
         raise GPT2LabError(
             f"run.resume {resume} is a model without the state of a training run (an export, or a model of another "
-            f"project). {_WEIGHTS_ONLY}"
+            f"project). {_WEIGHTS_ONLY.format(resume)}"
         )
     return checkpoint.read(path)
 
@@ -247,7 +250,8 @@ def changed_settings(start: Checkpoint, config: Config, data_digest: str, own: b
         The settings that changed and matter for the result, by dotted name: "changed from 0.2 to 0.1".
 
     Raises:
-        GPT2LabError: one of RESUME_FROZEN changed, or the data.
+        GPT2LabError: one of RESUME_FROZEN changed, or the data; or a new run branches off where the linear schedule
+            of either run lowers the learning rate.
     """
     recorded = start.state["fingerprint"]["settings"].items()
     # A setting that is newer than the checkpoint has a default that is what was done before.
@@ -260,20 +264,44 @@ def changed_settings(start: Checkpoint, config: Config, data_digest: str, own: b
                 + ("set it back, or set another run.name to start again" if own else "set it to the same value")
             )
     if start.state["fingerprint"]["data"] != data_digest:
-        before = saved.get("data.dir") or saved.get("data.source")
+        before = saved.get("data.dir") or saved.get("data.input") or saved.get("data.source")
+        now = config.data.dir or config.data.input or config.data.source
         raise GPT2LabError(
-            f"{start.path} was trained on other data ({before}) than {config.data.dir or config.data.source} holds "
-            "now; "
-            + ("set data.dir back, or set another run.name to start again" if own else f"use its data. {_WEIGHTS_ONLY}")
+            f"{start.path} was trained on other data ({before}) than {now} holds now; "
+            + (
+                "set data.dir back, or set another run.name to start again"
+                if own
+                else f"use its data. {_WEIGHTS_ONLY.format(start.path)}"
+            )
         )
+    if not own:
+        _require_constant_rate(start, saved, current)
     changed = {
         name: f"changed from {saved.get(name)} to {value}"
         for name, value in current.items()
         if value != saved.get(name) and not name.startswith(RESUME_IGNORED)
     }
     if RESUME_MUTABLE in changed:
-        changed[RESUME_MUTABLE] += "; the learning rate follows the new cosine from here"
+        changed[RESUME_MUTABLE] += "; the learning rate follows the new schedule from here"
     return changed
+
+
+def _require_constant_rate(start: Checkpoint, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Check that a branch begins before the learning rate falls, in the run that it leaves and in its own schedule."""
+    for settings, whose in ((saved, "that run"), (current, "this run")):
+        if settings["optimizer.schedule"] != "linear":
+            continue
+        last = constant_steps(settings["train.max_steps"], settings["optimizer.decay_fraction"])
+        if start.step > last:
+            raise GPT2LabError(
+                f"run.resume: {start.path} is at step {start.step}, but the learning rate of {whose} falls after step "
+                f"{last}; "
+                + (
+                    "branch off one of its checkpoints up to there"
+                    if settings is saved
+                    else "raise train.max_steps or lower optimizer.decay_fraction"
+                )
+            )
 
 
 def _environment(dist: DistContext) -> dict[str, Any]:

@@ -27,3 +27,13 @@ def learning_rate(step: int, max_steps: int, config: OptimizerConfig) -> float:
     progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     return config.min_lr + cosine * (config.max_lr - config.min_lr)
+
+
+def constant_steps(max_steps: int, decay_fraction: float) -> int:
+    """Return the last step before the schedule `linear` lowers the learning rate.
+
+    Args:
+        max_steps: of the run.
+        decay_fraction: share of them over which the learning rate falls.
+    """
+    return int(max_steps * (1 - decay_fraction) + 1e-9)  # 10 * (1 - 0.9) is 0.9999999999999998

@@ -4,13 +4,15 @@ import json
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from gpt2lab import GPT2, GPT2Config, files
+from gpt2lab import GPT2, GPT2Config, Tokenizer, files
 from gpt2lab.app import run as app_run
+from gpt2lab.app.compare import ComparedModel
 from gpt2lab.options import AppOptions
 
 SEED = 7
@@ -30,6 +32,18 @@ def run(tmp_path_factory):
     lines[-1] |= {"val/loss": 9.25, "hellaswag/acc_norm": 0.2612}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return Tokenizer()
+
+
+@pytest.fixture(scope="session")
+def models(run):
+    trained = GPT2.from_pretrained(run)
+    other = GPT2(trained.config, generator=torch.Generator().manual_seed(SEED))
+    return [ComparedModel("Trained", "", trained), ComparedModel("Untrained", "", other)]
 
 
 class StepCounter:
@@ -97,6 +111,12 @@ def served(run):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    yield app_run.pages.serve(page, port), counter
+    yield app_run.pages.serve(page, port)[0], counter
     counter.allow(None)
     page.close(verbose=False)
+
+
+def read(address):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(address, timeout=120) as answer:
+        return answer.read().decode()

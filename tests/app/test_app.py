@@ -14,36 +14,42 @@ from typing import Any
 import pytest
 import torch
 
-from gpt2lab import GPT2, Tokenizer, cli, packages
+from gpt2lab import GPT2, cli, packages
 from gpt2lab.app import markup, page, record
 from gpt2lab.app import run as app_run
-from gpt2lab.app.compare import MAX_NEW_TOKENS, MAX_PROMPT_CHARACTERS, ComparedModel, compare
+from gpt2lab.app.compare import MAX_NEW_TOKENS, MAX_PROMPT_CHARACTERS, compare
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import replace_control_characters
 from gpt2lab.generation.engine import Token
 from gpt2lab.generation.options import GenerationOptions, Sampling
 from gpt2lab.generation.text import TextDelta
 from gpt2lab.options import AppOptions
-from tests.app.conftest import SEED
+from tests.app.conftest import SEED, read
 
 # In the order of the inputs on the page.
-VALUES = {"max_new_tokens": 6, "temperature": 0.8, "top_k": 50, "top_p": 1, "min_p": 0, "penalty": 1, "seed": 3}
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer()
-
-
-@pytest.fixture(scope="module")
-def models(run):
-    trained = GPT2.from_pretrained(run)
-    other = GPT2(trained.config, generator=torch.Generator().manual_seed(SEED))
-    return [ComparedModel("Trained", "", trained), ComparedModel("Untrained", "", other)]
+VALUES = {
+    "continuations": 1,
+    "max_new_tokens": 6,
+    "temperature": 0.8,
+    "top_k": 50,
+    "top_p": 1,
+    "min_p": 0,
+    "penalty": 1,
+    "seed": 3,
+}
+COLUMN = page.MAX_CONTINUATIONS + 1  # outputs of a model: its texts, and the rate
 
 
 def responses(models, tokenizer, prompt, **values):
     return list(page.respond(models, tokenizer, prompt, *(VALUES | values).values()))
+
+
+def text_of(response, side, row=0):
+    return response[1 + side * COLUMN + row]
+
+
+def rate_of(response, side):
+    return response[side * COLUMN + COLUMN]
 
 
 def visible_text(html):
@@ -52,8 +58,9 @@ def visible_text(html):
 
 
 def test_each_model_generates_the_text_that_it_generates_alone(models, tokenizer):
-    *_, (message, first, _, second, _) = responses(models, tokenizer, "Once upon")
-    assert message == ""
+    *_, last = responses(models, tokenizer, "Once upon")
+    first, second = text_of(last, 0), text_of(last, 1)
+    assert last[0] == ""
     for html, compared in ((first, models[0]), (second, models[1])):
         text = compared.model.complete("Once upon", 6, temperature=0.8, top_k=50, seed=3)
         assert visible_text(html) == replace_control_characters(text)
@@ -66,8 +73,28 @@ def test_text_only_grows(models, tokenizer, monkeypatch):
     states = responses(models, tokenizer, "Once upon")
     assert len(states) >= 12
     for before, after in pairwise(states):
-        assert after[1].startswith(before[1])
-        assert after[3].startswith(before[3])
+        assert all(text_of(after, side).startswith(text_of(before, side)) for side in (0, 1))
+
+
+@pytest.mark.parametrize("count", [2, 10])
+def test_each_continuation_is_the_text_of_its_own_seed(models, tokenizer, count):
+    last = responses(models, tokenizer, "Once upon", continuations=count)[-1]
+    for side in (0, 1):
+        for row in range(page.MAX_CONTINUATIONS):
+            alone = responses(models, tokenizer, "Once upon", seed=3 + row)[-1]
+            expected = visible_text(text_of(alone, side)) if row < count else ""
+            assert visible_text(text_of(last, side, row)) == expected
+        assert f"{6 * count} tokens" in rate_of(last, side)
+    assert 'data-n="1"' in text_of(last, 1, count - 1)
+
+
+def test_a_request_ends_after_its_seconds_with_what_it_has(models, tokenizer):
+    first = responses(models, tokenizer, "Once upon", max_new_tokens=100)
+    assert len(re.findall('class="token', text_of(first[-1], 0))) == 100
+    stream = page.respond(models, tokenizer, "Once upon", *(VALUES | {"max_new_tokens": 100}).values(), max_seconds=0)
+    *_, last = stream
+    assert "may compute for 0 s" in visible_text(last[0])
+    assert len(re.findall('class="token', text_of(last, 0))) == 1
 
 
 def test_models_take_turns_and_nothing_is_computed_ahead(models, tokenizer):
@@ -110,11 +137,16 @@ def test_probabilities_are_the_models_own(models, tokenizer):
         ({"temperature": -1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"top_k": -3}, "top_k"),
+        ({"continuations": 0}, "continuations"),
+        ({"continuations": 11}, "continuations"),
+        ({"continuations": None}, "continuations"),
+        ({"prompt": "a" * 10_000_000}, "10,000,000"),
     ],
 )
 def test_bad_input_is_one_line_on_the_page(models, tokenizer, values, key):
     values = {"prompt": "Once"} | values
-    message, first, *_ = responses(models, tokenizer, values.pop("prompt"), **values)[-1]
+    last = responses(models, tokenizer, values.pop("prompt"), **values)[-1]
+    message, first = last[0], text_of(last, 0)
     assert key in visible_text(message)
     assert "Traceback" not in message
     assert first == ""
@@ -159,15 +191,15 @@ def test_two_trained_models_have_their_own_names(run, tmp_path, monkeypatch):
     built = []
     monkeypatch.setattr(app_run.pages, "build", lambda models, *_: built.extend(models))
     app_run.prepare(AppOptions(str(run), str(tmp_path / "other"), device="cpu"))
-    assert [compared.name for compared in built] == ["tiny", str(tmp_path / "other")]
+    assert [compared.name for compared in built] == ["tiny", "other"]  # not the path, which others may see
 
 
 def test_the_page_says_which_part_of_a_long_prompt_is_read(models, tokenizer):
     final = responses(models, tokenizer, "word " * 40)[-1]
     assert final[0] == ""
-    assert "40 tokens" in final[2].replace("41", "40")
-    assert "block_size" in final[2]
-    assert "block_size" not in responses(models, tokenizer, "word")[-1][2]
+    assert "40 tokens" in rate_of(final, 0).replace("41", "40")
+    assert "block_size" in rate_of(final, 0)
+    assert "block_size" not in rate_of(responses(models, tokenizer, "word")[-1], 0)
 
 
 def test_a_run_that_has_gone_on_is_not_shown_as_the_weights_of_the_page(run, tmp_path):
@@ -191,6 +223,7 @@ def test_record_of_a_run(run, tmp_path):
     assert current.loss["loss"].iloc[0] == pytest.approx(9.9)
     assert "GPT-2 124M: 0.2955" in set(current.hellaswag["curve"])
     assert "config.yaml" in record.read(tmp_path).note
+    assert str(tmp_path) not in record.read(tmp_path).note
     (tmp_path / "config.yaml").write_text("")
     assert "metrics.jsonl" in record.read(tmp_path).note
     assert record.read(None).loss is None
@@ -231,8 +264,11 @@ def test_taken_ports_are_logged_and_the_next_one_is_tried(caplog):
                 raise OSError("taken")
             return None, f"http://127.0.0.1:{server_port}/", None
 
+        def close(self, verbose):
+            pass
+
     blocks: Any = Page()
-    assert page.serve(blocks, 9001) == "http://127.0.0.1:9003/"
+    assert page.serve(blocks, 9001) == ["http://127.0.0.1:9003/"]
     assert [port for port in ("9000", "9001", "9002", "9003") if port in caplog.text] == ["9001", "9002"]
     with pytest.raises(GPT2LabError, match="8000 to 8099"):
         page.serve(blocks, 8000)
@@ -257,6 +293,7 @@ def test_the_server_gives_no_access_to_files_or_other_machines(served, tmp_path)
         assert get(address + path) in (403, 404), path
     for path in ("docs", "redoc", "openapi.json", "monitoring"):
         assert get(address + path) in (403, 404), path
+    assert str(tmp_path.parent.parent) not in read(address + "config")
     port = int(address.rstrip("/").rpartition(":")[2])
     others = {str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {
         "127.0.0.1"
@@ -269,6 +306,7 @@ def test_the_server_gives_no_access_to_files_or_other_machines(served, tmp_path)
             assert probe.connect_ex((other, port)) != 0, other
 
 
+@pytest.mark.slow  # what the two tests above and tests/test_readme.py check, in one process
 def test_the_verb_uses_the_next_port_while_another_page_is_served(served, run):
     """The verb in its own process, while this process serves a page."""
     address, _ = served

@@ -3,6 +3,7 @@
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import resolve
@@ -14,13 +15,13 @@ from tests.faults.processes import Command
 from tests.faults.runs import EVERY, STEPS, Run
 
 
-def flip_random_bits(folder: Path, data: Path, count: int, commands: int) -> Outcome:
+def flip_random_bits(folder: Path, data: Path, count: int, commands: int, **changes: Any) -> Outcome:
     """Flip one random bit of the newest checkpoint at a time, and try to use the checkpoint.
 
     Half of the flips are distributed evenly over its files, SHA256SUMS and state.json among them; the other half over
-    its bytes. With the first `commands` of them the real command continues the run.
+    its bytes. With the first `commands` of them the real command continues the run. `changes` are settings of the run.
     """
-    reference = train_uninterrupted(folder / "reference", data)
+    reference = train_uninterrupted(folder / "reference", data, **changes)
     rng = random.Random(0)
     files = sorted(reference.checkpoint(STEPS).iterdir())
     sizes = [file.stat().st_size for file in files]
@@ -29,7 +30,7 @@ def flip_random_bits(folder: Path, data: Path, count: int, commands: int) -> Out
         file = files[number // 2 % len(files)] if number % 2 else rng.choices(files, sizes)[0]
         bit = rng.randrange(8 * file.stat().st_size)
         if number < commands:
-            run = runs.make(folder / f"flip-{number}", data)
+            run = runs.make(folder / f"flip-{number}", data, **changes)
             shutil.copytree(reference.path, run.path)
             flip_bit(run.checkpoint(STEPS) / file.name, bit)
             problems = _continue_by_command(run, reference)

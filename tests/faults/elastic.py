@@ -5,6 +5,7 @@ import os
 import signal
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,14 +19,14 @@ PHASES = ((2, 3, 17), (1, 2, 38), (3, 1, STEPS))  # ranks, micro batch, and the 
 TOLERANCE = 1e-4
 
 
-def change_ranks(folder: Path, data: Path) -> Outcome:
+def change_ranks(folder: Path, data: Path, **changes: Any) -> Outcome:
     """Train one run with 2, then 1, then 3 ranks and three micro batches, with two kills between them.
 
     Its losses, and the rows of tokens that went through the model in every step on all ranks together, must be those
-    of an uninterrupted run.
+    of an uninterrupted run. `changes` are settings of the run.
     """
-    reference = train_uninterrupted(folder / "reference", data)
-    run = runs.make(folder / "elastic", data)
+    reference = train_uninterrupted(folder / "reference", data, **changes)
+    run = runs.make(folder / "elastic", data, **changes)
     rows: list[dict] = []
     for phase, (ranks, micro_batch, last) in enumerate(PHASES):
         file = folder / f"rows-{phase}"

@@ -20,7 +20,7 @@ from tests.faults import (
     untrusted_files,
 )
 from tests.faults.outcome import Outcome
-from tests.faults.runs import EVERY
+from tests.faults.runs import EVERY, MODERN
 
 Form = Callable[[Path, Path], Outcome | None]  # (folder to work in, data) -> outcome, None if it cannot be measured
 
@@ -133,6 +133,26 @@ EXPERIMENTS = {
         "the same with torchrun; also torchrun itself killed",
         partial(lost_ranks.lose_ranks, torchrun=True, cases=(*STOP_OR_KILL, ("kill", -1)), grace=10),
         partial(lost_ranks.lose_ranks, torchrun=True, cases=(("stop", 1),), grace=GENEROUS_LIMIT),
+    ),
+    "modern-kills": Experiment(
+        "the modern architecture with Muon, SIGKILL at 20 random steps, 1 rank: as for GPT-2",
+        partial(kills.kill_at_random_steps, count=20, **MODERN),
+        None,  # tests/training/test_modern_run.py
+    ),
+    "modern-kills-ranks": Experiment(
+        "10 more, to one or both of 2 ranks: the same",
+        partial(kills.kill_at_random_steps, count=10, ranks=2, **MODERN),
+        None,
+    ),
+    "modern-bits": Experiment(
+        "200 random bits of its checkpoint flipped: as for GPT-2",
+        partial(damage.flip_random_bits, count=200, commands=2, **MODERN),
+        None,
+    ),
+    "modern-elastic": Experiment(
+        "a run of it with 2, then 1, then 3 ranks: as for GPT-2",
+        partial(elastic.change_ranks, **MODERN),
+        partial(elastic.change_ranks, **MODERN),
     ),
     "bad-input": Experiment(
         "60 or more invalid inputs, 10 of them to real commands: a one-line error with the file or key, exit status 2",

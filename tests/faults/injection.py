@@ -157,24 +157,29 @@ def record_rows(file: Path) -> None:
     import torch
 
     from gpt2lab.model.gpt2 import GPT2
+    from gpt2lab.model.modern import Modern
 
-    forward, step = GPT2.forward, torch.optim.AdamW.step
+    step = torch.optim.AdamW.step  # Muon's step comes before it
     rows: list[list[int]] = []
 
-    def recording_forward(self, idx, *arguments, **options):
-        rows.extend(idx.tolist())
-        return forward(self, idx, *arguments, **options)
+    def record(forward):
+        def recording_forward(self, idx, *arguments, **options):
+            rows.extend(idx.tolist())
+            return forward(self, idx, *arguments, **options)
+
+        return recording_forward
 
     def recording_step(self, *arguments, **options):
         result = step(self, *arguments, **options)
         rank, ranks = read_rank()
-        record = {"step": int(next(iter(self.state.values()))["step"]), "rank": rank, "ranks": ranks, "rows": rows}
+        line = {"step": int(next(iter(self.state.values()))["step"]), "rank": rank, "ranks": ranks, "rows": rows}
         with open(file, "a") as lines:
-            lines.write(json.dumps(record) + "\n")
+            lines.write(json.dumps(line) + "\n")
         rows.clear()
         return result
 
-    GPT2.forward, torch.optim.AdamW.step = recording_forward, recording_step
+    GPT2.forward, Modern.forward = record(GPT2.forward), record(Modern.forward)
+    torch.optim.AdamW.step = recording_step
 
 
 def save_first_gradients(folder: Path) -> None:

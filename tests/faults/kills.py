@@ -51,7 +51,9 @@ def next_output(run: Run) -> Path:
     return folder / f"output-{len(list(folder.glob('output-*')))}"
 
 
-def kill_at_random_steps(folder: Path, data: Path, count: int, ranks: int = 1, real: bool = False) -> Outcome:
+def kill_at_random_steps(
+    folder: Path, data: Path, count: int, ranks: int = 1, real: bool = False, **settings: object
+) -> Outcome:
     """Kill `count` times, at random steps, a quarter of them while a checkpoint is being written.
 
     With several ranks a kill ends one of them or all. With `real` the processes are commands, and those of several
@@ -59,11 +61,11 @@ def kill_at_random_steps(folder: Path, data: Path, count: int, ranks: int = 1, r
 
     The next process must continue from the newest checkpoint that is complete. That is the last one that was due, so
     at most an interval of steps is repeated; or the one before it, if the kill came while the last was being written
-    (a thread writes it while training continues).
+    (a thread writes it while training continues). `settings` are others of the run.
     """
     rng = random.Random(f"{ranks} {real}")
     steps = INTERVAL * (min(count, KILLS_PER_RUN) + 2)
-    changes = {"train__max_steps": steps, "checkpoint__every": INTERVAL}
+    changes = {"train__max_steps": steps, "checkpoint__every": INTERVAL, **settings}
     reference = train_uninterrupted(folder / "reference", data, ranks, **changes)
     outcome, repeated = Outcome(), {"complete": [0], "being written": [0]}
     attempts = itertools.count()

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,13 @@ from gpt2lab.model import resolve
 STEPS = 60
 EVERY = 10  # steps between checkpoints
 SEQUENCES, MICRO_BATCH, BLOCK_SIZE = 12, 3, 16  # the sequences of a step divide by 1, 2 and 3 ranks
+MODERN: dict[str, Any] = {  # changes for `make`
+    "model__architecture": "modern",
+    "optimizer__name": "muon",
+    "optimizer__schedule": "linear",
+    "optimizer__embedding_lr": 0.1,
+    "optimizer__head_lr": 0.01,
+}
 
 
 class Run(NamedTuple):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gpt2lab import cli, config
-from gpt2lab.planning import gpus, plan
+from gpt2lab.planning import plan
+from gpt2lab.system import gpus
 from tests.planning.helpers import plan_as_json
 
 DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "planning.md").read_text()
@@ -28,7 +29,7 @@ def test_torch_is_not_imported():
 
 def test_a_plan_says_memory_speed_time_and_cost(capsys):
     text = run(capsys, "--config", "minigpt", "--gpu", "a100-40gb", "--gpus", "6", "--price-per-hour", "7.80")
-    for word in ("micro batch", "memory", "tokens/s", "MFU", "time", "$7.80 per hour", "held up by"):
+    for word in ("micro batch", "memory", "tokens/s", "MFU", "time", "$7.80 per hour", "bottleneck"):
         assert word in text
 
 
@@ -74,9 +75,9 @@ def test_several_gpus_are_a_table_with_the_cheapest_first(capsys):
     assert costs == sorted(costs)
 
 
-def test_without_a_gpu_all_of_the_table_are_compared(capsys):
+def test_without_a_gpu_all_with_a_price_are_compared(capsys):
     text = run(capsys)
-    assert all(gpu.name in text for gpu in gpus.load().values() if not gpu.is_cpu)
+    assert all((f" {gpu.name} " in text) == bool(gpu.price_per_hour) for gpu in gpus.load().values())
 
 
 def test_a_micro_batch_that_does_not_fit_is_lowered_as_training_does(capsys):
@@ -86,6 +87,18 @@ def test_a_micro_batch_that_does_not_fit_is_lowered_as_training_does(capsys):
     assert small["micro_batch_size"] == 32 == small["largest_micro_batch_size"]
     assert small["micro_batch_size"] * small["grad_accum_steps"] == 64
     assert "training lowers it" in run(capsys, *arguments, "--gpu", "rtx-4090")
+
+
+def test_a_micro_batch_that_does_not_divide_is_an_upper_limit_as_in_training(capsys):
+    arguments = ("--config", "minigpt", "--gpu", "a100-40gb", "--gpus", "8", "--train.micro_batch_size", "16")
+    (each,) = plan_as_json(capsys, *arguments)["plans"]
+    assert (each["micro_batch_size"], each["grad_accum_steps"]) == (15, 4)
+    assert "16 does not divide the 60 sequences of a GPU" in run(capsys, *arguments)
+
+
+def test_a_gpu_without_bf16_is_planned_in_fp16(capsys):
+    (each,) = plan_as_json(capsys, "--gpu", "t4")["plans"]
+    assert each["precision"] == "fp16"
 
 
 def test_settings_that_would_help_are_named_and_do_help(capsys):

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.planning import gpus, speed
+from gpt2lab.planning import speed
 from gpt2lab.planning.speed import Stack, step_time
+from gpt2lab.system import gpus
 from tests.planning.helpers import WORK, change
 
 TABLE = gpus.load()

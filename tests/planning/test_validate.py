@@ -7,8 +7,9 @@ import pytest
 
 from benchmarks import fit_planning, plan_published
 from gpt2lab import cli
-from gpt2lab.planning import gpus, speed, validate
+from gpt2lab.planning import speed, validate
 from gpt2lab.planning.speed import Stack
+from gpt2lab.system import gpus
 from tests.planning.helpers import change, plan_as_json
 
 COLUMNS = (

@@ -34,6 +34,20 @@ def test_auto_is_bf16_where_the_cpu_has_instructions_for_it(monkeypatch, flags, 
     assert precision.choose("fp32", CPU).name == "fp32"
 
 
+@pytest.mark.parametrize(
+    ("capability", "expected"), [((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")]
+)
+def test_auto_is_fp16_with_loss_scaling_on_gpus_before_ampere(monkeypatch, caplog, capability, expected):
+    caplog.set_level("INFO")
+    before = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    chosen = precision.choose("auto", torch.device("cuda"))
+    torch.set_float32_matmul_precision(before)
+    assert chosen.name == expected
+    assert ("fp16" in caplog.text and "Tesla T4" in caplog.text) == (expected == "fp16")
+
+
 def test_bf16_multiplies_in_bf16_and_keeps_weights_in_fp32():
     layer = torch.nn.Linear(4, 4)
     with precision.choose("bf16", CPU).autocast():
@@ -52,9 +66,9 @@ def test_memory_and_description_are_plausible():
 
 @pytest.mark.parametrize(
     ("name", "peak"),
-    [("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA L40", None), ("Other", None)],
+    [("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 80GB HBM3", 989e12), ("Tesla T4", 65e12), ("Other", None)],
 )
-def test_peak_flops_are_those_of_the_longest_matching_name(monkeypatch, name, peak):
+def test_peak_flops_are_those_of_the_table(monkeypatch, name, peak):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert device.peak_flops(torch.device("cuda")) == peak
     assert device.peak_flops(CPU) is None

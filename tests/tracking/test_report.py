@@ -87,6 +87,25 @@ def test_published_values_are_shown_only_where_they_can_be_compared(make_run):
     assert [picture.name for picture in pictures] == ["loss_curve.png", "hellaswag_curve.png"]
 
 
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("fineweb-edu", "GPT-2 124M: 3.29<"),
+        ("fineweb", "speed records: 3.28<"),
+        (None, None),
+        ("pretokenized", None),
+    ],
+)
+def test_published_losses_are_not_shown_beside_text_that_nobody_knows(make_run, source, shown):
+    """The recipe says fineweb-edu; what the shards say counts."""
+    folder = make_run(settings={"data.source": "fineweb-edu", "data.dir": "somewhere"})
+    facts = json.loads((folder / "environment.json").read_text())
+    (folder / "environment.json").write_text(json.dumps(facts | {"data": {"source": source}}))
+    text = report.write(folder)[0].read_text()
+    assert [line for line in ("GPT-2 124M: 3.29<", "speed records: 3.28<") if line in text] == [shown] * bool(shown)
+    assert ("Trained on unknown text: do not compare" in text) == (shown is None)
+
+
 def test_an_accuracy_on_a_subset_has_its_uncertainty(make_run):
     page = report.write(make_run(settings={"train.hellaswag_limit": 200}, **{"hellaswag/acc_norm": 0.29}))[0]
     assert "200 of 10,042 items, ±0.06" in page.read_text()
@@ -123,7 +142,10 @@ def test_several_runs_side_by_side(make_run, tmp_path, capsys):
     folders = [make_run("a"), make_run("b", settings={"train.total_batch_size": 16384, "run.name": "other"})]
     assert cli.main(["report", *map(str, folders), str(folders[0] / ".." / "a")]) == 0  # the first one again
     page = tmp_path / "compare_a_b.html"
-    assert capsys.readouterr().out == f"wrote {page}, {tmp_path / 'compare_a_b_loss_curve.png'}\n"
+    over_time = tmp_path / "compare_a_b_loss_over_time.png"
+    saved = "a reaches the final validation loss of b, 8.500, with 2.0 times fewer tokens and in the same training time"
+    written = f"{saved}.\nwrote {page}, {tmp_path / 'compare_a_b_loss_curve.png'}, {over_time}\n"
+    assert capsys.readouterr().out == written
     html = page.read_text()
     assert_valid(html)
     text = text_of(html)
@@ -151,8 +173,9 @@ def test_special_characters_in_names_and_equal_names(make_run, tmp_path):
     odd = '<b>$x^2$ & "quotes" \'n _ 日本 {{ 7 * 7 }}'
     folders = [make_run(f"_{odd}"), make_run("one/x"), make_run("two/x"), make_run(os.fsdecode(b"not UTF-8: \xff"))]
     out = tmp_path / "new" / "all of them.html"
-    page, picture = report.write(*folders, out=out)
+    page, picture, over_time = report.write(*folders, out=out)
     assert (page, picture) == (out, out.with_name("all of them_loss_curve.png"))
+    assert over_time == out.with_name("all of them_loss_over_time.png")
     html = page.read_text()
     assert_valid(html)
     assert "<b>$x" not in html

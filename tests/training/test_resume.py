@@ -80,7 +80,7 @@ def test_other_data_for_a_branch_is_refused_with_advice_that_applies(finished_ru
         np.save(other / file.name, np.load(file)[:-100])
     changes = {"run__resume": str(finished_run), "run__name": "branch", "data__dir": str(other)}
     with pytest.raises(
-        GPT2LabError, match=f"trained on other data .{token_folder}.*does not start a new run"
+        GPT2LabError, match=rf"trained on other data .{token_folder}.*--train\.init_from .*step_00000006"
     ) as refusal:
         training_run.run(settings(token_folder, tmp_path, **changes))
     assert "another run.name" not in str(refusal.value)

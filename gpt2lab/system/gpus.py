@@ -1,6 +1,11 @@
-"""The table of GPUs (gpus.yaml, and the user's file): peak FLOP/s by precision, memory, bandwidths and price."""
+"""The table of GPUs (gpus.yaml, and the user's file): peak FLOP/s by precision, memory, bandwidths and price.
+
+The planner finds a GPU by the name that the user gives; training and `bench`, for MFU, by that of the driver.
+Imports no torch.
+"""
 
 import datetime
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,6 +51,10 @@ class GPU(BaseModel):
     """Where the price was read."""
     aliases: tuple[str, ...] = ()
     """Other names."""
+    reported: tuple[str, ...] = ()
+    """Names by which torch reports it, without the vendor."""
+    source: str | None = None
+    """Where peaks, memory and bandwidth are from."""
 
     @property
     def is_cpu(self) -> bool:
@@ -66,17 +75,21 @@ class GPU(BaseModel):
             raise GPT2LabError(f"{self.name} has no peak for {precision} in the table (it has {', '.join(peaks)})")
         return peaks[precision] * 1e12
 
+    def mixed_precision_flops(self) -> float:
+        """Peak FLOP/s of the precision that `system.precision` auto chooses, to which MFU relates."""
+        return self.peak_flops(self.choose_precision("auto"))
+
     def attention_flops(self, precision: str) -> float:
         """Peak FLOP/s of attention, which is computed in bf16 where the other products are in fp8."""
         return self.peak_flops("bf16" if precision == "fp8" else precision)
 
     def choose_precision(self, name: str) -> str:
-        """Resolve `system.precision` as training does: auto is bf16 where the GPU has it, else fp32.
+        """Resolve `system.precision` as training does: auto is bf16 where the GPU has it, else fp16, else fp32.
 
         Args:
             name: the setting.
         """
-        return name if name != "auto" else "bf16" if "bf16" in self.tflops else "fp32"
+        return name if name != "auto" else next(each for each in ("bf16", "fp16", "fp32") if each in self.tflops)
 
 
 def load(extra: str | Path | None = None) -> dict[str, GPU]:
@@ -116,6 +129,29 @@ def find(name: str, table: Mapping[str, GPU]) -> GPU:
     raise GPT2LabError(
         f"--gpu {name}: not in the table{guess} (it has {', '.join(names)}; add yours with --gpus-file of gpt2lab plan)"
     )
+
+
+# Words in the name of a GPU that is another one than the GPU without the word, or a part of one.
+_VARIANTS = re.compile(r"(?<!\w)(Ti|SUPER|Laptop|Mobile|Max-Q|MIG|NVL|PCIE|HBM2e|Ada|D|LE)(?!\w)", re.IGNORECASE)
+
+
+@functools.cache
+def recognize(device_name: str) -> GPU | None:
+    """Find a GPU of the shipped table by the name that the driver reports.
+
+    Args:
+        device_name: such as `NVIDIA A100-SXM4-80GB`, from `torch.cuda.get_device_name`.
+
+    Returns:
+        The GPU; None if the table does not have it, or has only another variant of it.
+    """
+    best, rest = None, device_name
+    for gpu in {gpu.name: gpu for gpu in load().values()}.values():
+        for name in gpu.reported:
+            found = re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", device_name, re.IGNORECASE)
+            if found and len(device_name) - len(name) < len(rest):
+                best, rest = gpu, device_name[: found.start()] + device_name[found.end() :]
+    return None if _VARIANTS.search(rest) else best
 
 
 def _normalize(name: str) -> str:
