@@ -70,17 +70,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         143 SIGTERM, 138 SIGUSR1, 140 SIGUSR2). 141: the reader of the output is gone.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if sys.stdout is None:  # closed, as by `>&-`
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # as long as the process
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # as long as the process
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character must not end a run
     logs.configure()
+    try:
+        return _run(arguments)
+    except BrokenPipeError:  # also of standard error, which messages are printed to
+        return 141
+    finally:
+        logs.drop_unwritten()
+
+
+def _run(arguments: list[str]) -> int:
+    """Run the verb, and print what ends it."""
     rank = os.environ.get("RANK", "0")
     try:
-        return _run_verb(arguments)
+        _run_verb(arguments)
+        logs.print_result("", end="")  # writes what libraries have printed but Python has not written yet
+        return 0
     except BrokenPipeError:  # as in `gpt2lab train --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        raise
     except (GPT2LabError, OSError) as error:
         if rank != "0" and _is_reported_by_rank_0(error):
             return getattr(error, "status", 2)
@@ -114,7 +126,7 @@ def _is_reported_by_rank_0(error: GPT2LabError | OSError) -> bool:
     return getattr(error, "same_on_rank_0", None) is True
 
 
-def _run_verb(arguments: list[str]) -> int:
+def _run_verb(arguments: list[str]) -> None:
     if arguments and not arguments[0].startswith("-") and arguments[0] not in [verb.name for verb in VERBS]:
         raise GPT2LabError(_unknown_verb(arguments[0]))
     parser = cli_parser.Parser(prog="gpt2lab", description="Train GPT-2 from scratch.", epilog=EPILOG)
@@ -139,7 +151,6 @@ def _run_verb(arguments: list[str]) -> int:
     with progress.Phase("loading torch"):  # which most of the verbs import
         function_of_verb = getattr(importlib.import_module(module), function)
     function_of_verb(parsed)
-    return 0
 
 
 def _unknown_verb(name: str) -> str:

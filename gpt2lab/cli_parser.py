@@ -11,6 +11,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
+from gpt2lab import logs
 from gpt2lab.errors import GPT2LabError, did_you_mean, find_similar
 from gpt2lab.options import SettingsOptions
 
@@ -42,12 +43,16 @@ class Parser(argparse.ArgumentParser):
         """
         raise GPT2LabError(f"{message} (see {self.prog} --help)")
 
+    def _print_message(self, message: str, file: Any = None) -> None:  # noqa: ARG002  # standard output
+        """Print help or a version. argparse ignores errors of the stream."""
+        logs.print_result(message, end="")
+
 
 def parse(options: type[Options], arguments: Sequence[str], prog: str) -> Options:
     """Parse the arguments of a verb.
 
     Args:
-        options: a class with fields made by `options.option`; nested dataclasses add their own fields.
+        options: a class with fields made by `option_values.option`; nested dataclasses add their own fields.
         arguments: what follows the verb on the command line.
         prog: the command, such as `gpt2lab train`, for help and errors.
 
@@ -110,13 +115,23 @@ def _keywords(field: Field[Any], annotation: Any, default: Any) -> dict[str, Any
     elif get_origin(value_type) is tuple:
         nargs = metadata.get("nargs")
         keywords |= {"nargs": nargs, "action": "extend"} if nargs else {"action": "append"}
+        keywords["type"] = _text
+    elif value_type is str:
+        keywords["type"] = str if metadata.get("may_be_empty") else _text
     else:
-        keywords["type"] = str if value_type is str else _number(value_type, metadata.get("at_least"))
+        keywords["type"] = _number(value_type, metadata.get("at_least"))
     if default is not MISSING:
         shown = ",".join(default) if isinstance(default, tuple) else default
         keywords["default"] = None if default == () else default
         help_text += f" (default: {shown})" if shown not in (None, "") else ""
     return keywords | {"help": help_text.replace("%", "%%")}
+
+
+def _text(text: str) -> str:
+    """A parser of text that is not empty, as the value of a variable that is not set is."""
+    if not text:
+        raise argparse.ArgumentTypeError("the value is empty")
+    return text
 
 
 def _choice(choices: Sequence[str], for_path: str | None) -> Callable[[str], str]:

@@ -35,21 +35,16 @@ def train(options: TrainOptions) -> None:
     from gpt2lab.data import run_data
 
     recipes = options.config or [options.RECIPE]
-    if config.load(recipes, options.overrides, log_renames=False).tracking.log_format == "json":
+    settings, renames = config.load_with_notes(recipes, options.overrides)
+    if settings.tracking.log_format == "json":
         logs.configure(to_stderr=True)  # standard output has one object per line, for other programs to read
-    settings = config.load(recipes, options.overrides)  # again, since it logs messages, now to the right stream
+    for note in renames:
+        logger.info(note)
     if settings.data.dir is not None and settings.data.input is None and "data.source" not in options.overrides:
         run_data.require_shards(settings.data)
     run_data.require_mirror(settings.data)
     if not options.config:
-        text = settings.data.input or settings.data.source
-        text = "the text of Python's documentation" if text == "stdlib" else text
-        model = f"from {settings.train.init_from}" if settings.train.init_from else "a small model"
-        larger = "To fine-tune: gpt2lab train --config finetune_shakespeare --data.dir FOLDER"
-        logger.info(
-            f"no --config: training the quickstart recipe, {model} on {settings.data.dir or text}. "
-            + (larger if settings.train.init_from else "For GPT-2 124M: gpt2lab train --config config/gpt2_124m.yaml")
-        )
+        logger.info(notes.describe_quickstart(settings, options.overrides))
     elif note := notes.describe_defaults(settings):
         logger.info(note)
     for warning in notes.find_unusual(settings):
@@ -68,8 +63,12 @@ def bench(options: BenchOptions) -> None:
         options: recipes, settings and what to compare with.
     """
     from gpt2lab import config
-    from gpt2lab.bench import run
-    from gpt2lab.system import device
+    from gpt2lab.bench import checkouts
+
+    checkouts.require(options)
+    with progress.Phase("loading torch"):
+        from gpt2lab.bench import run
+        from gpt2lab.system import device
 
     overrides = options.overrides
     if not options.config:
@@ -208,11 +207,11 @@ def settings(options: PrintSettingsOptions) -> None:
                 logger.warning(item.describe())
         for note in translated.notes:
             logger.warning(note)
-        print(translated.to_yaml(f"{file} in gpt2lab's settings"), end="")
+        logs.print_result(translated.to_yaml(f"{file} in gpt2lab's settings"), end="")
         return
-    print(reference.json_schema() if options.schema else reference.markdown(), end="")
+    logs.print_result(reference.json_schema() if options.schema else reference.markdown(), end="")
 
 
 def _print(text: str) -> None:
     """Print the result of a verb; on a terminal, lines are broken between words."""
-    print(logs.wrap(text, sys.stdout), flush=True)
+    logs.print_result(logs.wrap(text, sys.stdout))

@@ -5,11 +5,11 @@ docstring of the class is the description in `--help`, and `EXAMPLES` is the tex
 so that help and errors are printed immediately.
 """
 
-from dataclasses import MISSING, dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from gpt2lab.generation.options import GenerationOptions, Sampling
-from gpt2lab.option_values import names, port, quantities, whole_numbers
+from gpt2lab.option_values import names, option, port, quantities, whole_numbers
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
@@ -20,27 +20,6 @@ DEVICE_HELP = "device to compute on"
 PRECISION_HELP = "precision of matrix products"
 MIRROR_HELP = "directory to read downloads from instead of the network (or $GPT2LAB_MIRROR)"
 JSON_HELP = "print one JSON object, and nothing else, to standard output"
-
-
-def option(help: str, default: Any = MISSING, **metadata: Any) -> Any:
-    """A dataclass field that is also a command-line option.
-
-    Args:
-        help: text in `--help`. The default is appended to it.
-        default: value without the option; MISSING: the option is required.
-        metadata: any of
-
-            - flag: name of the option, or the bare name of a positional argument; default: `--` and the field's name.
-            - parse: converts the text of the value; default: by the type of the field. For a tuple, the whole text.
-            - nargs: as in argparse, for a tuple; default: the option may be repeated.
-            - at_least: smallest number that is accepted.
-            - for_path: for one of several words, the command that a path in its place belongs to.
-            - zero_is_none: True: 0 on the command line means None.
-
-    Returns:
-        The field.
-    """
-    return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass(frozen=True)
@@ -252,7 +231,9 @@ echo "Once upon" | gpt2lab sample --model-checkpoint runs/x --json             f
 """
 
     checkpoint: str = option(MODEL_HELP, flag="--model-checkpoint")
-    prompt: str | None = option("text to continue; - for standard input (default: piped input)", None)
+    prompt: str | None = option(
+        "text to continue; - for standard input (default: piped input)", None, may_be_empty=True
+    )
     prompt_file: str | None = option("read the prompt from a UTF-8 file", None)
     num_samples: int = option("number of continuations", 4, at_least=1)
     generation: GenerationOptions = field(default=GenerationOptions(sampling=Sampling(top_k=50)))

@@ -19,7 +19,7 @@ ARITHMETIC = {
     "quickstart": (6_837_888, 24, 921_600, 1, 24, 1),
     "shakespeare": (124_475_904, 16, 3_276_800, 1, 4, 4),
     "shakespeare_cpu": (6_837_888, 8, 1_228_800, 1, 8, 1),
-    "finetune_shakespeare": (124_439_808, 32, 655_360, 1, 32, 1),
+    "finetune_shakespeare": (124_439_808, 32, 655_360, 1, 1, 32),
     "gpt2_124m": (124_439_808, 480, 9_374_760_960, 8, 4, 15),
     "minigpt": (124_475_904, 480, 9_374_760_960, 6, 4, 20),
     "minillm": (124_439_808, 512, 9_999_745_024, 8, 2, 32),
@@ -101,7 +101,7 @@ def test_recipes_need_no_note_or_warning(name):
     assert not list(notes.find_unusual(settings))
 
 
-OTHER_OPTIMIZERS = ("quickstart", "shakespeare_cpu", "finetune_shakespeare")
+OTHER_OPTIMIZERS = (*SMALL, "finetune_shakespeare")
 
 
 @pytest.mark.parametrize("name", [name for name in ARITHMETIC if name not in OTHER_OPTIMIZERS])

@@ -1,5 +1,6 @@
 """Settings of other projects: read without running code, translated, and refused with one message that lists all."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -190,7 +191,21 @@ def test_values_that_settings_do_not_accept_are_left_out_and_said(write):
     translated = translation.translate_file(write(text))
     assert {"train.max_steps": 10}.items() <= translated.settings.items()
     assert not {"model.size", "optimizer.max_lr", "optimizer.weight_decay"} & translated.settings.keys()
-    assert all(any(name in note for note in translated.notes) for name in ("model.size", "n_head 5", "data.dir"))
+    names = ("model.size", "optimizer.max_lr", "optimizer.weight_decay", "n_head 5", "data.dir")
+    assert all(any(name in note for note in translated.notes) for name in names)
+
+
+def test_unusual_values_and_names_give_valid_yaml(write, tmp_path, capsys):
+    prompt = "a: b # c\nnew line \x07 and 'quotes' " + "long " * 50
+    text = (
+        f'prompt: {json.dumps(prompt)}\nlr: 1e400\nmax_iters: .nan\n3: 4\n"bad\\nkey": 5\nseed: 2024-01-01\nwd: 0.2\n'
+    )
+    assert cli.main(["settings", "translate", str(write(text))]) == 0
+    printed = capsys.readouterr()
+    settings = load([write(printed.out, "my.yaml")])
+    assert (settings.train.sample_prompt, settings.optimizer.weight_decay) == (prompt, 0.2)
+    assert all(line.startswith("warning: ") for line in printed.err.splitlines())
+    assert all(name in printed.err for name in ("optimizer.max_lr", "train.max_steps", "run.seed", "bad key"))
 
 
 def test_a_micro_batch_alone_is_a_step_of_one_gpu(write):
@@ -225,6 +240,8 @@ def test_a_damaged_python_file_is_one_line(text, write, capsys):
 
 
 def test_a_yaml_file_of_aliases_is_not_expanded(write):
+    with pytest.raises(GPT2LabError):
+        load([write("a: &a {x: *a, lr: 1}\nmax_iters: 2")])
     rows = ["a0: &a0 {x: 1, y: 2}", *(f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n - 1}}}" for n in range(1, 60))]
     with pytest.raises(GPT2LabError) as error:
         load([write("\n".join(rows))])

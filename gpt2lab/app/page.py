@@ -231,8 +231,10 @@ def is_open(host: str, share: bool) -> bool:
 
 
 def _check_host(host: str) -> None:
+    if ":" in host:
+        raise GPT2LabError(f"--host {host}: Gradio listens on IPv4 addresses; give one, such as 127.0.0.1")
     try:
-        family, *_, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        family, *_, address = socket.getaddrinfo(host or "?", 0, socket.AF_INET, socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.bind(address)
     except (OSError, UnicodeError):

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from gpt2lab.bench import ladder, measure, results, rivals
+from gpt2lab import logs, progress
+from gpt2lab.bench import checkouts, ladder, measure, results, rivals
 from gpt2lab.bench.gpt2lab_step import gpt2lab_step, profile_step
 from gpt2lab.bench.limits import matmul_flops, run_matmuls
 from gpt2lab.bench.process import ContenderProcess, StepTimes
@@ -59,7 +60,8 @@ def run(config: Config, options: BenchOptions) -> None:
     contenders: Contenders = {"gpt2lab": (gpt2lab_step, (config,))}
     contenders |= _ladder_stages(shape) if options.ladder else _rivals(options, shape)
     contenders["limit"] = (run_matmuls, (shape, policy.dtype))
-    seconds = _estimate_seconds(len(contenders), options, shape, device)
+    with progress.Phase("estimating the duration"):
+        seconds = _estimate_seconds(len(contenders), options, shape, device)
     logger.info("%d contenders, %d steps each: about %s", len(contenders), _steps(options), format_time_left(seconds))
     times = _time_contenders(contenders, options, device)
 
@@ -72,12 +74,13 @@ def run(config: Config, options: BenchOptions) -> None:
     environment |= {"precision": policy.name, "compile": config.system.compile}
     limits = {"matrix_products": str(policy.dtype).removeprefix("torch."), "flops_per_second": limit}
     if options.chart:
-        results.draw_chart(rows, Path(options.chart))
+        with progress.Phase("drawing the chart"):
+            results.draw_chart(rows, Path(options.chart))
         logger.info("wrote %s", options.chart)
     if options.as_json:
-        print(json.dumps({"rows": rows, "limits": limits, "environment": environment}))
+        logs.print_result(json.dumps({"rows": rows, "limits": limits, "environment": environment}))
     else:
-        results.print_table(rows, limits, environment)
+        logs.print_result(results.format_table(rows, limits, environment))
 
 
 def _with_micro_batch(config: Config, size: int) -> Config:
@@ -109,9 +112,9 @@ def _ladder_stages(shape: Shape) -> Contenders:
 
 
 def _rivals(options: BenchOptions, shape: Shape) -> Contenders:
-    checkouts = {"nanogpt": options.nanogpt, "build-nanogpt": options.build_nanogpt}
-    names = dict.fromkeys((*options.rivals, *(name for name, folder in checkouts.items() if folder)))
-    return {name: (rivals.RIVALS[name], (shape, checkouts[name]) if name in checkouts else (shape,)) for name in names}
+    folders = checkouts.folders(options)
+    names = dict.fromkeys((*options.rivals, *(name for name, folder in folders.items() if folder)))
+    return {name: (rivals.RIVALS[name], (shape, folders[name]) if name in folders else (shape,)) for name in names}
 
 
 def _time_contenders(contenders: Contenders, options: BenchOptions, device: torch.device) -> dict[str, StepTimes]:
@@ -140,7 +143,9 @@ def _time_contenders(contenders: Contenders, options: BenchOptions, device: torc
                 return None
 
         for name in contenders:
-            if time_steps(name, WARM_UP):
+            with progress.Phase(f"starting {name}, with {WARM_UP} steps that do not count"):
+                is_ready = time_steps(name, WARM_UP) is not None
+            if is_ready:
                 logger.info("ready: %s", rivals.describe(name, device.type))
         turns = {name: functools.partial(time_steps, name, options.steps) for name in contenders if name not in failed}
         rounds = measure.take_turns(turns, options.rounds)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from gpt2lab.config import yaml_format
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.formatting import replace_control_characters
 
 MAX_SETTINGS, MAX_DEPTH, MAX_BYTES = 1000, 3, 1_000_000  # a YAML file with aliases can stand for a huge one
 _LARGEST = 1e30
@@ -71,10 +72,11 @@ def flatten(content: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 
     def walk(mapping: Mapping[Any, Any], prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
         for key, value in mapping.items():
+            name = prefix + replace_control_characters(" ".join(str(key)[:100].split()))
             if isinstance(value, Mapping) and depth < MAX_DEPTH:
-                yield from walk(value, f"{prefix}{key}.", depth + 1)
+                yield from walk(value, f"{name}.", depth + 1)
             else:
-                yield f"{prefix}{key}", value
+                yield name, value
 
     return itertools.islice(walk(content, "", 1), MAX_SETTINGS)
 

@@ -37,8 +37,8 @@ NAMES = {
         "tracking.wandb": "wandb_log use_wandb wandb_mode",
         "train.eval_every": "eval_interval eval_steps val_every val_interval val_loss_every",
         "train.eval_tokens": "eval_iters eval_max_iters eval_batches val_tokens val_max_steps val_loss_steps",
-        "train.init_from": "init_from initial_checkpoint_dir pretrained pretrained_model pretrained_path from_pretrained"
-        " finetune_from load_from load_checkpoint load_weights init_checkpoint init_weights weights",
+        "train.init_from": "init_from initial_checkpoint_dir pretrained pretrained_model pretrained_path"
+        " from_pretrained finetune_from load_from load_checkpoint load_weights init_checkpoint init_weights weights",
         "train.max_steps": "max_iters steps iters iterations num_iterations num_steps max_iterations epochs num_epochs"
         " num_train_epochs total_steps max_tokens",
         "train.micro_batch_size": "b batch_size per_device_train_batch_size device_batch_size micro_batch",

@@ -56,19 +56,22 @@ def describe_unknown_setting(name: str, known: Sequence[str]) -> str:
     return f"unknown setting {name}{f'; did you mean {here.get(guess, guess)}?' if guess else ''}"
 
 
-def translate(error: ValidationError, origins: Mapping[str, str], known: Sequence[str]) -> GPT2LabError:
+def translate(
+    error: ValidationError, origins: Mapping[str, str], known: Sequence[str], setting: str | None = None
+) -> GPT2LabError:
     """Turn the first problem that pydantic reports into an error for the user.
 
     Args:
         error: what validating the settings raised.
         origins: by dotted name, what precedes the name in the message: `FILE: ` or `--`.
         known: dotted names of all settings.
+        setting: take the first problem of this setting; None: of all.
 
     Returns:
         The error to raise.
     """
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"][:2])  # deeper parts name members of a union, not settings
+    first = next(problem for problem in error.errors() if setting in (None, name_of(problem)))
+    name = name_of(first)
     origin = origins.get(name, "")
     if first["type"] == "extra_forbidden":
         return GPT2LabError(f"{'' if origin == '--' else origin}{describe_unknown_setting(name, known)}")
@@ -83,6 +86,11 @@ def translate(error: ValidationError, origins: Mapping[str, str], known: Sequenc
         if problem["loc"][:2] == first["loc"][:2]
     ]
     return GPT2LabError(f"{prefix}should be {', or '.join(dict.fromkeys(expected))}, not {shorten(first['input'])}")
+
+
+def name_of(problem: Mapping[str, Any]) -> str:
+    """The dotted name of a setting in a problem that pydantic reports; empty or a section where several clash."""
+    return ".".join(str(part) for part in problem["loc"][:2])  # deeper parts name members of a union, not settings
 
 
 def shorten(value: Any) -> str:

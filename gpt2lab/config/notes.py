@@ -1,6 +1,6 @@
 """What a user should know about the settings before training: defaults that no file sets, and unusual values."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from gpt2lab.config.settings import Config
@@ -41,6 +41,32 @@ def find_unusual(config: Config) -> Iterator[str]:
     for setting, smallest, largest, source in USUAL:
         if values[setting] and not smallest <= values[setting] <= largest:
             yield f"{setting} {values[setting]:g} is far outside the usual {smallest:g} to {largest:g} ({source})"
+
+
+def describe_quickstart(config: Config, overrides: Mapping[str, str]) -> str:
+    """Say what is trained without --config: the quickstart recipe, or another model with the recipe's other settings.
+
+    Args:
+        config: the settings.
+        overrides: those of the command line, by dotted name.
+
+    Returns:
+        One line.
+    """
+    text = {"stdlib": "the text of Python's documentation"}.get(config.data.source, config.data.source)
+    data = config.data.dir or config.data.input or text
+    if config.train.init_from is not None:
+        return (
+            f"no --config: training the quickstart recipe, from {config.train.init_from} on {data}. "
+            "To fine-tune: gpt2lab train --config finetune_shakespeare --data.dir FOLDER"
+        )
+    size = config.model.size or "124M"
+    advice = f"For GPT-2 {size}: gpt2lab train --config config/gpt2_{size.lower()}.yaml"
+    given = " ".join(f"--{name} {value}" for name, value in overrides.items() if name.startswith("model."))
+    if not given:
+        return f"no --config: training the quickstart recipe, a small model on {data}. {advice}"
+    steps = f"{config.train.max_steps:,} steps of {config.train.total_batch_size:,} tokens"
+    return f"no --config: the quickstart recipe, which is for a small model, with {given}: {steps} on {data}. {advice}"
 
 
 def describe_defaults(config: Config) -> str:

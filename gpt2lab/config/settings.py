@@ -17,6 +17,7 @@ from gpt2lab.config.batches import BatchPlan, plan_batches
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+NotEmpty = Annotated[str, Field(min_length=1)]
 
 
 class RunConfig(Section):
@@ -24,11 +25,11 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     """Name of the run directory; the same name resumes the run. null: the file name of the recipe."""
-    out_dir: str = "runs"
+    out_dir: NotEmpty = "runs"
     """Directory that holds the run directories."""
     seed: Annotated[int, Field(ge=0, lt=2**62)] = 1337
     """Seed of the initial weights, the data order and the samples."""
-    resume: str = "auto"
+    resume: NotEmpty = "auto"
     """auto: the newest valid checkpoint of this run, if any; never: error if the run exists; or a checkpoint's path."""
 
     @field_validator("name", mode="before")
@@ -47,11 +48,11 @@ class DataConfig(Section):
     source: Literal["stdlib", "tinyshakespeare", "files", "fineweb-edu", "fineweb"] = "stdlib"
     """stdlib (Python's own texts), tinyshakespeare and files (data.input) are prepared by training; fineweb-edu and
     fineweb by `gpt2lab prepare`."""
-    input: Annotated[str, Field(min_length=1)] | None = None
+    input: NotEmpty | None = None
     """Your own text, for data.source files: a text file, or a directory of them."""
-    dir: str | None = None
+    dir: NotEmpty | None = None
     """Directory of the token shards; null: the default directory of data.source, such as data/stdlib."""
-    mirror: str | None = None
+    mirror: NotEmpty | None = None
     """Directory to read downloads from instead of the network."""
 
     @model_validator(mode="after")
@@ -68,15 +69,16 @@ class DataConfig(Section):
 class TrainConfig(Section):
     """Steps, batch size, and measurements during training."""
 
-    init_from: Annotated[str, Field(min_length=1)] | None = None
+    init_from: NotEmpty | None = None
     """Model whose weights a new run starts from: a run, a checkpoint, a model directory, a Hub id such as gpt2, or a
     checkpoint file of another project. It replaces `model:` of the recipe (docs/weights.md); null: random weights."""
-    max_steps: PositiveInt = 19073
+    max_steps: Annotated[int, Field(gt=0, le=10**9)] = 19073
     """Optimizer steps; 19,073 steps of 524,288 tokens are 10B tokens."""
     total_batch_size: PositiveInt = 524288
     """Tokens per optimizer step, over all devices and micro-steps."""
     micro_batch_size: PositiveInt | Literal["auto"] = "auto"
-    """At most so many sequences per device and forward pass; auto: as many as fit in memory, up to 65,536 tokens."""
+    """At most so many sequences per device and forward pass (on a CPU 8,192 tokens); auto: as many as fit in memory, up
+    to 65,536 tokens."""
     eval_every: NonNegativeInt = 250
     """Measure the validation loss every so many steps, at the start and at the end; 0: never."""
     eval_tokens: PositiveInt = 10_485_760
@@ -87,7 +89,7 @@ class TrainConfig(Section):
     """Number of HellaSwag items, a fixed random subset of the 10,042; 0: all."""
     sample_every: NonNegativeInt = 250
     """Generate text samples every so many steps, at the start and at the end; 0: never."""
-    sample_prompt: Annotated[str, Field(min_length=1)] = "Hello this is AI model,"
+    sample_prompt: NotEmpty = "Hello this is AI model,"
     """Prompt of the samples."""
     sample_count: PositiveInt = 4
     """Number of samples each time; the terminal shows two of them."""

@@ -45,7 +45,7 @@ class Translation(NamedTuple):
 
     Attributes:
         items: what became of each.
-        settings: ours by dotted name; `Config` accepts them.
+        settings: ours by dotted name; `Config` accepts each of them.
         notes: what else the user should know.
     """
 
@@ -135,10 +135,10 @@ def _keep_valid(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]
         try:
             Config.model_validate(nested)
         except ValidationError as error:
-            notes.append(str(messages.translate(error, {}, _KNOWN)))
-            wrong = {".".join(map(str, problem["loc"][:2])) for problem in error.errors()} & accepted.keys()
-            if wrong:
-                accepted = {name: value for name, value in accepted.items() if name not in wrong}
+            wrong = next((messages.name_of(one) for one in error.errors() if messages.name_of(one) in accepted), None)
+            notes.append(str(messages.translate(error, {}, _KNOWN, wrong)))
+            if wrong is not None:
+                del accepted[wrong]
                 continue
         return accepted, notes
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from gpt2lab import progress
 from gpt2lab.data import shard_formats, shards, verify
-from gpt2lab.data.prepare import Summary
+from gpt2lab.data.summary import Summary
 from gpt2lab.data.tokenizer import VOCAB_SIZE
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import (

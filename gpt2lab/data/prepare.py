@@ -12,14 +12,23 @@ import functools
 import logging
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from gpt2lab import progress
 from gpt2lab.data import executors, shards
 from gpt2lab.data.encoded_cache import EncodedCache
-from gpt2lab.data.journal import Journal, close_journal, describe_changes, discard, open_journal, require_own_folder
+from gpt2lab.data.journal import (
+    Journal,
+    close_journal,
+    describe_changes,
+    discard,
+    discard_if_failed,
+    open_journal,
+    require_own_folder,
+)
 from gpt2lab.data.shard_builder import OutdatedJournalError, ShardBuilder
 from gpt2lab.data.sources import Source
+from gpt2lab.data.summary import Summary
 from gpt2lab.data.tokenizer import NAME as TOKENIZER
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import DirectoryLock, SpaceNeeded, require_space
@@ -32,46 +41,6 @@ _BYTES_PER_TOKEN = 4  # of English text, a low estimate: too much disk space is 
 _EXTRA_DOWNLOADS = 3  # files that are downloaded ahead and may not be needed
 
 
-class Summary(NamedTuple):
-    """What a folder holds, both splits together.
-
-    Attributes:
-        documents: number of documents.
-        tokens: number of tokens.
-        shards: number of shards.
-        seconds: duration of this call, if it made the shards.
-        text_bytes: bytes of text that were encoded.
-        duplicates: documents that occurred before.
-        skipped: documents and chunks that could not be read.
-        made: False if the folder was complete already.
-        val_tokens: tokens of the validation split.
-        divided: whether a document begins in val and ends in train.
-    """
-
-    documents: int
-    tokens: int
-    shards: int
-    seconds: float = 0.0
-    text_bytes: int = 0
-    duplicates: int = 0
-    skipped: int = 0
-    made: bool = False
-    val_tokens: int = 0
-    divided: bool = False
-
-    def line(self, folder: Path) -> str:
-        """Return a one-line summary."""
-        share = f"{100 * self.val_tokens / self.tokens:.2g}% val"
-        share += ", the last document of val is continued in train" if self.divided else ""
-        content = f"{self.documents:,} documents, {self.tokens:,} tokens in {self.shards} shards ({share})"
-        if not self.made:
-            return f"{folder} is complete: {content}"
-        rate = f", {self.text_bytes / self.seconds / 1e6:.3g} MB/s of text" if self.text_bytes else ""
-        notes = f"; {self.duplicates:,} exact duplicates" if self.duplicates else ""
-        notes += f"; {self.skipped:,} left out, see {shards.MANIFEST}" if self.skipped else ""
-        return f"prepared {folder}: {content} in {self.seconds:.1f} s{rate}{notes}"
-
-
 def make(source: Source, folder: str | Path, options: PrepareOptions) -> Summary:
     """Write the shards of a source, or continue an interrupted call. A complete folder is not changed.
 
@@ -82,7 +51,7 @@ def make(source: Source, folder: str | Path, options: PrepareOptions) -> Summary
 
     Raises:
         GPT2LabError: the folder holds other shards or is in use, there is not enough disk space, something cannot be
-            read, or the disk refused a write. Finished shards are kept for the next call.
+            read, or the disk refused a write. Finished shards are kept for the next call; the message says so.
     """
     began = time.perf_counter()
     executors.require_packages(options)
@@ -91,7 +60,7 @@ def make(source: Source, folder: str | Path, options: PrepareOptions) -> Summary
     if (complete := _read_complete(folder, settings, options.restart)) is not None:
         return complete
     require_own_folder(folder)
-    with DirectoryLock(folder):
+    with DirectoryLock(folder), discard_if_failed(folder, settings):
         if (complete := _read_complete(folder, settings, options.restart)) is not None:  # just finished by another
             return complete
         try:
@@ -114,6 +83,7 @@ def make(source: Source, folder: str | Path, options: PrepareOptions) -> Summary
         time.perf_counter() - began,
         counts.text_bytes,
         counts.duplicates,
+        options.drop_duplicates,
         counts.skipped,
         made=True,
         val_tokens=counts.tokens["val"],
@@ -228,6 +198,9 @@ def _read_complete(folder: Path, settings: dict[str, Any], restart: bool) -> Sum
         sum(manifest.documents.values()),
         tokens,
         len(manifest.shards),
+        duplicates=manifest.content.get("duplicates", 0),
+        dropped=settings["drop_duplicates"],
+        skipped=manifest.content.get("skipped", 0),
         val_tokens=manifest.tokens["val"],
         divided=divided,
     )

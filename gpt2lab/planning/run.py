@@ -1,11 +1,12 @@
 """The `plan` command: a plan, a table of several, what a budget buys, or the errors on measured runs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from gpt2lab import config as settings
+from gpt2lab import logs
 from gpt2lab.config import Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import format_duration
@@ -31,7 +32,8 @@ def run(options: PlanOptions) -> None:
     if options.validate is not None:
         rows = validate.read(options.validate, table)
         summary = validate.summarize(validate.errors(rows))
-        print(json.dumps(summary) if options.as_json else _describe_errors(summary, validate.count_too_big(rows)))
+        text = json.dumps(summary) if options.as_json else _describe_errors(summary, validate.count_too_big(rows))
+        logs.print_result(text)
         return
     config = settings.load(options.config or [options.RECIPE], options.overrides)
     priced = sorted({gpu.name for gpu in table.values() if gpu.price_per_hour})
@@ -46,12 +48,12 @@ def run(options: PlanOptions) -> None:
         raise GPT2LabError(f"--budget needs a price: the table has none for {kinds[0].name}; add --price-per-hour")
     offers = [[] if options.budget is None else plan.spend(config, each, options.budget) for each in plans]
     if options.as_json:
-        print(json.dumps(_as_json(config, plans, offers)))
+        logs.print_result(json.dumps(_as_json(config, plans, offers)))
         return
     lines = _describe(config, plans[0]) if len(plans) == 1 else _compare(plans, offers, options.budget)
     if len(plans) == 1 and offers[0]:
         lines += _describe_offers(offers[0], options.budget)
-    print("\n".join([*_headline(config), "", *lines]))
+    logs.print_result("\n".join([_headline(config, options.overrides), "", *lines]))
 
 
 def _as_json(config: Config, plans: Sequence[Plan], offers: Sequence[Sequence[Offer]]) -> dict[str, Any]:
@@ -102,13 +104,16 @@ def _outlook_as_json(outlook: Outlook) -> dict[str, Any]:
     return dict(zip(_OUTLOOK_KEYS, values, strict=True))
 
 
-def _headline(config: Config) -> list[str]:
+def _headline(config: Config, overrides: Mapping[str, str]) -> str:
+    """The recipe and the settings that change its model, its size and its length."""
     train = config.train
-    return [
-        f"{config.run.name or 'run'}: {flops.parameters(config.model):,} parameters, "
+    given = " ".join(f"--{name} {value}" for name, value in overrides.items() if name.startswith("model."))
+    name = f"{config.run.name or 'run'}{f' with {given}' if given else ''}"
+    return (
+        f"{name}: {flops.parameters(config.model):,} parameters, "
         f"{_short(train.max_steps * train.total_batch_size)} tokens in {train.max_steps:,} steps of "
         f"{train.total_batch_size:,}"
-    ]
+    )
 
 
 def _describe(config: Config, each: Plan) -> list[str]:
@@ -135,7 +140,7 @@ def _describe(config: Config, each: Plan) -> list[str]:
     if outlook.cost is not None:
         cost = f"${_range(outlook.cost, 2)} at ${each.price_per_hour:,.2f} per hour"
         lines.append(f"  cost          {cost}{_price_source(each)}")
-    return [*lines, f"  held up by    {_describe_limits(outlook)}"]
+    return [*lines, f"  bottleneck    {_describe_bottleneck(outlook)}"]
 
 
 def _why_lowered(config: Config, each: Plan) -> str:
@@ -157,7 +162,7 @@ def _price_source(each: Plan) -> str:
     return f" ({each.gpu.price_source}, {each.gpu.price_date})"
 
 
-def _describe_limits(outlook: Outlook) -> str:
+def _describe_bottleneck(outlook: Outlook) -> str:
     limits = outlook.limits
     texts = {
         "data": f"reading {limits.read_mb_per_second:.0f} MB/s of tokens",
@@ -168,7 +173,8 @@ def _describe_limits(outlook: Outlook) -> str:
     if limits.holds_up:
         return "; ".join(texts[name] for name in limits.holds_up)
     return (
-        f"nothing: {limits.read_mb_per_second:.1f} MB/s of tokens, evaluation {limits.evaluation_share:.1%} of the time"
+        f"the GPU; not the data ({limits.read_mb_per_second:.1f} MB/s of tokens), "
+        f"evaluation ({limits.evaluation_share:.1%} of the time) or checkpoints"
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab import config as settings
-from gpt2lab import files
+from gpt2lab import files, logs
 from gpt2lab.config import Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.options import ScalingOptions
@@ -28,7 +28,7 @@ def run(options: ScalingOptions) -> None:
     result, text = actions[options.action](options)
     for warning in result["warnings"]:
         logger.warning("%s", warning)
-    print(json.dumps(result, indent=2) if options.as_json else text)
+    logs.print_result(json.dumps(result, indent=2) if options.as_json else text)
 
 
 def _read(options: ScalingOptions) -> points.Points:

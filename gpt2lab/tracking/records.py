@@ -73,7 +73,11 @@ class Run:
         """The text by the shards' manifest; `UNKNOWN_TEXT` if they have none, or one that does not say."""
         data = self.environment.get("data")
         settings = self.settings.data
-        source = data.get("source") if isinstance(data, Mapping) else settings.dir is None and settings.source
+        source = (
+            data["source"]
+            if isinstance(data, Mapping) and "source" in data
+            else settings.dir is None and settings.source
+        )
         return str(source) if source and source != "pretokenized" else UNKNOWN_TEXT
 
     @property

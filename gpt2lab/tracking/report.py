@@ -182,10 +182,10 @@ def _draw_charts(
         written.append(folder / f"{prefix}{png}")
 
     if metrics & {"train/loss", "val/loss"}:
-        sources = {run.source for run in runs}
-        published = LOSS_REFERENCES.get(sources.pop()) if len(sources) == 1 else None
+        sets = {reference.find_data_set(run) for run in runs}
+        gpt2 = LOSS_REFERENCES.get(sets.pop() or "") if len(sets) == 1 else None
         band = _band(lines, runs, "val/loss")
-        wide, narrow = (plots.loss_figure(lines, published, size, band=band) for size in (WIDE, NARROW))
+        wide, narrow = (plots.loss_figure(lines, gpt2, size, band=band) for size in (WIDE, NARROW))
         title = "Loss, nats per token"
         png_title = f"{title}; thin: training, thick: validation"
         add_main_chart(wide, narrow, title, _loss_note(lines, runs), "loss_curve.png", png_title)
@@ -247,9 +247,9 @@ def _loss_note(lines: Sequence[Line], runs: Sequence[Run]) -> str:
         notes.append(f"The first steps, from {highest:.2f} on, are above the plot.")
     if len(sources) > 1:
         notes.append(f"The runs were trained on different text ({', '.join(sources)}): do not compare their losses.")
-    elif sources[0] == "fineweb-edu":
+    elif (data_set := reference.find_data_set(runs[0])) == "fineweb-edu":
         notes.append("The dashed line is OpenAI's GPT-2 124M on FineWeb-Edu's validation shard.")
-    elif sources[0] == "fineweb":
+    elif data_set == "fineweb":
         notes.append("The dashed line is the loss on FineWeb's validation tokens that speed records have to reach.")
     else:
         notes.append(f"Trained on {sources[0]}: do not compare with GPT-2's published 3.29, measured on FineWeb-Edu.")

@@ -40,7 +40,7 @@ class TrainingData:
     def describe(self) -> dict[str, Any]:
         """Return folder, source, first validation shard and numbers of tokens, for `environment.json`.
 
-        `held_out`: val is the end of train.
+        `held_out` is true if the validation split is the end of the train shards.
         """
         return {
             "folder": str(self.train.folder),

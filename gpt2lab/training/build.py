@@ -118,7 +118,8 @@ def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchP
             f"; if it is {data.source}, say so: gpt2lab prepare pretokenized --input {folder} --source {data.source}"
         )
         advice = advice if data.source in catalogue.LARGE else ""
-        logger.info(f"Training on {folder} (its shards do not say what text they hold{advice})")
+        if "fineweb" not in val.files[0].name:  # as in the names of other projects
+            logger.info(f"Training on {folder} (its shards do not say what text they hold{advice})")
     elif opened.source != data.source:
         source = {"files": "your own files"}.get(opened.source, opened.source)
         logger.info(f"Training on {folder} ({source})")

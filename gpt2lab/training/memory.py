@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gpt2lab.config import largest_divisor
+from gpt2lab.config import BatchPlan, largest_divisor
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.system import device as devices
 from gpt2lab.system.distributed import DistContext
@@ -175,6 +175,26 @@ class MicroStepVotes:
         except _RetryError:
             pass
         return None
+
+
+def lower_on_cpu(plan: BatchPlan, block_size: int, device: torch.device) -> BatchPlan:
+    """Lower a micro batch size that is meant for GPUs. On a CPU it is not faster, and a micro-step would take minutes.
+
+    Args:
+        plan: of the settings.
+        block_size: tokens a sequence.
+        device: where training runs.
+
+    Returns:
+        The plan, with another micro batch size if the device is a CPU and a micro batch has more than 8,192 tokens.
+    """
+    limit = devices.micro_batch_tokens(device)
+    if device.type != "cpu" or plan.micro_batch_size * block_size <= 4 * limit:
+        return plan
+    sequences = plan.micro_batch_size * plan.grad_accum_steps
+    size = largest_divisor(sequences, limit // block_size)
+    logger.info(f"micro_batch_size is {size} on this CPU, not {plan.micro_batch_size}: more is not faster")
+    return BatchPlan(plan.sequences, size, sequences // size)
 
 
 def smaller_micro_batch_size(size: int, sequences: int) -> int:

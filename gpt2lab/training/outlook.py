@@ -45,11 +45,16 @@ class Outlook:
         """
         with progress.Phase(f"step {step:,}", micro_steps) as phase:
 
+            def show() -> None:
+                phase.update(phase.completed, f"micro-step {min(phase.completed + 1, micro_steps)} of {micro_steps:,}")
+
             def advance() -> None:
-                phase.advance()
+                phase.completed += 1
+                show()
                 if self._on_cpu or phase.completed == micro_steps:
                     self._update(step - 1 + phase.completed / micro_steps)
 
+            show()
             yield advance
 
     def add_evaluation(self, kind: Hashable, every: int, seconds: float) -> None:

@@ -18,7 +18,7 @@ from gpt2lab.system import device as devices
 from gpt2lab.system import precision as precisions
 from gpt2lab.system.signals import StopSignals
 from gpt2lab.tracking.metrics import Sink
-from gpt2lab.training import build, initial_weights, messages
+from gpt2lab.training import build, initial_weights, memory, messages
 from gpt2lab.training.async_checkpointer import AsyncCheckpointer
 from gpt2lab.training.disk_space import require_space
 from gpt2lab.training.evaluators import build_evaluators
@@ -54,6 +54,7 @@ def run(config: Config, extra_sinks: Sequence[Sink] = (), given: Collection[str]
         # Open the data, and what measures the model on it.
         precision = precisions.choose(config.system.precision, dist.device)
         plan = config.batch_plan(dist.world_size, devices.micro_batch_tokens(dist.device))
+        plan = memory.lower_on_cpu(plan, config.model.block_size, dist.device)
         data = build.build_data(config.data, config.model, config.run, plan, dist)
         evaluators = build_evaluators(config.train, config.model, config.run, data, directory, plan, dist, precision)
         changed = changed_settings(start, config, data.digest, directory.holds(start)) if start else {}
@@ -71,6 +72,7 @@ def run(config: Config, extra_sinks: Sequence[Sink] = (), given: Collection[str]
         directory.prepare(config, start, changed, {"data": data.describe()})
         if initial is not None:
             directory.record_event(0, initial_weights.EVENT, initial.describe())
+            initial = None  # frees the memory of its weights
         sinks = stack.enter_context(
             build.open_sinks(config.tracking, config.system, config.train, directory, start, extra_sinks)
         )

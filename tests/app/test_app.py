@@ -306,6 +306,7 @@ def test_the_server_gives_no_access_to_files_or_other_machines(served, tmp_path)
             assert probe.connect_ex((other, port)) != 0, other
 
 
+@pytest.mark.slow  # what the two tests above and tests/test_readme.py check, in one process
 def test_the_verb_uses_the_next_port_while_another_page_is_served(served, run):
     """The verb in its own process, while this process serves a page."""
     address, _ = served

@@ -56,9 +56,11 @@ def test_a_tunnel_that_does_not_open_and_a_foreign_address_are_one_line():
     blocks: Any = Page()
     with pytest.raises(GPT2LabError, match="--share"):
         page.serve(blocks, 7860, share=True)
-    for host in ("203.0.113.7", "no such host", "a" * 300):
+    for host in ("203.0.113.7", "no such host", "a" * 300, ""):
         with pytest.raises(GPT2LabError, match="not an address of this machine"):
             page.serve(blocks, 7860, host)
+    with pytest.raises(GPT2LabError, match="IPv4"):
+        page.serve(blocks, 7860, "::1")
 
 
 TARGETS = ("etc/passwd", "{folder}/secret.txt", "{folder}/tiny/config.yaml", "proc/self/environ")

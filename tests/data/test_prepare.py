@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from gpt2lab.config import DataConfig
+from gpt2lab.data import journal, run_data
 from gpt2lab.data import prepare as preparing
-from gpt2lab.data import run_data
 from gpt2lab.data.catalogue import DEFAULT_DIRS
 from gpt2lab.data.encoded_cache import FOLDER as CACHE
 from gpt2lab.data.index import index_shards
@@ -116,7 +116,7 @@ def test_every_document_in_order_val_first(source, tmp_path):
 def test_shards_do_not_depend_on_workers_or_tokenizer(source, expected_files, tmp_path, options):
     make(source, tmp_path, replace(SMALL, **options))
     assert contents(tmp_path) == expected_files
-    assert sorted(file.name for file in tmp_path.iterdir() if file.name[0] == ".") == [".lock"]
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.slow
@@ -192,9 +192,10 @@ def interrupted(source, folder, options, after):
             raise KeyboardInterrupt
         return add(self, position, encoded)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt) as interruption:
         patch.setattr(preparing.ShardBuilder, "add", failing)
         make(source, folder, options)
+    return str(interruption.value)
 
 
 def test_continuing_does_not_start_over(source, expected_files, tmp_path, monkeypatch):
@@ -360,10 +361,15 @@ def test_only_as_many_shards_as_asked_for(source, expected_files, tmp_path):
 
 def test_exact_duplicates_are_counted_and_dropped_if_asked(tmp_path):
     texts = [*corpora.texts(50), *corpora.texts(20), "once"]
-    assert make(of(*texts), tmp_path / "kept", DEFAULTS).duplicates == 20
+    kept = make(of(*texts), tmp_path / "kept", DEFAULTS)
+    assert kept.duplicates == 20
+    assert "; 20 exact duplicates are kept (--drop-duplicates leaves them out)" in kept.line(tmp_path)
+    again = make(of(*texts), tmp_path / "kept", DEFAULTS).line(tmp_path)
+    assert "; 20 exact duplicates are kept (--drop-duplicates --restart leaves them out)" in again
     assert decoded(tmp_path / "kept", "val") + decoded(tmp_path / "kept", "train") == texts
     dropped = make(of(*texts), tmp_path / "dropped", PrepareOptions("files", drop_duplicates=True))
     assert (dropped.duplicates, dropped.documents) == (20, 51)
+    assert "; 20 exact duplicates were left out" in dropped.line(tmp_path)
     assert decoded(tmp_path / "dropped", "val") + decoded(tmp_path / "dropped", "train") == [*texts[:50], "once"]
 
 
@@ -518,6 +524,37 @@ def test_val_tokens_larger_than_the_corpus(source, tmp_path):
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(stdlib, "documents", lambda: iter(DOCUMENTS))
+
+
+def fail_in_the_second_file(folder, monkeypatch, min_kept_bytes):
+    """The error of a preparation whose second file cannot be read."""
+    monkeypatch.setattr(journal, "_MIN_KEPT_BYTES", min_kept_bytes)
+    good = in_memory_file("good", corpora.texts(50))
+    source = Source("files", "files", "1", (good, SourceFile("bad", 1, "", list_no_chunks)))
+    with pytest.raises(GPT2LabError, match="bad is bad") as error:
+        make(source, folder, DEFAULTS)
+    return str(error.value)
+
+
+def test_a_failure_leaves_nothing_that_is_made_again_in_seconds(tmp_path, monkeypatch):
+    for folder in (tmp_path / "a" / "b", tmp_path):
+        assert fail_in_the_second_file(folder, monkeypatch, journal._MIN_KEPT_BYTES) == "bad is bad"
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_that_leaves_something_says_so(tmp_path, monkeypatch):
+    message = fail_in_the_second_file(tmp_path, monkeypatch, 1)
+    assert message == (
+        f"bad is bad; {tmp_path} keeps what is finished: the same command continues there, with --restart it starts "
+        "again"
+    )
+    assert (tmp_path / CACHE).is_dir()
+
+
+def test_an_interruption_that_leaves_shards_says_so(source, tmp_path):
+    assert "the same command continues" in interrupted(source, tmp_path, SMALL, 15)
+    assert interrupted(source, tmp_path / "new", SMALL, 0) == ""
+    assert not (tmp_path / "new").exists()
 
 
 def test_training_makes_the_whole_standard_library(corpus, tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ def test_torch_is_not_imported():
 
 def test_a_plan_says_memory_speed_time_and_cost(capsys):
     text = run(capsys, "--config", "minigpt", "--gpu", "a100-40gb", "--gpus", "6", "--price-per-hour", "7.80")
-    for word in ("micro batch", "memory", "tokens/s", "MFU", "time", "$7.80 per hour", "held up by"):
+    for word in ("micro batch", "memory", "tokens/s", "MFU", "time", "$7.80 per hour", "bottleneck"):
         assert word in text
 
 

@@ -90,7 +90,7 @@ def test_columns_of_a_csv_are_guessed_and_said(text, rate, tmp_path, caplog):
     [
         b"",
         b"# A README\n\nstep 3 of 5\n",
-        b"PK\x03\x04\0\0 250 val 5.9",
+        b"PK\x03\x04\0\0\n250 val 5.9326\n",
         b"step,color\n1,red\n",
         b"9" * 5000 + b" val 3.0\n",
     ],

@@ -3,9 +3,10 @@
 import logging
 
 import pytest
+import torch
 
-from gpt2lab.config import TrainConfig
-from gpt2lab.training import outlook
+from gpt2lab.config import BatchPlan, TrainConfig
+from gpt2lab.training import memory, outlook
 from gpt2lab.training.outlook import Outlook
 
 
@@ -26,6 +27,24 @@ def take_steps(shown: Outlook, clock, steps: int, micro_steps: int, seconds: flo
             for _ in range(micro_steps):
                 clock.now += seconds
                 advance()
+
+
+def test_a_step_shows_its_micro_steps_from_the_beginning(clock, phases):
+    with Outlook(TrainConfig(), "cpu").step(1, 120) as advance:
+        (phase,) = phases.open
+        assert phase.describe() == "0%, micro-step 1 of 120, 0 s so far"
+        clock.now += 20
+        advance()
+        assert phase.describe() == "1%, micro-step 2 of 120, 40 min left"
+    assert not phases.open
+
+
+def test_a_micro_batch_for_gpus_is_lowered_on_a_cpu():
+    plan = BatchPlan(sequences=480, micro_batch_size=60, grad_accum_steps=4)
+    lowered = memory.lower_on_cpu(plan, 1024, torch.device("cpu"))
+    assert lowered == BatchPlan(sequences=480, micro_batch_size=2, grad_accum_steps=120)
+    assert memory.lower_on_cpu(plan, 128, torch.device("cpu")) == plan
+    assert memory.lower_on_cpu(lowered, 1024, torch.device("cpu")) == lowered
 
 
 @pytest.mark.parametrize(("device", "steps"), [("cpu", 1), ("cuda", 4)])

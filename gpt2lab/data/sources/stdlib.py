@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from gpt2lab import progress
 from gpt2lab.data.sources import Source, in_memory_file
 from gpt2lab.errors import GPT2LabError
 
@@ -86,7 +87,8 @@ def _read_topics(path: Path) -> Iterator[Document]:
 
 def _read_modules(root: Path, seen: set[str]) -> Iterator[Document]:
     """One document for each module with docstrings."""
-    for path in _find_modules(root):
+    paths = list(_find_modules(root))
+    for path in progress.track(paths, "reading Python's documentation"):
         name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
         tree = _parse(path)
         sections = [] if tree is None else list(_read_docstrings(tree, name, "", seen))
