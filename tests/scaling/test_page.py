@@ -93,7 +93,7 @@ def test_the_runs_of_a_plan_are_trained_with_its_settings(plan, tmp_path, capsys
     assert scaling("run", plan, "--print", "--system.device", "cpu") == 0
     lines = capsys.readouterr().out.splitlines()
     seen = []
-    monkeypatch.setattr(training_run, "run", seen.append)
+    monkeypatch.setattr(training_run, "run", lambda config, **_: seen.append(config))
     assert len(lines) == 12
     assert [cli.main(shlex.split(line)[1:]) for line in lines[::4]] == [0] * 3
     content = json.loads(plan.read_text())

@@ -16,7 +16,7 @@ def test_the_printed_commands_train_every_combination(recipe, capsys, monkeypatc
     from gpt2lab.training import run as training_run
 
     seen = []
-    monkeypatch.setattr(training_run, "run", seen.append)
+    monkeypatch.setattr(training_run, "run", lambda config, **_: seen.append(config))
     over = ["--over", "optimizer.max_lr=1e-3,2e-3", "--over", "run.seed=1,2,3"]
     assert sweep("--config", recipe, *over, "--train.max_steps", 5, "--print") == 0
     lines = capsys.readouterr().out.splitlines()
