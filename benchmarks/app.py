@@ -8,6 +8,8 @@ process of its own. Parts:
     first   from the click on Write to the first token in the browser, with the page's default settings
     crowd   rounds of 20 requests at the same moment, all of which must be answered in full; the server's memory after
             each (resident set, Linux)
+    large   200 prompts each of 10 MB, of 120 kB and of the longest that is continued; the server's memory before and
+            after
 """
 
 import contextlib
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -29,11 +32,13 @@ from typing import Any
 import torch
 
 from gpt2lab import GPT2, GPT2Config
+from gpt2lab.app.compare import MAX_CONTINUATIONS, MAX_PROMPT_CHARACTERS
 from gpt2lab.bench import measure
 from gpt2lab.bench.measure import Check
 from gpt2lab.system import device as devices
 
 REQUESTS, TOKENS = 20, 16
+LARGE_PROMPTS = 200
 MAX_GROWTH = 0.05  # of the server's memory between the end of the first round and the end of the last
 
 # Clicks, and resolves with the milliseconds until a frame with the first new token has been drawn.
@@ -101,13 +106,7 @@ def time_first_token(address: str, clicks: int) -> Iterator[Check]:
 
 def send_many_requests(address: str, pid: int, rounds: int) -> Iterator[Check]:
     """`REQUESTS` visitors at once, in several rounds."""
-    config = json.load(_opener.open(f"{address}config"))
-    write = next(part["id"] for part in config["components"] if part["props"].get("elem_id") == "write")
-    function = next(
-        dependency["id"]
-        for dependency in config["dependencies"]
-        if [write, "click"] in [list(target) for target in dependency["targets"]]
-    )
+    function = find_function(address)
     sizes = [resident_bytes(pid)]
     for number in range(1, rounds + 1):
         start = time.perf_counter()
@@ -123,10 +122,40 @@ def send_many_requests(address: str, pid: int, rounds: int) -> Iterator[Check]:
     yield Check(f"memory flat (below {MAX_GROWTH:+.0%} from round 1 to {rounds})", figure, growth < MAX_GROWTH)
 
 
-def send_request(address: str, function: int, seed: int) -> list[int]:
+def send_large_prompts(address: str, pid: int) -> Iterator[Check]:
+    """`LARGE_PROMPTS` of each size, one after the other; those that are too large get one line."""
+    function = find_function(address)
+    for size in (MAX_PROMPT_CHARACTERS, 120_000, 10_000_000):
+        prompt = "word " * (size // 5)
+        answers = set()
+        sizes = []
+        for seed in range(LARGE_PROMPTS):
+            try:
+                answers.add(f"{sum(send_request(address, function, seed, prompt))} tokens")
+            except (urllib.error.HTTPError, ConnectionError, urllib.error.URLError) as error:
+                answers.add(f"{getattr(error, 'code', 'connection closed')}")
+            sizes.append(resident_bytes(pid))
+        growth = sizes[-1] / sizes[9] - 1
+        after = [f"{sizes[n - 1] / 2**20:,.0f} after {n}" for n in (1, 10, LARGE_PROMPTS)]
+        figure = f"MiB: {', '.join(after)} ({growth:+.1%}); answers: {', '.join(sorted(answers))}"
+        yield Check(f"memory flat, prompts of {len(prompt):,} characters", figure, growth < MAX_GROWTH)
+
+
+def find_function(address: str) -> int:
+    """Number of the function that a click on Write calls."""
+    config = json.load(_opener.open(f"{address}config"))
+    write = next(part["id"] for part in config["components"] if part["props"].get("elem_id") == "write")
+    return next(
+        int(dependency["id"])
+        for dependency in config["dependencies"]
+        if [write, "click"] in [list(target) for target in dependency["targets"]]
+    )
+
+
+def send_request(address: str, function: int, seed: int, prompt: str = "Once upon a time") -> list[int]:
     """Send what the browser sends on a click; returns how many tokens of each model come back."""
     session = uuid.uuid4().hex
-    data: list[Any] = ["Once upon a time", 0.8, 50, 1, 0, 1, TOKENS, seed]
+    data: list[Any] = [prompt, 1, TOKENS, 0.8, 50, 1, 0, 1, seed]  # in the order of the inputs on the page
     body = json.dumps({"data": data, "fn_index": function, "session_hash": session}).encode()
     headers = {"Content-Type": "application/json"}
     _opener.open(urllib.request.Request(f"{address}gradio_api/queue/join", body, headers), timeout=60).close()
@@ -135,7 +164,7 @@ def send_request(address: str, function: int, seed: int) -> list[int]:
         for line in events:
             event = json.loads(line[5:]) if line.startswith(b"data:") else {}
             # The first message holds everything, later ones what was added, by the same positions.
-            for side, position in enumerate((1, 3)):
+            for side, position in enumerate((1, 2 + MAX_CONTINUATIONS)):  # the first text of each model
                 values = (event.get("output") or {}).get("data") or []
                 if len(values) > position:
                     text = json.dumps(values[position]).replace('\\"', '"')
@@ -153,7 +182,7 @@ def resident_bytes(pid: int) -> int:
 
 def main() -> None:
     """Run the selected parts."""
-    parser = measure.argument_parser(__doc__, ("first", "crowd"), rounds=3)
+    parser = measure.argument_parser(__doc__, ("first", "crowd", "large"), rounds=3)
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--small", action="store_true", help="models of one layer: memory of requests weighs more")
     arguments = parser.parse_args()
@@ -162,6 +191,7 @@ def main() -> None:
         parts: dict[str, measure.Part] = {
             "first": lambda: time_first_token(address, 2 * arguments.rounds),
             "crowd": lambda: send_many_requests(address, pid, arguments.rounds),
+            "large": lambda: send_large_prompts(address, pid),
         }
         measure.run_parts(parts, arguments.only)
 

@@ -2,6 +2,7 @@
 
     python benchmarks/plan_memory.py                # trains 12 models for two steps each; a Markdown table
     python benchmarks/plan_memory.py --other        # 6 others, by which no constant was chosen
+    python benchmarks/plan_memory.py --modern       # 4 of the modern architecture, with AdamW and with Muon
 
 The measured figure is `perf/peak_memory_gib` of metrics.jsonl: the largest resident memory of the process so far.
 """
@@ -41,12 +42,22 @@ OTHER_SHAPES = (
     (8, 8, 512, 512, 2, 2, "fp32", False),
     (12, 12, 768, 256, 4, 1, "bf16", False),
 )
+MODERN_SHAPES = (
+    (6, 6, 384, 256, 8, 2, "bf16", False),
+    (8, 8, 512, 512, 4, 1, "bf16", True),
+    (12, 12, 768, 512, 2, 1, "bf16", False),
+    (4, 4, 256, 128, 16, 1, "fp32", False),
+)
 
 
-def settings_of(shape: tuple[int, int, int, int, int, int, str, bool]) -> dict[str, str]:
+def settings_of(
+    shape: tuple[int, int, int, int, int, int, str, bool], architecture: str = "gpt2", optimizer: str = "adamw"
+) -> dict[str, str]:
     """The settings of a run of two steps without evaluations."""
     n_layer, n_head, n_embd, block_size, micro, steps, precision, checkpointing = shape
     values = {
+        "model.architecture": architecture,
+        "optimizer.name": optimizer,
         "model.n_layer": n_layer,
         "model.n_head": n_head,
         "model.n_embd": n_embd,
@@ -71,8 +82,11 @@ def main() -> None:
     cpu = gpus.load()["cpu"]
     print("| layers, heads, channels | block | micro batch x steps | precision | measured GiB | estimated | error |")
     print("|---|---:|---|---|---:|---:|---:|")
-    for shape in OTHER_SHAPES if "--other" in sys.argv else SHAPES:
-        settings = settings_of(shape)
+    modern = "--modern" in sys.argv
+    shapes = MODERN_SHAPES if modern else OTHER_SHAPES if "--other" in sys.argv else SHAPES
+    for number, shape in enumerate(shapes):
+        optimizer = "muon" if modern and number % 2 == 0 else "adamw"
+        settings = settings_of(shape, "modern" if modern else "gpt2", optimizer)
         estimated = plan.make(config.load([], settings), cpu).memory.total / GIB
         with tempfile.TemporaryDirectory() as folder:
             arguments = [word for name, value in settings.items() for word in (f"--{name}", value)]
@@ -83,8 +97,8 @@ def main() -> None:
         n_layer, n_head, n_embd, block_size, micro, steps, precision, checkpointing = shape
         print(
             f"| {n_layer}, {n_head}, {n_embd} | {block_size} | {micro} x {steps} | "
-            f"{precision}{', checkpointing' if checkpointing else ''} | {measured:.3f} | {estimated:.3f} | "
-            f"{estimated / measured - 1:+.1%} |",
+            f"{precision}{', checkpointing' * checkpointing}{', Muon' * (optimizer == 'muon')} | "
+            f"{measured:.3f} | {estimated:.3f} | {estimated / measured - 1:+.1%} |",
             flush=True,
         )
 

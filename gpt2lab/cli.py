@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from gpt2lab import __version__, cli_parser, logs, options, progress
 from gpt2lab.errors import GPT2LabError, LostRankError, RunStoppedError, did_you_mean
+from gpt2lab.scaling.options import ScalingOptions
+from gpt2lab.sweep.options import SweepOptions
 from gpt2lab.system import startup
 
 EPILOG = """\
@@ -19,6 +21,7 @@ gpt2lab train --config config/gpt2_124m.yaml   GPT-2 124M
 gpt2lab evaluate --model-checkpoint runs/x     HellaSwag and other tasks, for a run, a directory or a Hub model
 gpt2lab plan --config minigpt --gpu h100-80gb  memory, hours and cost, before you rent
 gpt2lab prepare fineweb-edu                    token shards, from the Hub or a --mirror
+gpt2lab sweep --over optimizer.max_lr=1e-3,2e-3    a grid of runs, and a page that compares them
 gpt2lab scaling fit runs/sweep                 the law of small runs' losses, to predict a larger one
 gpt2lab sample --model-checkpoint runs/x --prompt "Once"
 gpt2lab export --model-checkpoint runs/x --out out/x    a directory for transformers and other tools
@@ -38,12 +41,13 @@ class Verb(NamedTuple):
 
 VERBS = (
     Verb("train", "train a model; resumes an interrupted run", options.TrainOptions, "gpt2lab.commands:train"),
-    Verb("plan", "estimate memory, hours and cost on GPUs", options.PlanOptions, "gpt2lab.planning.run:run"),
+    Verb("plan", "estimate memory, hours and cost on GPUs", options.PlanOptions, "gpt2lab.commands:plan"),
     Verb("prepare", "make token shards from a corpus", options.PrepareOptions, "gpt2lab.commands:prepare"),
     Verb("data", "inspect or verify a directory of shards", options.DataOptions, "gpt2lab.commands:data"),
     Verb("evaluate", "score a model on tasks", options.EvaluateOptions, "gpt2lab.evaluation.run:run"),
     Verb("bench", "time a training step and compare it", options.BenchOptions, "gpt2lab.commands:bench"),
-    Verb("scaling", "predict the loss of larger runs", options.ScalingOptions, "gpt2lab.scaling.run:run"),
+    Verb("sweep", "train a grid of runs; goes on where it stopped", SweepOptions, "gpt2lab.sweep.run:run"),
+    Verb("scaling", "predict the loss of larger runs", ScalingOptions, "gpt2lab.scaling.run:run"),
     Verb("sample", "continue a prompt with a trained model", options.SampleOptions, "gpt2lab.sample:run"),
     Verb("app", "serve a page that compares two models", options.AppOptions, "gpt2lab.app.run:run"),
     Verb("report", "write the page of one or more runs", options.ReportOptions, "gpt2lab.commands:report"),
@@ -70,24 +74,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         143 SIGTERM, 138 SIGUSR1, 140 SIGUSR2). 141: the reader of the output is gone.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if sys.stdout is None:  # closed, as by `>&-`
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # as long as the process
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # as long as the process
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character must not end a run
     logs.configure()
+    try:
+        return _run(arguments)
+    except BrokenPipeError:  # also of standard error, which messages are printed to
+        return 141
+    finally:
+        logs.drop_unwritten()
+
+
+def _run(arguments: list[str]) -> int:
+    """Run the verb, and print what ends it."""
     rank = os.environ.get("RANK", "0")
     try:
-        return _run_verb(arguments)
+        _run_verb(arguments)
+        logs.print_result("", end="")  # writes what libraries have printed but Python has not written yet
+        return 0
     except BrokenPipeError:  # as in `gpt2lab train --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        raise
     except (GPT2LabError, OSError) as error:
         if rank != "0" and _is_reported_by_rank_0(error):
             return getattr(error, "status", 2)
         text = " ".join(str(error).split())
         # One write, even if Python does not buffer: other ranks write to the same terminal at the same time.
         line = logs.wrap(f"gpt2lab: {'' if rank == '0' else f'[rank {rank}] '}{text}", sys.stderr)
-        print(f"{line}\n", end="", file=sys.stderr)
+        print(f"{line}\n{getattr(error, 'details', '')}", end="", file=sys.stderr)
         return error.status if isinstance(error, GPT2LabError) else 2
     except RunStoppedError as stop:
         if rank == "0":
@@ -114,7 +130,7 @@ def _is_reported_by_rank_0(error: GPT2LabError | OSError) -> bool:
     return getattr(error, "same_on_rank_0", None) is True
 
 
-def _run_verb(arguments: list[str]) -> int:
+def _run_verb(arguments: list[str]) -> None:
     if arguments and not arguments[0].startswith("-") and arguments[0] not in [verb.name for verb in VERBS]:
         raise GPT2LabError(_unknown_verb(arguments[0]))
     parser = cli_parser.Parser(prog="gpt2lab", description="Train GPT-2 from scratch.", epilog=EPILOG)
@@ -132,13 +148,13 @@ def _run_verb(arguments: list[str]) -> int:
         raise GPT2LabError(f"--mirror {mirror}: no such folder")  # rather than use the network without a word
     # Standard output of these holds the result alone, for other programs to read.
     logs.configure(
-        to_stderr=verb.name in ("sample", "bench", "prepare", "data", "scaling") or getattr(parsed, "as_json", False)
+        to_stderr=verb.name in ("sample", "bench", "prepare", "data", "scaling", "settings")
+        or getattr(parsed, "as_json", False)
     )
     module, _, function = verb.function.partition(":")
     with progress.Phase("loading torch"):  # which most of the verbs import
         function_of_verb = getattr(importlib.import_module(module), function)
     function_of_verb(parsed)
-    return 0
 
 
 def _unknown_verb(name: str) -> str:

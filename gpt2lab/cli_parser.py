@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import itertools
 import math
 import os
 import shlex
@@ -10,6 +11,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
+from gpt2lab import logs
 from gpt2lab.errors import GPT2LabError, did_you_mean, find_similar
 from gpt2lab.options import SettingsOptions
 
@@ -41,12 +43,16 @@ class Parser(argparse.ArgumentParser):
         """
         raise GPT2LabError(f"{message} (see {self.prog} --help)")
 
+    def _print_message(self, message: str, file: Any = None) -> None:  # noqa: ARG002  # standard output
+        """Print help or a version. argparse ignores errors of the stream."""
+        logs.print_result(message, end="")
+
 
 def parse(options: type[Options], arguments: Sequence[str], prog: str) -> Options:
     """Parse the arguments of a verb.
 
     Args:
-        options: a class with fields made by `options.option`; nested dataclasses add their own fields.
+        options: a class with fields made by `option_values.option`; nested dataclasses add their own fields.
         arguments: what follows the verb on the command line.
         prog: the command, such as `gpt2lab train`, for help and errors.
 
@@ -67,7 +73,7 @@ def parse(options: type[Options], arguments: Sequence[str], prog: str) -> Option
     for name in (argument.partition("=")[0] for argument in arguments if argument[2:]):
         # Before anything else is checked: an option that seems to be missing may be the one that is misspelled.
         if name.startswith("--") and " " not in name and name not in parser.flags and name[2:] not in settings:
-            raise GPT2LabError(_unknown_option(name, parser, settings))
+            raise GPT2LabError(_unknown_option(name, arguments, parser, settings))
     if arguments and not arguments[0].startswith("-") and not parser.positionals:
         raise GPT2LabError(_unknown_argument(arguments[0], parser))
     namespace, unknown = parser.parse_known_intermixed_args(arguments)
@@ -109,13 +115,23 @@ def _keywords(field: Field[Any], annotation: Any, default: Any) -> dict[str, Any
     elif get_origin(value_type) is tuple:
         nargs = metadata.get("nargs")
         keywords |= {"nargs": nargs, "action": "extend"} if nargs else {"action": "append"}
+        keywords["type"] = _text
+    elif value_type is str:
+        keywords["type"] = str if metadata.get("may_be_empty") else _text
     else:
-        keywords["type"] = str if value_type is str else _number(value_type, metadata.get("at_least"))
+        keywords["type"] = _number(value_type, metadata.get("at_least"))
     if default is not MISSING:
         shown = ",".join(default) if isinstance(default, tuple) else default
         keywords["default"] = None if default == () else default
         help_text += f" (default: {shown})" if shown not in (None, "") else ""
     return keywords | {"help": help_text.replace("%", "%%")}
+
+
+def _text(text: str) -> str:
+    """A parser of text that is not empty, as the value of a variable that is not set is."""
+    if not text:
+        raise argparse.ArgumentTypeError("the value is empty")
+    return text
 
 
 def _choice(choices: Sequence[str], for_path: str | None) -> Callable[[str], str]:
@@ -182,13 +198,22 @@ def _instance(options: type[Options], namespace: argparse.Namespace) -> Options:
     return options(**values)
 
 
-def _unknown_option(name: str, parser: Parser, settings: Sequence[str]) -> str:
-    """The error message about an option that does not exist."""
-    from gpt2lab.config import messages
+def _unknown_option(name: str, arguments: Sequence[str], parser: Parser, settings: Sequence[str]) -> str:
+    """The error message about an option that does not exist, and all others if they are settings elsewhere."""
+    from gpt2lab.config import messages, translation
 
     guess = find_similar(name, parser.flags)
     if settings and (guess is None or "." in name):
-        return messages.describe_unknown_setting(name[2:], settings)
+        unknown = {}
+        for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+            option, equals, value = argument.partition("=")
+            if option.startswith("--") and option not in parser.flags and option[2:] not in settings:
+                unknown[option[2:]] = value if equals else "true" if following[:2] in ("", "--") else following
+        return (
+            translation.explain_options(unknown)
+            if len(unknown) > 1
+            else messages.describe_unknown_setting(name[2:], settings)
+        )
     return f"unknown option {name}{f'; did you mean {guess}?' if guess else ''} (see {parser.prog} --help)"
 
 
@@ -197,6 +222,8 @@ def _unknown_argument(name: str, parser: Parser) -> str:
     from gpt2lab import config
 
     if parser.required == "--config" and not (name in config.recipes() or name.endswith((".yaml", ".yml"))):
+        if name.endswith(".py") and os.path.isfile(name):
+            return f"unexpected argument {name}; did you mean --config {name}?"
         guess = did_you_mean(name, config.recipes()).replace("did you mean ", "did you mean --config ")
         return f"unexpected argument {name}{guess or '; settings are given as --train.max_steps 50'}"
     if parser.required:

@@ -5,6 +5,7 @@ Verbs whose package takes the options as they are (evaluate, sample, app) have n
 
 import logging
 import sys
+import tempfile
 from pathlib import Path
 
 from gpt2lab import logs, progress
@@ -14,6 +15,7 @@ from gpt2lab.options import (
     DataOptions,
     ExportOptions,
     ImportOptions,
+    PlanOptions,
     PrepareOptions,
     PrintSettingsOptions,
     ReportOptions,
@@ -31,30 +33,47 @@ def train(options: TrainOptions) -> None:
     """
     from gpt2lab import config
     from gpt2lab.config import notes
-    from gpt2lab.data import prepare
+    from gpt2lab.data import run_data
 
     recipes = options.config or [options.RECIPE]
-    if config.load(recipes, options.overrides, log_renames=False).tracking.log_format == "json":
+    settings, renames = config.load_with_notes(recipes, options.overrides)
+    if settings.tracking.log_format == "json":
         logs.configure(to_stderr=True)  # standard output has one object per line, for other programs to read
-    settings = config.load(recipes, options.overrides)  # again, since it logs messages, now to the right stream
-    if settings.data.dir is not None and "data.source" not in options.overrides:
-        prepare.require_shards(settings.data)
-    prepare.require_mirror(settings.data)
+    for note in renames:
+        logger.info(note)
+    if settings.data.dir is not None and settings.data.input is None and "data.source" not in options.overrides:
+        run_data.require_shards(settings.data)
+    run_data.require_mirror(settings.data)
     if not options.config:
-        text = {"stdlib": "the text of Python's documentation"}.get(settings.data.source, settings.data.source)
-        logger.info(
-            f"no --config: training the quickstart recipe, a small model on {settings.data.dir or text}. "
-            "For GPT-2 124M: gpt2lab train --config config/gpt2_124m.yaml"
-        )
+        logger.info(notes.describe_quickstart(settings, options.overrides))
     elif note := notes.describe_defaults(settings):
         logger.info(note)
     for warning in notes.find_unusual(settings):
         logger.warning(warning)
 
     with progress.Phase("loading torch"):  # takes seconds: only once the settings are valid
-        from gpt2lab.training import run
+        from gpt2lab.training import dry_run, run
 
-    run.run(settings)
+    if options.dry_run:
+        dry_run.run(settings, options.overrides)
+    else:
+        run.run(settings, given=options.overrides)
+
+
+def plan(options: PlanOptions) -> None:
+    """Plan a run, or measure this device.
+
+    Args:
+        options: recipes, settings and what to print.
+    """
+    if options.calibrate:
+        from gpt2lab.planning import calibrate
+
+        calibrate.run(options)
+    else:
+        from gpt2lab.planning import run
+
+        run.run(options)
 
 
 def bench(options: BenchOptions) -> None:
@@ -64,8 +83,12 @@ def bench(options: BenchOptions) -> None:
         options: recipes, settings and what to compare with.
     """
     from gpt2lab import config
-    from gpt2lab.bench import run
-    from gpt2lab.system import device
+    from gpt2lab.bench import checkouts
+
+    checkouts.require(options)
+    with progress.Phase("loading torch"):
+        from gpt2lab.bench import run
+        from gpt2lab.system import device
 
     overrides = options.overrides
     if not options.config:
@@ -91,9 +114,11 @@ def prepare(options: PrepareOptions) -> None:
         if len(options.input) != 1:
             raise GPT2LabError("prepare pretokenized takes one --input, the directory that holds the shards")
         folder = Path(options.out or options.input[0])
-        _print(index.index_shards(options.input[0], folder).line(folder))
+        _print(index.index_shards(options.input[0], folder, options.text_source).line(folder))
         logger.info(f"next: {catalogue.format_train_command(options.source, folder)}")
         return
+    if options.text_source is not None:
+        raise GPT2LabError(f"--source is for prepare pretokenized; {options.source} says itself what it holds")
     source = catalogue.open_source(options)
     folder = Path(options.out or catalogue.default_folder(options.source, options.subset))
     if options.executor == "slurm":
@@ -120,13 +145,23 @@ def data(options: DataOptions) -> None:
 
 
 def report(options: ReportOptions) -> None:
-    """Write the report of runs, and print the files that were written.
+    """Write the report of runs, or the page of a sweep, and print the files that were written.
 
     Args:
-        options: the runs.
+        options: the runs, or the folder of a sweep.
     """
     from gpt2lab.tracking import report
 
+    folder = Path(options.runs[0])
+    if len(options.runs) == 1 and any((folder / name).is_file() for name in ("sweep.json", "predictions.jsonl")):
+        from gpt2lab.scaling import page as scaling_page
+        from gpt2lab.sweep import page
+
+        if options.out or options.price_per_hour:
+            raise GPT2LabError(f"{folder} is a sweep, whose page takes no --out and no --price-per-hour")
+        write = scaling_page.write if scaling_page.is_scaling_run(folder) else page.write
+        _print(f"wrote {write(folder)}")
+        return
     out = Path(options.out) if options.out else None
     written = report.write(
         *map(Path, options.runs),
@@ -141,11 +176,31 @@ def export(options: ExportOptions) -> None:
     """Write a model for other tools.
 
     Args:
-        options: the model, the directory and the dtype.
-    """
-    from gpt2lab.export import run
+        options: the model, the directory or repository, and the dtype.
 
-    run.export(options.checkpoint, options.out, options.dtype, mirror=options.mirror)
+    Raises:
+        GPT2LabError: the options do not fit together, or the model cannot be written or uploaded.
+    """
+    if options.out and options.space:
+        raise GPT2LabError("--out and --space: give one of them")
+    if not (options.out or options.space or options.push):
+        raise GPT2LabError("give --out or --space, a directory, or --push OWNER/NAME (see gpt2lab export --help)")
+    if (options.public or options.dry_run) and not options.push:
+        raise GPT2LabError("--public and --dry-run belong to --push OWNER/NAME")
+    from gpt2lab.export import push, run
+
+    if options.push and not options.dry_run:
+        push.check(options.push)
+    with tempfile.TemporaryDirectory(prefix="gpt2lab-export-") as scratch:
+        target = None if options.dry_run else options.space or options.out
+        folder = target or Path(scratch) / "export"
+        written = run.export(
+            options.checkpoint, folder, options.dtype, mirror=options.mirror, as_space=options.space is not None
+        )
+        if options.push:
+            kind: push.Kind = "space" if options.space else "model"
+            arguments = (written, options.push, kind, options.public)
+            _print(push.describe(*arguments) if options.dry_run else f"uploaded to {push.push(*arguments)}")
 
 
 def import_file(options: ImportOptions) -> None:
@@ -165,16 +220,28 @@ def import_file(options: ImportOptions) -> None:
 
 
 def settings(options: PrintSettingsOptions) -> None:
-    """Print every setting.
+    """Print every setting, or a settings file of another project in our settings.
 
     Args:
-        options: the format.
+        options: the format, or the file.
     """
-    from gpt2lab.config import reference
+    from gpt2lab.config import reference, translation
 
-    print(reference.json_schema() if options.schema else reference.markdown(), end="")
+    if options.action:
+        if len(options.action) != 2 or options.action[0] != "translate":
+            raise GPT2LabError(f"settings {' '.join(options.action)}: expected settings translate FILE")
+        file = Path(options.action[1])
+        translated = translation.translate_file(file)
+        for item in translated.items:
+            if item.note:
+                logger.warning(item.describe())
+        for note in translated.notes:
+            logger.warning(note)
+        logs.print_result(translated.to_yaml(f"{file} in gpt2lab's settings"), end="")
+        return
+    logs.print_result(reference.json_schema() if options.schema else reference.markdown(), end="")
 
 
 def _print(text: str) -> None:
     """Print the result of a verb; on a terminal, lines are broken between words."""
-    print(logs.wrap(text, sys.stdout), flush=True)
+    logs.print_result(logs.wrap(text, sys.stdout))

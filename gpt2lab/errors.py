@@ -12,13 +12,15 @@ class GPT2LabError(ValueError):
     keeps its traceback.
 
     Attributes:
+        details: lines that the command line prints below the message, such as a corrected file.
         same_on_rank_0: whether rank 0 has the same error and reports it; None if that is not known.
     """
 
     status = 2
     same_on_rank_0: bool | None = None
 
-    def __init__(self, message: str):
+    def __init__(self, message: str, details: str = ""):
+        self.details = details
         super().__init__(" ".join(message.split()))  # one line, even if it contains a library's message
 
 

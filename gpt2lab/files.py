@@ -10,6 +10,7 @@
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -234,7 +235,7 @@ def verify_digests(folder: Path, required: Iterable[str] = (), ignored: Collecti
 class DirectoryLock:
     """A lock on a directory, held by one process. The kernel releases it when that process ends, even when killed.
 
-    A directory that it created is removed again if nothing was written into it.
+    At the end its file is deleted, and each directory that it created, if nothing was written into it.
 
     Args:
         folder: the directory; it is created if missing.
@@ -249,7 +250,8 @@ class DirectoryLock:
 
     def __enter__(self) -> "DirectoryLock":
         try:
-            self._created = not self.path.parent.exists()
+            parents = self.path.parents
+            self._created = list(itertools.takewhile(lambda parent: not parent.exists(), parents))  # inner first
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
@@ -276,9 +278,9 @@ class DirectoryLock:
         if self._file is None:
             return
         with contextlib.suppress(OSError):
-            if self._created and os.listdir(self.path.parent) == [self.path.name]:  # nothing was written
-                self.path.unlink()
-                self.path.parent.rmdir()
+            self.path.unlink()
+            for folder in self._created:
+                folder.rmdir()  # fails if something was written
         os.close(self._file)
         self._file = None
 

@@ -1,10 +1,11 @@
-"""Log messages of the command line.
+"""Log messages of the command line, and its results on standard output.
 
 Modules log through `logging.getLogger(__name__)`. `configure` prints their messages, warnings with the prefix
 `warning: `, in color and wrapped at words on a terminal. Without it, a program that imports gpt2lab configures logging
 as it likes.
 """
 
+import contextlib
 import logging
 import os
 import shutil
@@ -12,6 +13,7 @@ import sys
 import textwrap
 from typing import TextIO
 
+from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import paint
 
 
@@ -39,7 +41,43 @@ class _Handler(logging.StreamHandler[TextIO]):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802
         """Raise the error of a failed write, such as a closed pipe or a full disk, instead of printing a traceback."""
-        raise
+        error = sys.exception()
+        assert error is not None  # logging calls this while it handles one
+        raise _name_stream(error, self.stream) from error
+
+
+def print_result(text: str, *, end: str = "\n") -> None:
+    """Print the result of a command to standard output, at once: a write that fails must not look like a success.
+
+    Args:
+        text: one or several lines.
+        end: what follows them.
+
+    Raises:
+        GPT2LabError: standard output refused the write, such as a file on a full disk.
+        BrokenPipeError: its reader is gone.
+    """
+    try:
+        print(text, end=end, flush=True)
+    except OSError as error:
+        raise _name_stream(error, sys.stdout) from error
+
+
+def drop_unwritten() -> None:
+    """Discard what cannot be written: Python would write it at its exit, and complain."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _name_stream(error: BaseException, stream: TextIO) -> BaseException:
+    """The error to raise: if a stream refused a write, one that names the stream."""
+    if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):
+        return error
+    return GPT2LabError(f"standard {'output' if stream is sys.stdout else 'error'}: {error.strerror or error}")
 
 
 def wrap(text: str, stream: TextIO) -> str:

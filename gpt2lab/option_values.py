@@ -1,8 +1,32 @@
-"""Converts the text of option values that are more than a number or a word (see `options`)."""
+"""Declares command-line options, and converts those of their values that are more than a number or a word."""
 
 import argparse
+from dataclasses import MISSING, field
+from typing import Any
 
 from gpt2lab.formatting import parse_whole_number
+
+
+def option(help: str, default: Any = MISSING, **metadata: Any) -> Any:
+    """A dataclass field that is also a command-line option.
+
+    Args:
+        help: text in `--help`. The default is appended to it.
+        default: value without the option; MISSING: the option is required.
+        metadata: any of
+
+            - flag: name of the option, or the bare name of a positional argument; default: `--` and the field's name.
+            - parse: converts the text of the value; default: by the type of the field. For a tuple, the whole text.
+            - nargs: as in argparse, for a tuple; default: the option may be repeated.
+            - at_least: smallest number that is accepted.
+            - for_path: for one of several words, the command that a path in its place belongs to.
+            - zero_is_none: True: 0 on the command line means None.
+            - may_be_empty: True: empty text is accepted here.
+
+    Returns:
+        The field.
+    """
+    return field(default=default, metadata={"help": help, **metadata})
 
 
 def names(text: str) -> tuple[str, ...]:

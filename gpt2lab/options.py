@@ -5,11 +5,11 @@ docstring of the class is the description in `--help`, and `EXAMPLES` is the tex
 so that help and errors are printed immediately.
 """
 
-from dataclasses import MISSING, dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from gpt2lab.generation.options import GenerationOptions, Sampling
-from gpt2lab.option_values import names, port, quantities, whole_numbers
+from gpt2lab.option_values import names, option, port, whole_numbers
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
@@ -20,27 +20,6 @@ DEVICE_HELP = "device to compute on"
 PRECISION_HELP = "precision of matrix products"
 MIRROR_HELP = "directory to read downloads from instead of the network (or $GPT2LAB_MIRROR)"
 JSON_HELP = "print one JSON object, and nothing else, to standard output"
-
-
-def option(help: str, default: Any = MISSING, **metadata: Any) -> Any:
-    """A dataclass field that is also a command-line option.
-
-    Args:
-        help: text in `--help`. The default is appended to it.
-        default: value without the option; MISSING: the option is required.
-        metadata: any of
-
-            - flag: name of the option, or the bare name of a positional argument; default: `--` and the field's name.
-            - parse: converts the text of the value; default: by the type of the field. For a tuple, the whole text.
-            - nargs: as in argparse, for a tuple; default: the option may be repeated.
-            - at_least: smallest number that is accepted.
-            - for_path: for one of several words, the command that a path in its place belongs to.
-            - zero_is_none: True: 0 on the command line means None.
-
-    Returns:
-        The field.
-    """
-    return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass(frozen=True)
@@ -65,6 +44,8 @@ class TrainOptions(SettingsOptions):
 
     RECIPE: ClassVar[str] = "quickstart"
     EXAMPLES: ClassVar[str] = "gpt2lab train --config gpt2_124m --train.max_steps 50 --optimizer.max_lr 3e-4"
+
+    dry_run: bool = option("print what training would need on this machine, and start nothing", False)
 
 
 @dataclass(frozen=True)
@@ -121,6 +102,7 @@ gpt2lab plan --config gpt2_xl --gpu rtx-4090 --gpus 2 --system.shard --json
         "money to spend: print the tokens that it buys, for each size of GPT-2", None, at_least=0
     )
     gpus_file: str | None = option("YAML file of more GPUs, in the form of gpt2lab/system/gpus.yaml", None)
+    calibrate: bool = option("measure this device for later estimates, in about 20 seconds", False)
     validate: str | None = option("CSV file of measured runs: print the errors of the estimated speeds instead", None)
     as_json: bool = option(JSON_HELP, False, flag="--json")
 
@@ -134,16 +116,20 @@ gpt2lab prepare fineweb-edu                                  sample-10BT from th
 gpt2lab prepare fineweb-edu --shards 20 --mirror FOLDER      2B tokens, from parquet files on disk
 gpt2lab prepare files --input my/texts more.jsonl             your own text: files, or all files of a directory
 gpt2lab prepare pretokenized --input FOLDER                  existing shards: check them and write a manifest
+gpt2lab prepare pretokenized --input FOLDER --out OUT        shards of int32 or int64, or without val: convert them
 gpt2lab prepare tinyshakespeare                              1 MB, to try it out
 """
 
-    source: Literal["fineweb-edu", "files", "pretokenized", "tinyshakespeare", "stdlib"] = option(
+    source: Literal["fineweb-edu", "fineweb", "files", "pretokenized", "tinyshakespeare", "stdlib", "cpython"] = option(
         "corpus", flag="source", for_path="gpt2lab prepare files --input"
     )
     out: str | None = option("directory for the shards (default: data/NAME)", None)
     input: tuple[str, ...] = option("files, directories or glob patterns; or the directory of shards", (), nargs="+")
     text_field: str = option("JSON field or parquet column that holds the text", "text")
-    subset: str = option("subset of fineweb-edu: sample-10BT, sample-100BT, …", "sample-10BT")
+    text_source: str | None = option(
+        "pretokenized: the corpus that the shards hold, such as fineweb-edu", None, flag="--source"
+    )
+    subset: str = option("subset of fineweb-edu or fineweb: sample-10BT, sample-100BT, …", "sample-10BT")
     mirror: str | None = option(MIRROR_HELP, None)
     shards: int | None = option("stop after N full shards", None, at_least=1)
     shard_size: int = option("tokens of a full shard, such as 100M", 100_000_000, at_least=1)
@@ -192,51 +178,6 @@ class EvaluateOptions:
     include: str | None = option("directory of more task files for lm_eval:NAME", None)
 
 
-@dataclass(frozen=True, kw_only=True)  # an option without a default follows those of the base class
-class ScalingOptions(SettingsOptions):
-    """Plan small runs, fit scaling laws to their losses, predict larger runs, and recommend a recipe.
-
-    Points are a CSV, run directories, or a folder of runs. A recipe (--config, and settings) is what plan and recommend
-    scale from (default: gpt2_124m), and what predict predicts.
-    """
-
-    RECIPE: ClassVar[str] = "gpt2_124m"
-    EXAMPLES: ClassVar[str] = """\
-gpt2lab scaling plan --config quickstart --flops 1e13:1e14 --runs 12
-gpt2lab scaling fit runs/sweep                                          forms, intervals, warnings
-gpt2lab scaling fit points.csv --n size --d tokens --loss final_loss --json
-gpt2lab scaling predict runs/sweep --config larger.yaml                 recorded in runs/sweep/predictions.jsonl
-gpt2lab scaling predict points.csv --parameters 124M --tokens 10B
-gpt2lab scaling recommend runs/sweep --flops 1e18 --out larger.yaml     a recipe for gpt2lab train
-gpt2lab scaling recommend --gpu-hours 24 --gpu A100
-"""
-
-    action: Literal["plan", "fit", "predict", "recommend"] = option("what to do", flag="action")
-    sources: tuple[str, ...] = option("a CSV, run directories, or a folder of runs", (), flag="sources", nargs="*")
-    n: str = option("CSV: column of the parameters", "parameters")
-    d: str = option("CSV: column of the tokens", "tokens")
-    loss: str = option("CSV: column of the final loss", "loss")
-    counted: Literal["blocks-and-head", "all", "blocks"] = option(
-        "run directories and recipes: parameters that N counts", "blocks-and-head"
-    )
-    bootstraps: int = option("fits to resampled points, for the intervals", 200, at_least=40)
-    flops: tuple[float, ...] | None = option(
-        "plan: range of the runs' FLOPs, 1e13:1e15; recommend: FLOPs of the run", None, parse=quantities
-    )
-    runs: int = option("plan: at most N runs", 12, at_least=9)
-    tokens_per_parameter: float = option("plan: expected optimum, without earlier runs", 20.0, at_least=0.001)
-    speed: float | None = option(
-        "plan: FLOP/s of training, for the time (default: of the runs given)", None, at_least=1
-    )
-    parameters: float | None = option("predict: parameters of the run, such as 124M", None, at_least=1)
-    tokens: float | None = option("predict: tokens of the run, such as 10B", None, at_least=1)
-    gpu_hours: float | None = option("recommend: hours of all GPUs together", None, at_least=0.01)
-    gpu: str | None = option("recommend: name of the GPU, such as A100", None)
-    mfu: float = option("recommend: share of the GPU's peak that training reaches", 0.4, at_least=0.001)
-    out: str | None = option("plan, recommend: file to write (JSON; a recipe)", None)
-    as_json: bool = option(JSON_HELP, False, flag="--json")
-
-
 @dataclass(frozen=True)
 class SampleOptions:
     """Continue a prompt with a trained model. Text is printed as it is generated."""
@@ -248,7 +189,9 @@ echo "Once upon" | gpt2lab sample --model-checkpoint runs/x --json             f
 """
 
     checkpoint: str = option(MODEL_HELP, flag="--model-checkpoint")
-    prompt: str | None = option("text to continue; - for standard input (default: piped input)", None)
+    prompt: str | None = option(
+        "text to continue; - for standard input (default: piped input)", None, may_be_empty=True
+    )
     prompt_file: str | None = option("read the prompt from a UTF-8 file", None)
     num_samples: int = option("number of continuations", 4, at_least=1)
     generation: GenerationOptions = field(default=GenerationOptions(sampling=Sampling(top_k=50)))
@@ -278,7 +221,7 @@ class AppOptions:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Write the page of a run, or of several runs for comparison, and draw their curves as PNGs.
+    """Write the page of a run, of several runs for comparison, or of a sweep; draw the curves of runs as PNGs.
 
     Logs of other projects are drawn beside runs: log.txt of build-nanogpt, main.log of llm.c, the console output of
     nanoGPT, logs of modded-nanogpt, and CSV files with columns of steps and losses.
@@ -287,6 +230,7 @@ class ReportOptions:
     EXAMPLES: ClassVar[str] = """\
 gpt2lab report runs/x                 writes runs/x/report.html
 gpt2lab report runs/x runs/y          writes runs/compare_x_y.html
+gpt2lab report runs/x_sweep           writes runs/x_sweep/report.html, the page of a sweep
 gpt2lab report runs/x log/log.txt --tokens-per-step 524288
 """
 
@@ -302,10 +246,21 @@ gpt2lab report runs/x log/log.txt --tokens-per-step 524288
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a model with its tokenizer and a model card as a directory for transformers, vLLM and llama.cpp."""
+    """Write a model with tokenizer and card for transformers, vLLM, llama.cpp, the Hub, or as a Hugging Face Space."""
+
+    EXAMPLES: ClassVar[str] = """\
+gpt2lab export --model-checkpoint runs/x --out out/x
+gpt2lab export --model-checkpoint runs/x --space out/space
+gpt2lab export --model-checkpoint runs/x --push me/gpt2-mine --dry-run           lists the files
+gpt2lab export --model-checkpoint runs/x --space out/space --push me/try-it --public
+"""
 
     checkpoint: str = option(MODEL_HELP, flag="--model-checkpoint")
-    out: str = option("new or empty directory, or an earlier export, which is replaced")
+    out: str | None = option("new or empty directory, or an earlier export, which is replaced", None)
+    space: str | None = option("such a directory, in which an app runs as a Hugging Face Space", None)
+    push: str | None = option("OWNER/NAME: upload it to the Hub; private if the repository is new", None)
+    public: bool = option("let everybody see what is uploaded", False)
+    dry_run: bool = option("list what --push would upload, and write and upload nothing", False)
     dtype: Literal["fp32", "bf16", "fp16"] = option("dtype of the weights; they are trained in fp32", "fp32")
     mirror: str | None = option(MIRROR_HELP, None)
 
@@ -332,6 +287,16 @@ gpt2lab evaluate --model-checkpoint model_19072.pt           without a conversio
 
 @dataclass(frozen=True)
 class PrintSettingsOptions:
-    """Print every setting with its type, default and meaning."""
+    """Print every setting with its type, default and meaning, or translate a settings file of another project.
 
+    `translate FILE` prints the YAML for --config. FILE is YAML, or Python such as nanoGPT's config/train_gpt2.py, which
+    is read and never run. What has no counterpart is a warning.
+    """
+
+    EXAMPLES: ClassVar[str] = """\
+gpt2lab settings > settings.md
+gpt2lab settings translate config/train_gpt2.py > my.yaml
+"""
+
+    action: tuple[str, ...] = option("translate FILE", (), flag="action", nargs="*")
     schema: bool = option("print a JSON schema, for completion in an editor", False)

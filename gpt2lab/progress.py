@@ -16,7 +16,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from gpt2lab import logs
@@ -26,11 +26,13 @@ logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 SHOW_AFTER = 0.8  # seconds; shorter phases would only flicker
 LOG_EVERY = 30.0  # seconds between messages where there is no terminal
 _TICK = 0.25  # seconds between two drawings of the bars
 _BAR_WIDTH = 24
+_MIN_BAR_WIDTH = 4
 
 
 class Phase:
@@ -101,13 +103,29 @@ class Phase:
 
     def describe(self) -> str:
         """Return share, note and time: `24%, 1,000 tokens, 3 min 5 s left`."""
-        parts = [f"{self.completed / self.total:.0%}"] if self.total and self.completed else []
+        parts = [f"{self.completed / self.total:.0%}"] if self.total else []
         parts += [self.note] if self.note else []
         if (left := self.seconds_left()) is not None:
             parts.append(f"{format_time_left(left)} left")
         else:
             parts.append(f"{format_duration(time.monotonic() - self.began)} so far")
         return ", ".join(parts)
+
+
+def track(items: Sequence[T], description: str) -> Iterator[T]:
+    """Iterate over items, as one phase.
+
+    Args:
+        items: the work; each takes about the same time.
+        description: of the phase.
+
+    Yields:
+        The items.
+    """
+    with Phase(description, len(items)) as phase:
+        for item in items:
+            yield item
+            phase.advance()
 
 
 def show_as(description: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -188,18 +206,35 @@ class _Display:
                 self._live.stop()
                 self._live = None
             return
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table.grid(padding=(0, 1, 0, 0))
         for phase in phases:
             phase.shown = True
-            bar = ProgressBar(phase.total or 1, phase.completed, width=_BAR_WIDTH, pulse=not phase.total)
-            table.add_row(Text(phase.description), bar, Text(phase.describe()))
         if self._live is None:
             self._live = _start_live()
-        self._live.update(table, refresh=True)
+        self._live.update(_build_table(phases, self._live.console.width), refresh=True)
+
+
+def _build_table(phases: Sequence[Phase], width: int) -> Any:
+    """A line for each phase: description, bar, share and time.
+
+    Args:
+        phases: that are shown.
+        width: columns of the terminal. The bars become shorter, or go, where the text needs the space.
+    """
+    from rich.cells import cell_len
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    texts = [(phase.description, phase.describe()) for phase in phases]
+    room = width - 3 - sum(max(map(cell_len, column)) for column in zip(*texts, strict=True))
+    table = Table.grid(padding=(0, 1, 0, 0))
+    for phase, (description, state) in zip(phases, texts, strict=True):
+        row: list[Any] = [Text(description, no_wrap=True, overflow="ellipsis"), Text(state, no_wrap=True)]
+        if room >= _MIN_BAR_WIDTH:
+            bar_width = min(_BAR_WIDTH, room)
+            row.insert(1, ProgressBar(phase.total or 1, phase.completed, width=bar_width, pulse=not phase.total))
+        table.add_row(*row)
+    return table
 
 
 def _has_terminal() -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gpt2lab import progress
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.files import atomic_write, sha256
+from gpt2lab.files import atomic_write, sha256, suggest_path
 
 CACHE_VARIABLE = "GPT2LAB_CACHE"
 MIRROR_VARIABLE = "GPT2LAB_MIRROR"
@@ -70,8 +70,15 @@ def find(
 
 
 def default_mirror() -> Path | None:
-    """The directory in `$GPT2LAB_MIRROR`, if it is set."""
-    return Path(folder) if (folder := os.environ.get(MIRROR_VARIABLE)) else None
+    """The directory in `$GPT2LAB_MIRROR`, if it is set.
+
+    Raises:
+        GPT2LabError: it does not exist.
+    """
+    folder = os.environ.get(MIRROR_VARIABLE)
+    if folder and not os.path.isdir(folder):  # rather than use the network without a word
+        raise GPT2LabError(f"${MIRROR_VARIABLE} names {folder}: no such folder{suggest_path(folder)}")
+    return Path(folder) if folder else None
 
 
 def cache_folder() -> Path:

@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gpt2lab import progress
+from gpt2lab import logs, progress
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import replace_control_characters
@@ -59,25 +59,16 @@ def run(options: SampleOptions) -> None:
     model = inference.optimize_for_inference(model, precisions.choose(options.precision, device).dtype)
     deltas = _generate(model, tokenizer, ids, options)
     if options.as_json:
-        _print(json.dumps({"checkpoint": str(checkpoint.folder), **_as_json(options, prompt, deltas)}) + "\n")
+        result = {"checkpoint": str(checkpoint.folder), **_as_json(options, prompt, deltas)}
+        logs.print_result(json.dumps(result))
         return
     try:
         for part in in_order(prompt, options.num_samples, deltas):
-            _print(replace_control_characters(part) if sys.stdout.isatty() else part)
+            logs.print_result(replace_control_characters(part) if sys.stdout.isatty() else part, end="")
     except KeyboardInterrupt:
-        _print("\n")  # the message that follows begins a line
+        logs.print_result("")  # the message that follows begins a line
         raise
-    _print("\n")
-
-
-def _print(text: str) -> None:
-    """Print at once, so that an error of standard output is told from those of files."""
-    try:
-        print(text, end="", flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise GPT2LabError(f"standard output: {error.strerror}") from error
+    logs.print_result("")
 
 
 def _generate(

@@ -7,8 +7,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ import pytest
 from gpt2lab import progress
 
 # With GPT2LAB_STRICT_SKIPS=1 (CI) a test may be skipped for these reasons only.
-ALLOWED_SKIPS = ("no GPU", "no browser", "no shared data")
+ALLOWED_SKIPS = ("no GPU", "no browser", "no shared data", "no compiler")
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 _refused_skips: list[str] = []
 
@@ -28,6 +30,24 @@ def _reset_logging() -> Iterator[None]:
     logger = logging.getLogger("gpt2lab")
     logger.handlers = []
     logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def _shorten_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training in this process draws no report and collects no garbage, which takes longer than six tiny steps.
+
+    A test that uses `complete_runs`, or a fixture of the session such as `finished_run`, gets all of training.
+    """
+    if "complete_runs" not in request.fixturenames and "gpt2lab.training.run" in sys.modules:
+        from gpt2lab.training import live_report, trainer
+
+        monkeypatch.setattr(live_report.LiveReport, "finish", lambda _: None)
+        monkeypatch.setattr(trainer, "gc", SimpleNamespace(**dict.fromkeys(("collect", "freeze", "unfreeze"), int)))
+
+
+@pytest.fixture
+def complete_runs() -> None:
+    """A test that uses this checks what `_shorten_runs` leaves out."""
 
 
 class Phases:

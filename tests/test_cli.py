@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gpt2lab import cli, cli_parser
+from gpt2lab.config import yaml_format
 from gpt2lab.generation.options import GenerationOptions, Sampling
 from gpt2lab.options import PrepareOptions, SampleOptions
 
@@ -80,6 +81,14 @@ BAD_INPUT = [
     (["train", "--run.resume", "nowhere"], "nowhere"),
     (["train", "--system.device", "tpu"], "--system.device"),
     (["train", "--run.name", ""], "run.name: the name is empty"),
+    (["train", "--run.out_dir", ""], "--run.out_dir: should be text that is not empty, not ''"),
+    (["train", "--run.resume", ""], "--run.resume: should be text that is not empty"),
+    (["train", "--data.dir", ""], "--data.dir: should be text that is not empty"),
+    (["prepare", "stdlib", "--out", ""], "argument --out: the value is empty"),
+    (["prepare", "files", "--input", ""], "argument --input: the value is empty"),
+    (["evaluate", "--model-checkpoint", ""], "argument --model-checkpoint: the value is empty"),
+    (["data", "inspect", ""], "argument folder: the value is empty"),
+    (["train", "--train.max_steps", "1e11"], "--train.max_steps: should be at most 1000000000, not 100000000000"),
     (["train", "--run.name", "runs/foo"], "run.out_dir"),
     (["bench", "--rivals", "nobody"], "nobody"),
     (["bench", "--rounds", "0"], "--rounds"),
@@ -147,7 +156,7 @@ def test_options_override_every_config_in_any_order(tmp_path, monkeypatch):
     from gpt2lab.training import run as training_run
 
     seen = []
-    monkeypatch.setattr(training_run, "run", seen.append)
+    monkeypatch.setattr(training_run, "run", lambda config, **_: seen.append(config))
     (tmp_path / "a.yaml").write_text("train: {max_steps: 7, eval_every: 8}")
     (tmp_path / "b.yaml").write_text("train: {eval_every: 9}")
     files = ["--config", str(tmp_path / "a.yaml"), "--train.max_steps", "3", "--config", str(tmp_path / "b.yaml")]
@@ -160,7 +169,7 @@ def test_no_config_is_the_quickstart_and_names_the_recipe_of_124m(monkeypatch, c
     from gpt2lab.training import run as training_run
 
     seen = []
-    monkeypatch.setattr(training_run, "run", seen.append)
+    monkeypatch.setattr(training_run, "run", lambda config, **_: seen.append(config))
     assert cli.main(["train"]) == 0
     assert seen[0].run.name == "quickstart"
     assert "--config config/gpt2_124m.yaml" in capsys.readouterr().out
@@ -169,7 +178,7 @@ def test_no_config_is_the_quickstart_and_names_the_recipe_of_124m(monkeypatch, c
 def test_a_folder_of_a_similar_name_is_suggested(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for folder in ("runs/quickstart/checkpoints", "data/mine", "my/texts"):
+    for folder in ("runs/quickstart/checkpoints/step_00000001", "data/mine", "my/texts"):
         (tmp_path / folder).mkdir(parents=True)
     commands = [
         (["sample", "--model-checkpoint", "runs/quikstart", "--prompt", "a"], "runs/quickstart"),
@@ -193,7 +202,7 @@ def trained(monkeypatch):
     from gpt2lab.training import run as training_run
 
     settings = []
-    monkeypatch.setattr(training_run, "run", settings.append)
+    monkeypatch.setattr(training_run, "run", lambda config, **_: settings.append(config))
     return settings
 
 
@@ -224,6 +233,23 @@ def test_the_note_without_a_recipe_names_the_data(token_folder, capsys, trained)
     assert "documentation" not in note
     assert cli.main(["train"]) == 0
     assert "Python's documentation" in capsys.readouterr().out
+
+
+def test_the_note_without_a_recipe_says_what_is_not_of_the_quickstart(capsys, trained):
+    options = ["--model.size", "large", "--data.source", "tinyshakespeare", "--train.max_steps", "7"]
+    assert cli.main(["train", *options]) == 0
+    note = capsys.readouterr().out
+    assert "quickstart recipe, which is for a small model, with --model.size large: 7 steps of 1,536 tokens on" in note
+    assert "config/gpt2_large.yaml" in note
+
+
+def test_old_names_are_logged_once_and_the_recipe_is_read_once(tmp_path, monkeypatch, capsys, trained):
+    (tmp_path / "a.yaml").write_text("guard: {deviations: 5}\nmodel: {size: 124M}\ntrain: {max_steps: 1}")
+    read, files = yaml_format.read, []
+    monkeypatch.setattr(yaml_format, "read", lambda file: (files.append(file), read(file))[1])
+    assert cli.main(["train", "--config", str(tmp_path / "a.yaml"), "--tracking.log_format", "json"]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err.count("guard.spike_sigma"), len(files)) == ("", 1, 1)
 
 
 def test_a_recipe_without_a_model_says_which_it_means(tmp_path, monkeypatch, capsys, trained):
@@ -274,8 +300,9 @@ def test_numbers_may_have_a_letter():
 def test_every_verb_has_its_options_and_defaults():
     """The parsed defaults are those of the class, so that Python and the command line agree."""
     required = {"data": ["verify", "x"], "evaluate": ["--model-checkpoint", "x"], "sample": ["--model-checkpoint", "x"]}
-    required |= {"app": ["--trained", "x"], "report": ["x"], "export": ["--model-checkpoint", "x", "--out", "y"]}
+    required |= {"app": ["--trained", "x"], "report": ["x"], "export": ["--model-checkpoint", "x"]}
     required |= {"prepare": ["stdlib"], "import": ["x", "--out", "y"], "scaling": ["fit"]}
+    required |= {"sweep": ["--over", "run.seed=1"]}
     for verb in cli.VERBS:
         parsed = cli_parser.parse(verb.options, required.get(verb.name, []), f"gpt2lab {verb.name}")
         for field in dataclasses.fields(verb.options):
@@ -300,7 +327,7 @@ def test_an_old_setting_name_works_on_the_command_line(monkeypatch, capsys):
     from gpt2lab.training import run as training_run
 
     configs = []
-    monkeypatch.setattr(training_run, "run", configs.append)
+    monkeypatch.setattr(training_run, "run", lambda config, **_: configs.append(config))
     assert cli.main(["train", "--guard.deviations", "5"]) == 0
     assert configs[0].guard.spike_sigma == 5
     assert "guard.spike_sigma" in capsys.readouterr().out

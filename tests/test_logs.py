@@ -3,16 +3,23 @@
 import io
 import json
 import logging
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
 from gpt2lab import cli, logs
+from gpt2lab.bench import run as bench_run
+from gpt2lab.bench.process import StepTimes
 from gpt2lab.errors import RunStoppedError
-from tests.runs import STEPS, settings
+from tests.runs import STEPS, finished_run, settings
 from tests.terminal import COLUMNS, render, run_in_terminal
+
+__all__ = ["finished_run"]
 
 
 @pytest.fixture
@@ -26,22 +33,82 @@ def run_shell(command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
 
 
+SCALING = ["scaling", "predict", "points.csv", "--parameters", "1M", "--tokens", "1B", "--bootstraps", "40"]
+
+
+@pytest.fixture
+def commands(recipe, token_folder, finished_run, tmp_path, monkeypatch) -> list[list[str]]:
+    """A command for each verb that prints a result."""
+    monkeypatch.chdir(tmp_path)
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (tmp_path / "points.csv").write_text(
+        "parameters,tokens,loss\n"
+        + "".join(f"{n},{d},{2 + 400 / n**0.3 + 400 / d**0.3}\n" for n in (1e5, 3e5, 1e6) for d in (1e7, 3e7, 1e8))
+    )
+    monkeypatch.setattr(bench_run, "_time_contenders", lambda names, *_: dict.fromkeys(names, StepTimes([1.0], 1.0)))
+    tiny = ["--model.n_embd", "48", "--train.micro_batch_size", "1", "--rivals", "none", "--model.block_size", "64"]
+    return [
+        ["--help"],
+        ["train", "--help"],
+        ["settings"],
+        ["plan", "--json"],
+        ["plan", "--gpu", "h200"],
+        ["data", "inspect", str(token_folder)],
+        ["report", str(run)],
+        ["evaluate", "--model-checkpoint", str(run), "--tasks", "", "--json"],
+        ["evaluate", "--model-checkpoint", str(run), "--tasks", ""],
+        SCALING,
+        [*SCALING, "--json"],
+        ["bench", *tiny],
+        ["bench", *tiny, "--json"],
+        ["train", "--config", str(recipe)],
+    ]
+
+
+def run_with_output(command: list[str], output: TextIO) -> int:
+    """The exit status of a command in this process, with another standard output."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        return cli.main(command)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is part of Linux")
-def test_a_full_disk_is_one_line(recipe):
-    done = run_shell(f"{sys.executable} -m gpt2lab train --config {recipe} >/dev/full")
-    assert done.returncode == 2
-    assert done.stderr.startswith("gpt2lab: ")
-    assert done.stderr.count("\n") == 1
+def test_a_full_disk_is_one_line_whatever_is_printed(commands, capsys):
+    for command in commands:
+        with open("/dev/full", "w") as full:
+            status = run_with_output(command, full)
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gpt2lab: ")]
+        assert (status, errors) == (2, ["gpt2lab: standard output: No space left on device"]), command
 
 
-def test_a_closed_pipe_ends_the_command_silently(recipe):
-    done = run_shell(f"{sys.executable} -m gpt2lab train --config {recipe} | true; echo ${{PIPESTATUS[0]}}")
-    assert (done.stdout, done.stderr) == ("141\n", "")
+def test_a_closed_pipe_ends_the_command_silently(commands, capsys):
+    for command in commands:
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "w") as pipe:
+            status = run_with_output(command, pipe)
+        assert (status, "gpt2lab: " in capsys.readouterr().err) == (141, False), command
 
 
-def test_a_closed_standard_output_is_no_error(recipe):
-    done = run_shell(f"{sys.executable} -m gpt2lab train --config {recipe} >&-")
-    assert "Traceback" not in done.stderr
+def test_the_result_of_an_evaluation_is_kept_even_if_it_cannot_be_printed(finished_run, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise BrokenPipeError
+
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    monkeypatch.setattr(logs, "print_result", fail)
+    assert cli.main(["evaluate", "--model-checkpoint", str(run), "--tasks", ""]) == 141
+    assert list((run / "evaluations").iterdir())
+
+
+def test_a_process_whose_streams_are_full_or_closed_ends_without_a_complaint_of_python():
+    gpt2lab = f"{sys.executable} -m gpt2lab"
+    done = run_shell(
+        f"{gpt2lab} settings >/dev/full; echo $?; {gpt2lab} --version >/dev/full; echo $?; {gpt2lab} bogus 2>&1 | true;"
+        f"echo ${{PIPESTATUS[0]}}; {gpt2lab} settings | true; echo ${{PIPESTATUS[0]}}; {gpt2lab} settings >&-; echo $?;"
+        f"{gpt2lab} bogus 2>&-; echo $?"
+    )
+    assert done.stdout.split() == ["2", "2", "141", "141", "0", "2"]
+    assert done.stderr.splitlines() == ["gpt2lab: standard output: No space left on device"] * 2
 
 
 class Terminal(io.StringIO):

@@ -1,12 +1,16 @@
 """Progress: logged where there is no terminal, bars that disappear where there is one."""
 
 import contextlib
+import io
 import logging
 import os
 import subprocess
 import sys
 import threading
 import time
+
+import pytest
+from rich.console import Console
 
 from gpt2lab import logs, progress
 from tests.runs import REPOSITORY
@@ -75,6 +79,25 @@ def test_short_phases_are_not_drawn_when_they_end_and_share_a_thread(monkeypatch
     with progress.Phase("a long one") as phase:
         phase.shown = True
     assert drawn == [True]
+
+
+@pytest.mark.parametrize("width", [80, 60, 30])
+def test_bars_are_not_wider_than_the_terminal(width, phases):
+    training = progress.Phase("training", 19_073)
+    training.update(10_000, "step 10,000 of 19,073")
+    training.began -= 10_000
+    training._baseline = training.began, 0
+    shown = [training, progress.Phase("writing checkpoint 10,000"), progress.Phase("step 10,001", 32)]
+    terminal = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+    terminal.print(progress._build_table(shown, width))
+    lines = terminal.file.getvalue().splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= width
+    assert lines[0].startswith("training")
+    if width >= 60:
+        assert "step 10,000 of 19,073, " in lines[0]
+    if width == 80:
+        assert "━" in lines[0]
 
 
 def run_on_a_terminal(code: str) -> str:

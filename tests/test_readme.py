@@ -71,11 +71,13 @@ def checkout(tmp_path_factory, token_folder, hellaswag_mirror) -> Iterator[Path]
     (folder / "my" / "texts").mkdir(parents=True)
     for name in ("one", "two", "three"):
         (folder / "my" / "texts" / f"{name}.txt").write_text(f"A text of my own, number {name}.\n" * 20)
+    (folder / "input.txt").write_text("A text of my own, in one file.\n" * 500)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPT2LAB_MIRROR", str(hellaswag_mirror))
         patch.setenv("PYTHONPATH", str(REPOSITORY))
         with contextlib.chdir(folder):
             assert cli.main(shrink("gpt2lab train", "runs")[1:]) == 0
+            (folder / "runs" / "mine").symlink_to("quickstart")
         yield folder
 
 

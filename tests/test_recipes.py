@@ -5,19 +5,22 @@ import re
 import pytest
 
 from gpt2lab import cli, config
-from gpt2lab.config import Config, notes
-from gpt2lab.data import prepare
+from gpt2lab.config import Config, DataConfig, GPT2Config, notes
+from gpt2lab.data import run_data
 from gpt2lab.data.loader import fixed_sequences
 from gpt2lab.data.shards import open_split
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import flops
+from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.training import run as training_run
 
 # recipe: parameters, sequences a step, tokens of the run; and of the original run GPUs, micro batch, micro-steps a step
 ARITHMETIC = {
     "quickstart": (6_837_888, 24, 921_600, 1, 24, 1),
+    "scaling_cpu": (3_320_640, 24, 1_536_000, 1, 24, 1),
     "shakespeare": (124_475_904, 16, 3_276_800, 1, 4, 4),
     "shakespeare_cpu": (6_837_888, 8, 1_228_800, 1, 8, 1),
+    "finetune_shakespeare": (124_439_808, 32, 655_360, 1, 1, 32),
     "gpt2_124m": (124_439_808, 480, 9_374_760_960, 8, 4, 15),
     "minigpt": (124_475_904, 480, 9_374_760_960, 6, 4, 20),
     "minillm": (124_439_808, 512, 9_999_745_024, 8, 2, 32),
@@ -26,13 +29,14 @@ ARITHMETIC = {
     "gpt2_large": (774_030_080, 512, 9_999_745_024, 8, 4, 16),
     "gpt2_xl": (1_557_611_200, 1024, 10_000_269_312, 8, 2, 64),
 }
-SMALL = ("quickstart", "shakespeare_cpu")  # gpt2lab's own: no original run
+SMALL = ("quickstart", "scaling_cpu", "shakespeare_cpu", "finetune_shakespeare")  # gpt2lab's own: no original run
 # Numbers of processes up to 8 that can share a step of each recipe.
 WORLD_SIZES = {
     "quickstart": {1, 2, 3, 4, 6, 8},
+    "scaling_cpu": {1, 2, 3, 4, 6, 8},
     "gpt2_124m": {1, 2, 3, 4, 5, 6, 8},
     "minigpt": {1, 2, 3, 4, 5, 6, 8},
-} | {name: {1, 2, 4, 8} for name in ARITHMETIC.keys() - {"quickstart", "gpt2_124m", "minigpt"}}
+} | {name: {1, 2, 4, 8} for name in ARITHMETIC.keys() - {"quickstart", "scaling_cpu", "gpt2_124m", "minigpt"}}
 
 
 def test_every_recipe_is_found():
@@ -99,7 +103,10 @@ def test_recipes_need_no_note_or_warning(name):
     assert not list(notes.find_unusual(settings))
 
 
-@pytest.mark.parametrize("name", [name for name in ARITHMETIC if name not in SMALL])
+OTHER_OPTIMIZERS = (*SMALL, "finetune_shakespeare")
+
+
+@pytest.mark.parametrize("name", [name for name in ARITHMETIC if name not in OTHER_OPTIMIZERS])
 def test_optimizer_settings_of_the_papers(name):
     settings = config.load([config.find_recipe(name)])
     assert settings.optimizer.min_lr == pytest.approx(settings.optimizer.max_lr / 10)
@@ -116,6 +123,9 @@ def test_a_shrunk_model_trains_one_step(name, token_folder, hellaswag_mirror, tm
     settings["run"]["out_dir"] = str(tmp_path)
     settings["model"] |= {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8}
     settings["data"]["dir"] = str(token_folder)
+    if settings["train"]["init_from"] is not None:
+        GPT2(GPT2Config(**settings["model"])).save_pretrained(tmp_path / "gpt2")
+        settings["train"]["init_from"] = str(tmp_path / "gpt2")
     settings["train"] |= {"max_steps": 1, "total_batch_size": 64, "micro_batch_size": 4, "eval_tokens": 64}
     settings["train"] |= {"sample_count": 1, "sample_tokens": 2, "hellaswag_limit": 2}
     settings["system"] |= {"device": "cpu", "compile": "off"}
@@ -126,7 +136,7 @@ def test_a_shrunk_model_trains_one_step(name, token_folder, hellaswag_mirror, tm
 def _sequences(name, source, folder, mirror=None):
     """Sequences of a recipe's validation, and those of the whole split."""
     settings = config.load([config.find_recipe(name)])
-    prepare.prepare(source, folder, mirror=mirror)
+    run_data.prepare(DataConfig(source=source, dir=str(folder), mirror=mirror))
     val, block_size = open_split(folder, "val"), settings.model.block_size
     return fixed_sequences(val, block_size, settings.train.eval_tokens), (len(val) - 1) // block_size
 

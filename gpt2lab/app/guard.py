@@ -8,7 +8,8 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-MAX_REQUEST_BYTES = 256 * 1024  # the longest prompt of the page has 48 KB as JSON
+MAX_REQUEST_BYTES = 128 * 1024  # the longest prompt of the page has at most 96 KB as JSON
+_MAX_DISCARDED_BYTES = 64 * 2**20  # read before the answer; the connection of a larger request is closed
 
 # Gradio's addresses of files, uploads, other servers and code, with or without the prefix `gradio_api`.
 _FILES = re.compile(
@@ -38,6 +39,10 @@ class RequestGuard:
         if not status:
             await self.app(scope, receive, send)
             return
+        if status == 413 and _length(scope) <= _MAX_DISCARDED_BYTES:
+            # Many clients read no answer before they have sent everything.
+            while (await receive()).get("more_body"):
+                pass
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": f'{{"detail": "{reason}"}}'.encode()})
@@ -49,9 +54,14 @@ def _refuse(scope: Message) -> tuple[int, str]:
         return 404, "this page serves no files"
     if scope["method"] in ("GET", "HEAD", "OPTIONS"):
         return 0, ""
-    length = dict(scope["headers"]).get(b"content-length", b"")
-    if not length.isdigit():
+    if (length := _length(scope)) < 0:
         return 411, "a request needs a Content-Length"
-    if int(length) > MAX_REQUEST_BYTES:
-        return 413, f"the request has {int(length):,} bytes; the maximum is {MAX_REQUEST_BYTES:,}"
+    if length > MAX_REQUEST_BYTES:
+        return 413, f"the request has {length:,} bytes; the maximum is {MAX_REQUEST_BYTES:,}"
     return 0, ""
+
+
+def _length(scope: Message) -> int:
+    """Bytes of the request's body; -1 if it does not say."""
+    length = dict(scope["headers"]).get(b"content-length", b"")
+    return int(length) if length.isdigit() else -1

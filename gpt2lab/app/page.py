@@ -169,11 +169,7 @@ def serve(page: "gradio.Blocks", port: int, host: str = "127.0.0.1", share: bool
     from starlette.middleware import Middleware
 
     _check_host(host)
-    # Variables that would open the server to others; its requests to itself must not use a proxy.
-    for name in ("GRADIO_ALLOWED_PATHS", "GRADIO_ROOT_PATH", "GRADIO_NUM_WORKERS", "GRADIO_DEBUG"):
-        os.environ.pop(name, None)
-    for name in ("NO_PROXY", "no_proxy"):
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost", host]))
+    _prepare_environment(host)
     last = min(port + PORTS_TRIED, 65536) - 1
     for candidate in range(port, last + 1):
         try:
@@ -213,6 +209,14 @@ def serve(page: "gradio.Blocks", port: int, host: str = "127.0.0.1", share: bool
     raise GPT2LabError(f"no port from {port} to {last} is free; give another with --port")
 
 
+def _prepare_environment(host: str) -> None:
+    # Variables that would open the server to others; its requests to itself must not use a proxy.
+    for name in ("GRADIO_ALLOWED_PATHS", "GRADIO_ROOT_PATH", "GRADIO_NUM_WORKERS", "GRADIO_DEBUG"):
+        os.environ.pop(name, None)
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost", host]))
+
+
 def is_open(host: str, share: bool) -> bool:
     """Whether other machines can reach the page.
 
@@ -227,8 +231,10 @@ def is_open(host: str, share: bool) -> bool:
 
 
 def _check_host(host: str) -> None:
+    if ":" in host:
+        raise GPT2LabError(f"--host {host}: Gradio listens on IPv4 addresses; give one, such as 127.0.0.1")
     try:
-        family, *_, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        family, *_, address = socket.getaddrinfo(host or "?", 0, socket.AF_INET, socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.bind(address)
     except (OSError, UnicodeError):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gpt2lab import config, packages, progress
+from gpt2lab import config, logs, packages, progress
 from gpt2lab.app import page as pages
 from gpt2lab.app import record
 from gpt2lab.app.compare import ComparedModel, compare
@@ -49,7 +49,7 @@ def run(options: AppOptions) -> None:
             f"password; {pages.MAX_RUNNING} requests compute at a time, each for at most {pages.MAX_SECONDS} s, and "
             f"{pages.MAX_WAITING} may wait"
         )
-    print(f"{' and '.join(addresses)}  (Ctrl-C ends it)", flush=True)
+    logs.print_result(f"{' and '.join(addresses)}  (Ctrl-C ends it)")
     page.block_thread()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gpt2lab import files
+from gpt2lab import files, logs, progress
 from gpt2lab.bench.rivals import OnStep
 from gpt2lab.config import Config
 from gpt2lab.errors import RunStoppedError
@@ -71,10 +71,12 @@ def profile_step(config: Config, device: torch.device, path: Path, *, warm_up: i
     on_cuda = device.type == "cuda"
 
     def write(profiler: profile) -> None:
-        with files.atomic_write(path) as temporary:
-            profiler.export_chrome_trace(str(temporary))
-        sort_by = "self_cuda_time_total" if on_cuda else "self_cpu_time_total"
-        print(profiler.key_averages().table(sort_by=sort_by, row_limit=20, max_name_column_width=60))
+        with progress.Phase("writing the profile"):
+            with files.atomic_write(path) as temporary:
+                profiler.export_chrome_trace(str(temporary))
+            sort_by = "self_cuda_time_total" if on_cuda else "self_cpu_time_total"
+            table = profiler.key_averages().table(sort_by=sort_by, row_limit=20, max_name_column_width=60)
+        logs.print_result(table)
         logger.info("wrote %s; open it in chrome://tracing or ui.perfetto.dev", path)
         raise _ProfileCompleteError
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from gpt2lab import progress
+
 if TYPE_CHECKING:
     import torch
 
@@ -55,11 +57,14 @@ def take_turns(contenders: Mapping[str, Callable[[], T]], rounds: int) -> dict[s
     """
     results: dict[str, list[T]] = {name: [] for name in contenders}
     names = list(contenders)
-    for number in range(rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            results[name].append(contenders[name]())
-        logger.info("round %d of %d", number + 1, rounds)
+    with progress.Phase("measuring", rounds * len(names)) as phase:
+        for number in range(rounds):
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                phase.update(phase.completed, f"round {number + 1} of {rounds}, {name}" if name else "")
+                results[name].append(contenders[name]())
+                phase.advance()
+            logger.info("round %d of %d", number + 1, rounds)
     return results
 
 

@@ -46,28 +46,29 @@ def build_row(name: str, times: StepTimes, shape: Shape, limit: float, device: t
     }
 
 
-def print_table(rows: Sequence[dict[str, Any]], limits: dict[str, Any], environment: Mapping[str, object]) -> None:
-    """Print the rows, the ratio of each to gpt2lab, the limit and the machine."""
+def format_table(rows: Sequence[dict[str, Any]], limits: dict[str, Any], environment: Mapping[str, object]) -> str:
+    """The rows, the ratio of each to gpt2lab, the limit and the machine, as lines."""
     reference = next(row for row in rows if row["name"] == "gpt2lab")
     head = f"{'ms/step':>9} {'(range)':>15} {'tokens/s':>9} {'MFU':>6} {'of limit':>8} {'GiB':>5} {'gpt2lab is':>10}"
     width = _COLUMNS - len(head)
-    print(f"{'':{width}}{head}")
+    lines = [f"{'':{width}}{head}"]
     for row in rows:
         spread = f"({row['ms_fastest']:.0f}-{row['ms_slowest']:.0f})"
         mfu = f"{row['mfu']:.1%}" if row["mfu"] is not None else "-"
         ratio = f"{row['ms_per_step'] / reference['ms_per_step']:.2f}x"
         name = row["measured"]
         if len(name) >= width:  # a line of its own
-            print(name)
+            lines.append(name)
             name = ""
-        print(
+        lines.append(
             f"{name:{width}}{row['ms_per_step']:9.1f} {spread:>15} {row['tokens_per_second']:9,.0f} "
             f"{mfu:>6} {row['share_of_limit']:8.1%} {row['peak_memory_gib']:5.1f} {ratio:>10}"
         )
-    print(
+    lines.append(
         f"limit: {limits['flops_per_second'] / 1e12:.3f} TFLOP/s, {limits['matrix_products']} products of these shapes"
     )
-    print(textwrap.fill(format_environment(environment), _COLUMNS, subsequent_indent="  ", break_on_hyphens=False))
+    machine = textwrap.fill(format_environment(environment), _COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join([*lines, machine])
 
 
 def draw_chart(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -9,15 +9,14 @@ import ast
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from gpt2lab import packages
+from gpt2lab.bench import checkouts
 from gpt2lab.config import GPT2_VOCAB_SIZE, GPT2Config
-from gpt2lab.errors import GPT2LabError
 
 OnStep = Callable[[], None]  # the device may still be busy with the previous step
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -126,9 +125,9 @@ def transformers_trainer(on_step: OnStep, shape: Shape) -> None:
     transformers.Trainer(model=model, args=arguments, train_dataset=RandomRows(), callbacks=[StepCallback()]).train()
 
 
-def nanogpt(on_step: OnStep, shape: Shape, checkout: str | None) -> None:
+def nanogpt(on_step: OnStep, shape: Shape, checkout: str) -> None:
     """Model and optimizer of nanoGPT with the defaults of its train.py: compiled; on a CPU no autocast, so fp32."""
-    sys.path.insert(0, str(_find_file(checkout, "model.py").parent))
+    sys.path.insert(0, str(checkouts.find_file("nanogpt", checkout).parent))
     import model as module  # type: ignore[import-not-found]  # in the checkout
 
     config = module.GPTConfig(**_model_sizes(shape), dropout=0.0, bias=False)
@@ -139,12 +138,12 @@ def nanogpt(on_step: OnStep, shape: Shape, checkout: str | None) -> None:
     train_loop(model, optimizer, lambda x, y: compiled(x, y)[1], shape, on_step, autocast)
 
 
-def build_nanogpt(on_step: OnStep, shape: Shape, checkout: str | None) -> None:
+def build_nanogpt(on_step: OnStep, shape: Shape, checkout: str) -> None:
     """Model and optimizer of build-nanogpt as its script uses them: bf16 autocast on every device, not compiled.
 
     The script trains when it is imported, so only its classes and imports are executed.
     """
-    file = _find_file(checkout, "train_gpt2.py")
+    file = checkouts.find_file("build-nanogpt", checkout)
     tree = ast.parse(file.read_text(encoding="utf-8"))
     kept = (ast.ClassDef, ast.Import, ast.ImportFrom)
     tree.body = [node for node in tree.body if isinstance(node, kept) and "hellaswag" not in ast.unparse(node)]
@@ -201,9 +200,3 @@ def _model_sizes(shape: Shape) -> dict[str, int]:
 
 def _bf16(shape: Shape) -> Autocast:
     return lambda: torch.autocast(shape.device, torch.bfloat16)
-
-
-def _find_file(checkout: str | None, name: str) -> Path:
-    if checkout is None or not (Path(checkout) / name).is_file():
-        raise GPT2LabError(f"{checkout}: no {name} there; give the folder of a checkout")
-    return Path(checkout) / name

@@ -4,6 +4,7 @@ settings ──▶ Shape ──▶ ContenderProcess of each ──▶ rounds of 
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -15,7 +16,8 @@ from typing import Any
 
 import torch
 
-from gpt2lab.bench import ladder, measure, results, rivals
+from gpt2lab import logs, progress
+from gpt2lab.bench import checkouts, ladder, measure, results, rivals
 from gpt2lab.bench.gpt2lab_step import gpt2lab_step, profile_step
 from gpt2lab.bench.limits import matmul_flops, run_matmuls
 from gpt2lab.bench.process import ContenderProcess, StepTimes
@@ -58,7 +60,8 @@ def run(config: Config, options: BenchOptions) -> None:
     contenders: Contenders = {"gpt2lab": (gpt2lab_step, (config,))}
     contenders |= _ladder_stages(shape) if options.ladder else _rivals(options, shape)
     contenders["limit"] = (run_matmuls, (shape, policy.dtype))
-    seconds = _estimate_seconds(len(contenders), options, shape, device)
+    with progress.Phase("estimating the duration"):
+        seconds = _estimate_seconds(len(contenders), options, shape, device)
     logger.info("%d contenders, %d steps each: about %s", len(contenders), _steps(options), format_time_left(seconds))
     times = _time_contenders(contenders, options, device)
 
@@ -71,12 +74,13 @@ def run(config: Config, options: BenchOptions) -> None:
     environment |= {"precision": policy.name, "compile": config.system.compile}
     limits = {"matrix_products": str(policy.dtype).removeprefix("torch."), "flops_per_second": limit}
     if options.chart:
-        results.draw_chart(rows, Path(options.chart))
+        with progress.Phase("drawing the chart"):
+            results.draw_chart(rows, Path(options.chart))
         logger.info("wrote %s", options.chart)
     if options.as_json:
-        print(json.dumps({"rows": rows, "limits": limits, "environment": environment}))
+        logs.print_result(json.dumps({"rows": rows, "limits": limits, "environment": environment}))
     else:
-        results.print_table(rows, limits, environment)
+        logs.print_result(results.format_table(rows, limits, environment))
 
 
 def _with_micro_batch(config: Config, size: int) -> Config:
@@ -108,9 +112,9 @@ def _ladder_stages(shape: Shape) -> Contenders:
 
 
 def _rivals(options: BenchOptions, shape: Shape) -> Contenders:
-    checkouts = {"nanogpt": options.nanogpt, "build-nanogpt": options.build_nanogpt}
-    names = dict.fromkeys((*options.rivals, *(name for name, folder in checkouts.items() if folder)))
-    return {name: (rivals.RIVALS[name], (shape, checkouts[name]) if name in checkouts else (shape,)) for name in names}
+    folders = checkouts.folders(options)
+    names = dict.fromkeys((*options.rivals, *(name for name, folder in folders.items() if folder)))
+    return {name: (rivals.RIVALS[name], (shape, folders[name]) if name in folders else (shape,)) for name in names}
 
 
 def _time_contenders(contenders: Contenders, options: BenchOptions, device: torch.device) -> dict[str, StepTimes]:
@@ -119,21 +123,34 @@ def _time_contenders(contenders: Contenders, options: BenchOptions, device: torc
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning")
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="gpt2lab-bench-", ignore_cleanup_errors=True))
-        turns: dict[str, Callable[[], StepTimes]] = {}
-        for name, (train, arguments) in contenders.items():
+        processes: dict[str, ContenderProcess] = {}
+        failed: set[str] = set()
+
+        def time_steps(name: str, count: int) -> StepTimes | None:
+            """The next steps of a contender; None if it has failed, now or before."""
+            if name in failed:
+                return None
             try:
-                process = ContenderProcess(name, train, arguments, device, scratch)
-                stack.callback(process.close)
-                process.time_steps(WARM_UP)
+                if name not in processes:
+                    processes[name] = ContenderProcess(name, *contenders[name], device, scratch)
+                    stack.callback(processes[name].close)
+                return processes[name].time_steps(count)
             except GPT2LabError as error:
                 if name in ("gpt2lab", "limit"):
                     raise
                 logger.warning("left out: %s", error)
-            else:
+                failed.add(name)
+                return None
+
+        for name in contenders:
+            with progress.Phase(f"starting {name}, with {WARM_UP} steps that do not count"):
+                first = time_steps(name, WARM_UP)
+            if first is not None:
                 logger.info("ready: %s", rivals.describe(name, device.type))
-                turns[name] = lambda process=process: process.time_steps(options.steps)  # type: ignore[misc]
-        times = measure.take_turns(turns, options.rounds)
+        turns = {name: functools.partial(time_steps, name, options.steps) for name in contenders if name not in failed}
+        rounds = measure.take_turns(turns, options.rounds)
     return {
-        name: StepTimes([second for turn in parts for second in turn.seconds], parts[-1].peak_memory_gib)
-        for name, parts in times.items()
+        name: StepTimes([second for turn in done for second in turn.seconds], done[-1].peak_memory_gib)
+        for name in rounds
+        if name not in failed and (done := [turn for turn in rounds[name] if turn is not None])
     }

@@ -1,14 +1,12 @@
-"""Settings: their names, types and defaults (`settings`), and where their values come from (`loading`)."""
+"""Settings: names, types and defaults (`settings`, `architecture`), and where values come from (`loading`)."""
 
+from gpt2lab.config.architecture import GPT2_VOCAB_SIZE, SHAPE, SIZES, GPT2Config
 from gpt2lab.config.batches import BatchPlan, largest_divisor
-from gpt2lab.config.loading import RENAMED_SETTINGS, find_recipe, load, load_run, recipes
+from gpt2lab.config.loading import RENAMED_SETTINGS, find_recipe, load, load_run, load_with_notes, recipes
 from gpt2lab.config.settings import (
-    GPT2_VOCAB_SIZE,
-    SIZES,
     CheckpointConfig,
     Config,
     DataConfig,
-    GPT2Config,
     GuardConfig,
     OptimizerConfig,
     RunConfig,
@@ -21,6 +19,7 @@ from gpt2lab.config.settings import (
 __all__ = [
     "GPT2_VOCAB_SIZE",
     "RENAMED_SETTINGS",
+    "SHAPE",
     "SIZES",
     "BatchPlan",
     "CheckpointConfig",
@@ -38,5 +37,6 @@ __all__ = [
     "leaves",
     "load",
     "load_run",
+    "load_with_notes",
     "recipes",
 ]

@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gpt2lab.config import messages, yaml_format
-from gpt2lab.config.settings import SHAPE, Config, leaves
+from gpt2lab.config import foreign_files, messages, translation, yaml_format
+from gpt2lab.config.architecture import SHAPE
+from gpt2lab.config.settings import Config, leaves
 from gpt2lab.errors import GPT2LabError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,10 @@ def _read_settings(file: Path, known: Sequence[str]) -> dict[str, Any]:
     """
     sections = {name.partition(".")[0] for name in known}
     values: dict[str, Any] = {}
-    for section, settings in yaml_format.read(file).items():
+    content = {} if file.suffix == ".py" else yaml_format.read(file)
+    if file.suffix == ".py" or _count_unknown(content, {*sections, *known, *RENAMED_SETTINGS}) > 1:
+        raise translation.explain_file(file)
+    for section, settings in content.items():
         if section in known or section in RENAMED_SETTINGS:
             outer, _, key = section.partition(".")
             raise GPT2LabError(
@@ -85,13 +89,19 @@ def _read_settings(file: Path, known: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _rename(values: Mapping[str, Any], origin: str, log: bool) -> dict[str, Any]:
+def _count_unknown(content: Mapping[Any, Any], known: set[str]) -> int:
+    """The number of names in a recipe that are neither settings nor sections."""
+    names = (".".join(name.split(".")[:2]) for name, _ in foreign_files.flatten(content))
+    return len({name for name in names if name not in known})
+
+
+def _rename(values: Mapping[str, Any], origin: str, notes: list[str]) -> dict[str, Any]:
     """Replace old names of settings by the current ones.
 
     Args:
         values: settings by dotted name.
         origin: precedes the names in messages: `FILE: ` or `--`.
-        log: log the old names.
+        notes: receives a line for each old name.
 
     Returns:
         The settings by current name.
@@ -104,25 +114,42 @@ def _rename(values: Mapping[str, Any], origin: str, log: bool) -> dict[str, Any]
         new = RENAMED_SETTINGS[old]
         if new in values:
             raise GPT2LabError(f"{origin}{old} is the old name of {new}; give only {new}")
-        if log:
-            logger.info("%s%s is now called %s; the old name will be removed in the next release", origin, old, new)
+        notes.append(f"{origin}{old} is now called {new}; the old name will be removed in the next release")
         values[new] = values.pop(old)
     return values
 
 
-def load(
-    files: Iterable[str | Path] = (), overrides: Mapping[str, Any] | None = None, *, log_renames: bool = True
-) -> Config:
-    """Merge the defaults, YAML files and overrides, and validate the result.
+def load(files: Iterable[str | Path] = (), overrides: Mapping[str, Any] | None = None) -> Config:
+    """Merge the defaults, YAML files and overrides, and validate the result. Old names of settings are logged.
+
+    Args:
+        files: see `load_with_notes`.
+        overrides: see `load_with_notes`.
+
+    Returns:
+        The settings.
+
+    Raises:
+        GPT2LabError: see `load_with_notes`.
+    """
+    config, notes = load_with_notes(files, overrides)
+    for note in notes:
+        logger.info(note)
+    return config
+
+
+def load_with_notes(
+    files: Iterable[str | Path] = (), overrides: Mapping[str, Any] | None = None
+) -> tuple[Config, list[str]]:
+    """Merge the defaults, YAML files and overrides, and validate the result; log nothing.
 
     Args:
         files: paths of YAML files, or names of shipped recipes. A file overrides the files before it. The run is named
             after the last file, unless `run.name` is set.
         overrides: values by dotted name, which override the files; text is converted as on the command line.
-        log_renames: log old names of settings.
 
     Returns:
-        The settings.
+        The settings, and a line for each old name of a setting.
 
     Raises:
         GPT2LabError: a file does not exist, is unreadable or not YAML, a key is unknown or repeated, a value is of the
@@ -133,9 +160,10 @@ def load(
     layers = [(_read_settings(path, known), f"{path}: ") for path in paths]
     layers.append((dict(overrides or {}), "--"))
     merged: dict[str, Any] = {}
+    notes: list[str] = []
     origins: dict[str, str] = {}  # precedes the name of a setting in messages
     for layer, origin in layers:
-        values = _rename(layer, origin, log_renames)
+        values = _rename(layer, origin, notes)
         if values.get("model.size") is not None:  # replaces the shape of the layers before
             merged = {name: value for name, value in merged.items() if name.removeprefix("model.") not in SHAPE}
         merged |= values
@@ -147,7 +175,7 @@ def load(
     if paths and nested["run"].get("name") is None:
         nested["run"]["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", paths[-1].stem).lstrip("._-") or None
     try:
-        return Config.model_validate(nested)
+        return Config.model_validate(nested), notes
     except ValidationError as error:
         raise messages.translate(error, origins, known) from None
 
@@ -164,4 +192,4 @@ def load_run(folder: Path) -> Config:
     Raises:
         GPT2LabError: as for `load`.
     """
-    return load([folder / "config.yaml"], log_renames=False)
+    return load_with_notes([folder / "config.yaml"])[0]

@@ -6,51 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from gpt2lab.config import foreign_names
 from gpt2lab.errors import GPT2LabError, find_similar
-
-# Names of our settings in other projects (nanoGPT, build-nanogpt, llm.c, lit-gpt, transformers), for "did you mean".
-_FOREIGN_NAMES = {
-    name: setting
-    for setting, names in {
-        "checkpoint.every": "interval save_every save_interval save_steps checkpoint_every checkpoint_interval",
-        "data.dir": "data_dir data_path dataset_dir dataset_path data input input_dir train_data",
-        "data.source": "dataset dataset_name",
-        "guard.spike_sigma": "spike_threshold",
-        "model.block_size": "seq_len seq_length sequence_length max_seq_len max_seq_length context context_length"
-        " context_size n_ctx n_positions ctx_len",
-        "model.n_embd": "n_embed d_model dim hidden_size hidden_dim embed_dim width",
-        "model.n_head": "n_heads num_heads num_attention_heads",
-        "model.n_layer": "n_layers num_layers num_hidden_layers layers depth",
-        "model.size": "model_size model_name model_type model model_name_or_path",
-        "optimizer.beta1": "beta_1 adam_beta1",
-        "optimizer.beta2": "beta_2 adam_beta2",
-        "optimizer.eps": "epsilon adam_eps adam_epsilon",
-        "optimizer.grad_clip": "max_grad_norm clip clip_grad clip_grad_norm gradient_clip_val",
-        "optimizer.max_lr": "lr learning_rate rate base_lr peak_lr",
-        "optimizer.min_lr": "min_learning_rate final_lr end_lr lr_min",
-        "optimizer.warmup_steps": "warmup warmup_iters num_warmup_steps warmup_ratio warmup_tokens",
-        "optimizer.weight_decay": "wd decay",
-        "run.name": "run_name name experiment wandb_run_name exp_name",
-        "run.out_dir": "output_dir output out save_dir log_dir",
-        "run.resume": "resume_from resume_from_checkpoint init_from load_checkpoint",
-        "run.seed": "random_seed manual_seed",
-        "system.compile": "torch_compile use_compile",
-        "system.precision": "dtype fp16 bf16 amp mixed_precision",
-        "tracking.log_every": "log_interval logging_steps print_every log_steps",
-        "tracking.project": "wandb_project",
-        "tracking.wandb": "wandb_log use_wandb wandb_mode",
-        "train.eval_every": "eval_interval eval_steps val_every val_interval val_loss_every",
-        "train.eval_tokens": "eval_iters eval_batches val_tokens val_max_steps",
-        "train.max_steps": "max_iters steps iters iterations num_iterations num_steps max_iterations epochs num_epochs"
-        " num_train_epochs total_steps",
-        "train.micro_batch_size": "batch_size per_device_train_batch_size device_batch_size micro_batch",
-        "train.sample_prompt": "prompt",
-        "train.total_batch_size": "global_batch_size gradient_accumulation_steps accumulation accumulation_steps"
-        " grad_accum grad_accum_steps total_batch batch_tokens tokens_per_step",
-    }.items()
-    for name in names.split()
-}
-
 
 _WHOLE, _NUMBER, _BOOLEAN = "a whole number such as 100000 or 100M", "a number such as 2.50", "true or false"
 # What a value should be, by pydantic's type of problem; the fields are those of its context.
@@ -86,8 +43,10 @@ def describe_unknown_setting(name: str, known: Sequence[str]) -> str:
         The message, with the setting that was probably meant.
     """
     section, _, key = name.lower().replace("-", "_").rpartition(".")
-    if key in _FOREIGN_NAMES:
-        return f"unknown setting {name}; did you mean {_FOREIGN_NAMES[key]}?"
+    if key in foreign_names.NO_COUNTERPART:
+        return f"unknown setting {name}: {foreign_names.NO_COUNTERPART[key]}"
+    if key in foreign_names.NAMES:
+        return f"unknown setting {name}; did you mean {foreign_names.NAMES[key]}?"
     settings = {setting.rpartition(".")[2]: setting for setting in reversed(known)}
     sections = {setting.partition(".")[0] for setting in known}
     here = {setting.rpartition(".")[2]: setting for setting in known if setting.startswith(f"{section}.")}
@@ -97,19 +56,22 @@ def describe_unknown_setting(name: str, known: Sequence[str]) -> str:
     return f"unknown setting {name}{f'; did you mean {here.get(guess, guess)}?' if guess else ''}"
 
 
-def translate(error: ValidationError, origins: Mapping[str, str], known: Sequence[str]) -> GPT2LabError:
+def translate(
+    error: ValidationError, origins: Mapping[str, str], known: Sequence[str], setting: str | None = None
+) -> GPT2LabError:
     """Turn the first problem that pydantic reports into an error for the user.
 
     Args:
         error: what validating the settings raised.
         origins: by dotted name, what precedes the name in the message: `FILE: ` or `--`.
         known: dotted names of all settings.
+        setting: take the first problem of this setting; None: of all.
 
     Returns:
         The error to raise.
     """
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"][:2])  # deeper parts name members of a union, not settings
+    first = next(problem for problem in error.errors() if setting in (None, name_of(problem)))
+    name = name_of(first)
     origin = origins.get(name, "")
     if first["type"] == "extra_forbidden":
         return GPT2LabError(f"{'' if origin == '--' else origin}{describe_unknown_setting(name, known)}")
@@ -124,6 +86,11 @@ def translate(error: ValidationError, origins: Mapping[str, str], known: Sequenc
         if problem["loc"][:2] == first["loc"][:2]
     ]
     return GPT2LabError(f"{prefix}should be {', or '.join(dict.fromkeys(expected))}, not {shorten(first['input'])}")
+
+
+def name_of(problem: Mapping[str, Any]) -> str:
+    """The dotted name of a setting in a problem that pydantic reports; empty or a section where several clash."""
+    return ".".join(str(part) for part in problem["loc"][:2])  # deeper parts name members of a union, not settings
 
 
 def shorten(value: Any) -> str:

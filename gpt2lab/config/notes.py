@@ -1,6 +1,6 @@
 """What a user should know about the settings before training: defaults that no file sets, and unusual values."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from gpt2lab.config.settings import Config
@@ -43,6 +43,32 @@ def find_unusual(config: Config) -> Iterator[str]:
             yield f"{setting} {values[setting]:g} is far outside the usual {smallest:g} to {largest:g} ({source})"
 
 
+def describe_quickstart(config: Config, overrides: Mapping[str, str]) -> str:
+    """Say what is trained without --config: the quickstart recipe, or another model with the recipe's other settings.
+
+    Args:
+        config: the settings.
+        overrides: those of the command line, by dotted name.
+
+    Returns:
+        One line.
+    """
+    text = {"stdlib": "the text of Python's documentation"}.get(config.data.source, config.data.source)
+    data = config.data.dir or config.data.input or text
+    if config.train.init_from is not None:
+        return (
+            f"no --config: training the quickstart recipe, from {config.train.init_from} on {data}. "
+            "To fine-tune: gpt2lab train --config finetune_shakespeare --data.dir FOLDER"
+        )
+    size = config.model.size or "124M"
+    advice = f"For GPT-2 {size}: gpt2lab train --config config/gpt2_{size.lower()}.yaml"
+    given = " ".join(f"--{name} {value}" for name, value in overrides.items() if name.startswith("model."))
+    if not given:
+        return f"no --config: training the quickstart recipe, a small model on {data}. {advice}"
+    steps = f"{config.train.max_steps:,} steps of {config.train.total_batch_size:,} tokens"
+    return f"no --config: the quickstart recipe, which is for a small model, with {given}: {steps} on {data}. {advice}"
+
+
 def describe_defaults(config: Config) -> str:
     """Name the size of the model and the length of the run, where the files and the command line leave it to defaults.
 
@@ -53,12 +79,13 @@ def describe_defaults(config: Config) -> str:
         One line; empty if both are set.
     """
     model, train = config.model, config.train
-    missing = ["model.size"] * ("size" not in model.model_fields_set)
+    missing = ["model.size"] * ("size" not in model.model_fields_set and train.init_from is None)
     missing += ["train.max_steps"] * ("max_steps" not in train.model_fields_set)
     if not missing:
         return ""
     size = model.size or f"n_layer {model.n_layer}, n_head {model.n_head}, n_embd {model.n_embd}"
+    size = f"GPT-2 {size}, " if train.init_from is None else ""
     return (
         f"no {' and no '.join(missing)} in the settings, so the defaults apply: "
-        f"GPT-2 {size}, {train.max_steps:,} steps of {train.total_batch_size:,} tokens"
+        f"{size}{train.max_steps:,} steps of {train.total_batch_size:,} tokens"
     )

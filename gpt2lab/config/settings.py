@@ -4,56 +4,20 @@ The dotted name of a field (`train.max_steps`) is its name on the command line, 
 below a field is its help text. Imports no torch, so that a typo is reported immediately.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, get_args
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from gpt2lab.config import yaml_format
+from gpt2lab.config.architecture import GPT2Config, Section
 from gpt2lab.config.batches import BatchPlan, plan_batches
-from gpt2lab.formatting import parse_whole_number
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-
-GPT2_VOCAB_SIZE = 50257  # 256 bytes + 50,000 merges + <|endoftext|>; ids from here on are padding, never text
-
-# n_layer, n_head, n_embd of the four published models (GPT-2 paper, table 2, with OpenAI's corrected counts).
-SIZES = {"124M": (12, 12, 768), "medium": (24, 16, 1024), "large": (36, 20, 1280), "xl": (48, 25, 1600)}
-SHAPE = ("n_layer", "n_head", "n_embd")
-_SIZE_ALIASES = {"gpt2": "124M", "small": "124M", "355M": "medium", "774M": "large", "1558M": "xl"}
-
-
-class Section(BaseModel):
-    """One section of the settings: immutable; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _check_value(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, str) and "\0" in value:
-            raise ValueError("contains a NUL character")
-        if isinstance(value, bool) and info.field_name and cls.model_fields[info.field_name].annotation is not bool:
-            raise ValueError(f"should be a number or text, not {str(value).lower()}")
-        if isinstance(value, str) and info.field_name and _is_whole(cls.model_fields[info.field_name].annotation):
-            return parse_whole_number(value, value)
-        return value
-
-
-def _is_whole(annotation: Any) -> bool:
-    """Whether a setting is a whole number, or one or a word such as `auto`."""
-    return any((*get_args(member), member)[0] is int for member in (annotation, *get_args(annotation)))
+NotEmpty = Annotated[str, Field(min_length=1)]
 
 
 class RunConfig(Section):
@@ -61,11 +25,11 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     """Name of the run directory; the same name resumes the run. null: the file name of the recipe."""
-    out_dir: str = "runs"
+    out_dir: NotEmpty = "runs"
     """Directory that holds the run directories."""
     seed: Annotated[int, Field(ge=0, lt=2**62)] = 1337
     """Seed of the initial weights, the data order and the samples."""
-    resume: str = "auto"
+    resume: NotEmpty = "auto"
     """auto: the newest valid checkpoint of this run, if any; never: error if the run exists; or a checkpoint's path."""
 
     @field_validator("name", mode="before")
@@ -78,74 +42,43 @@ class RunConfig(Section):
         return name
 
 
-class GPT2Config(Section):
-    """The architecture, by `size`; explicit numbers override those of the size."""
-
-    architecture: Literal["gpt2", "modern"] = "gpt2"
-    """gpt2, or modern: the same size with measures that reach the same loss with fewer tokens (docs/modern.md)."""
-    size: Literal["124M", "medium", "large", "xl"] | None = "124M"
-    """124M, medium, large or xl (or gpt2, gpt2-medium, …): sets n_layer, n_head and n_embd."""
-    n_layer: PositiveInt = 12
-    """Number of transformer blocks; default: by model.size."""
-    n_head: PositiveInt = 12
-    """Attention heads per block; default: by model.size."""
-    n_embd: PositiveInt = 768
-    """Channels of the residual stream, divisible by n_head; default: by model.size."""
-    block_size: PositiveInt = 1024
-    """Context window in tokens."""
-    vocab_size: Annotated[int, Field(ge=1, le=65536)] = GPT2_VOCAB_SIZE
-    """Number of token embeddings: 50257, or 50304 (padded), for faster matrix products."""
-    tie_word_embeddings: bool = True
-    """Share one matrix between the token embedding and the output head, as GPT-2 does; modern never does."""
-    activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
-    """gelu_tanh: the approximation of GELU that GPT-2 was trained with; gelu: the exact function, as in nanoGPT."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_from_size(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        values = {key: value for key, value in values.items() if value is not None}
-        if isinstance(size := values.get("size"), str):
-            values["size"] = _SIZE_ALIASES.get(size.removeprefix("gpt2-"), size.removeprefix("gpt2-"))
-        if values.get("architecture") == "modern":
-            values["tie_word_embeddings"] = False  # does not apply
-        size = values.get("size", "124M")
-        if isinstance(size, str) and (shape := SIZES.get(size)) is not None:
-            values = dict(zip(SHAPE, shape, strict=True)) | values
-            if tuple(values[key] for key in SHAPE) != shape:
-                values["size"] = None  # a 7M model must not be shown as 124M
-        return values
-
-    @model_validator(mode="after")
-    def _heads_divide_channels(self) -> "GPT2Config":
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
-        if self.architecture == "modern" and self.n_embd // self.n_head % 2:
-            raise ValueError(f"n_embd / n_head is {self.n_embd // self.n_head}; rotary positions need an even number")
-        return self
-
-
 class DataConfig(Section):
     """Training and validation data."""
 
-    source: Literal["stdlib", "tinyshakespeare", "fineweb-edu"] = "stdlib"
-    """stdlib (Python's own texts) and tinyshakespeare are prepared by training; fineweb-edu by `gpt2lab prepare`."""
-    dir: str | None = None
+    source: Literal["stdlib", "cpython", "tinyshakespeare", "files", "fineweb-edu", "fineweb"] = "stdlib"
+    """stdlib (the documentation in Python's library), cpython (its source code), tinyshakespeare and files (data.input)
+    are prepared by training; fineweb-edu and fineweb by `gpt2lab prepare`."""
+    input: NotEmpty | None = None
+    """Your own text, for data.source files: a text file, or a directory of them."""
+    dir: NotEmpty | None = None
     """Directory of the token shards; null: the default directory of data.source, such as data/stdlib."""
-    mirror: str | None = None
+    mirror: NotEmpty | None = None
     """Directory to read downloads from instead of the network."""
+
+    @model_validator(mode="after")
+    def _files_have_an_input(self) -> "DataConfig":
+        if self.input is not None and self.source != "files":
+            raise ValueError(
+                f"data.input {self.input} is for data.source files, not {self.source}; set data.source files"
+            )
+        if self.source == "files" and self.input is None and self.dir is None:
+            raise ValueError("data.source files needs data.input: a text file, or a directory of them")
+        return self
 
 
 class TrainConfig(Section):
     """Steps, batch size, and measurements during training."""
 
-    max_steps: PositiveInt = 19073
+    init_from: NotEmpty | None = None
+    """Model whose weights a new run starts from: a run, a checkpoint, a model directory, a Hub id such as gpt2, or a
+    checkpoint file of another project. It replaces `model:` of the recipe (docs/weights.md); null: random weights."""
+    max_steps: Annotated[int, Field(gt=0, le=10**9)] = 19073
     """Optimizer steps; 19,073 steps of 524,288 tokens are 10B tokens."""
     total_batch_size: PositiveInt = 524288
     """Tokens per optimizer step, over all devices and micro-steps."""
     micro_batch_size: PositiveInt | Literal["auto"] = "auto"
-    """At most so many sequences per device and forward pass; auto: as many as fit in memory."""
+    """At most so many sequences per device and forward pass (on a CPU 8,192 tokens); auto: as many as fit in memory, up
+    to 65,536 tokens."""
     eval_every: NonNegativeInt = 250
     """Measure the validation loss every so many steps, at the start and at the end; 0: never."""
     eval_tokens: PositiveInt = 10_485_760
@@ -156,7 +89,7 @@ class TrainConfig(Section):
     """Number of HellaSwag items, a fixed random subset of the 10,042; 0: all."""
     sample_every: NonNegativeInt = 250
     """Generate text samples every so many steps, at the start and at the end; 0: never."""
-    sample_prompt: Annotated[str, Field(min_length=1)] = "Hello this is AI model,"
+    sample_prompt: NotEmpty = "Hello this is AI model,"
     """Prompt of the samples."""
     sample_count: PositiveInt = 4
     """Number of samples each time; the terminal shows two of them."""
@@ -261,10 +194,19 @@ class SystemConfig(Section):
     """Shard weights, gradients and optimizer state over the ranks (FSDP2), for models that do not fit on one GPU."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass instead of storing them: less memory, more time."""
+    profile: bool | Annotated[str, Field(pattern=r"^[1-9][0-9]*-[1-9][0-9]*$")] = False
+    """Write a trace to runs/NAME/trace.json: true: of the 10th to the 15th step; or of other steps, such as 100-103."""
     start_timeout: Positive = 300.0
     """Seconds within which all processes must have started."""
     timeout: Positive = 600.0
     """Seconds that a process waits for another one before it exits with an error."""
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _check_profile(cls, value: Any) -> Any:
+        if isinstance(value, str) and value[:1].isdigit() and not re.fullmatch(r"[1-9]\d*-[1-9]\d*", value):
+            raise ValueError(f"should be true, false, or the first and the last step such as 100-103, not {value!r}")
+        return value
 
 
 class Config(Section):

@@ -51,6 +51,18 @@ def read(file: Path) -> Mapping[Any, Any]:
     return content
 
 
+def parse_scalar(text: str) -> Any:
+    """Read one value as in a file: `6e-4` is a number; what is not a number or a word for one is text."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, RecursionError):
+        return text
+    return value if isinstance(value, int | float | bool | None) else text
+
+
 def _represent_float(representer: Any, value: float) -> Any:
     """Write 1e-08 as 1.0e-08: without the point it is text in YAML 1.1."""
     text = repr(value)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from gpt2lab import packages
 from gpt2lab.data import unicode_differences
-from gpt2lab.data.shards import Tokens
+from gpt2lab.data.shard_formats import Tokens
 from gpt2lab.data.sources import BadInputError, Chunk, Texts, raise_problem
 from gpt2lab.data.tokenizer import EOT, Tokenizer, ranks
 from gpt2lab.errors import GPT2LabError

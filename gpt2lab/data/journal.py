@@ -5,9 +5,10 @@
 encoded chunks where they are cached.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import atomic_write, remove_temporaries, sha256
 
 HASHES = f"{PREPARING}.hashes"
+_MIN_KEPT_BYTES = 10_000_000  # of encoded chunks: fewer are encoded again in seconds
 
 
 @dataclass
@@ -108,6 +110,32 @@ def open_journal(folder: Path, settings: dict[str, Any], restart: bool) -> Journ
     _remove_shards(folder, keep={shard["file"] for shard in journal.shards})
     journal.write(folder)
     return journal
+
+
+@contextlib.contextmanager
+def discard_if_failed(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """If the preparation inside the context fails, delete what it leaves, or say that it is kept.
+
+    Finished shards are kept, and encoded chunks if it would take long to encode them again.
+
+    Args:
+        folder: the output folder. The caller holds its lock.
+        settings: of the preparation. What one with other settings has left is not touched.
+
+    Raises:
+        GPT2LabError, KeyboardInterrupt: as raised inside, with what is kept in the message.
+    """
+    try:
+        yield
+    except (GPT2LabError, KeyboardInterrupt) as error:
+        journal = Journal.read(folder)
+        if journal is None or describe_changes(settings, journal.settings):
+            raise
+        if not journal.shards and EncodedCache(folder).size() < _MIN_KEPT_BYTES:
+            discard(folder)
+            raise
+        kept = f"{folder} keeps what is finished: the same command continues there, with --restart it starts again"
+        raise type(error)("; ".join([*filter(None, [str(error)]), kept])) from error
 
 
 def require_own_folder(folder: Path) -> None:

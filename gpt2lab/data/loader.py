@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt2lab.data.permutation import permute
-from gpt2lab.data.shards import Tokens, TokenStream
+from gpt2lab.data.shard_formats import Tokens
+from gpt2lab.data.shards import TokenStream
 from gpt2lab.errors import GPT2LabError
 
 Ids = npt.NDArray[np.int64]

@@ -4,28 +4,34 @@
                           └──▶ EncodedCache, if everything must be encoded first ──┘
 
 `make` writes the shards. If it is interrupted, the next call continues: finished shards and cached chunks are kept, and
-the shards are byte for byte those of an uninterrupted run, for every executor and number of workers. Training calls
-`prepare`, which makes small corpora itself. For other corpora it raises an error with the command to run.
+the shards are byte for byte those of an uninterrupted run, for every executor and number of workers.
 """
 
 import contextlib
 import functools
 import logging
-import shlex
 import time
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from gpt2lab import progress
-from gpt2lab.config import DataConfig
-from gpt2lab.data import catalogue, executors, shards
+from gpt2lab.data import executors, shards
 from gpt2lab.data.encoded_cache import EncodedCache
-from gpt2lab.data.journal import Journal, close_journal, describe_changes, discard, open_journal, require_own_folder
+from gpt2lab.data.journal import (
+    Journal,
+    close_journal,
+    describe_changes,
+    discard,
+    discard_if_failed,
+    open_journal,
+    require_own_folder,
+)
 from gpt2lab.data.shard_builder import OutdatedJournalError, ShardBuilder
-from gpt2lab.data.sources import Source, local_files
+from gpt2lab.data.sources import Source
+from gpt2lab.data.summary import Summary
 from gpt2lab.data.tokenizer import NAME as TOKENIZER
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.files import DirectoryLock, SpaceNeeded, require_space, suggest_path
+from gpt2lab.files import DirectoryLock, SpaceNeeded, require_space
 from gpt2lab.options import PrepareOptions
 
 logger = logging.getLogger(__name__)
@@ -33,132 +39,6 @@ logger = logging.getLogger(__name__)
 _MIN_VAL_SHARDS = 10  # a corpus with at least so many shards may have one of them as val, a smaller one a tenth
 _BYTES_PER_TOKEN = 4  # of English text, a low estimate: too much disk space is required rather than too little
 _EXTRA_DOWNLOADS = 3  # files that are downloaded ahead and may not be needed
-
-
-class Summary(NamedTuple):
-    """What a folder holds, both splits together.
-
-    Attributes:
-        documents: number of documents.
-        tokens: number of tokens.
-        shards: number of shards.
-        seconds: duration of this call, if it made the shards.
-        text_bytes: bytes of text that were encoded.
-        duplicates: documents that occurred before.
-        skipped: documents and chunks that could not be read.
-        made: False if the folder was complete already.
-        val_tokens: tokens of the validation split.
-        divided: whether a document begins in val and ends in train.
-    """
-
-    documents: int
-    tokens: int
-    shards: int
-    seconds: float = 0.0
-    text_bytes: int = 0
-    duplicates: int = 0
-    skipped: int = 0
-    made: bool = False
-    val_tokens: int = 0
-    divided: bool = False
-
-    def line(self, folder: Path) -> str:
-        """Return a one-line summary."""
-        share = f"{100 * self.val_tokens / self.tokens:.2g}% val"
-        share += ", the last document of val is continued in train" if self.divided else ""
-        content = f"{self.documents:,} documents, {self.tokens:,} tokens in {self.shards} shards ({share})"
-        if not self.made:
-            return f"{folder} is complete: {content}"
-        rate = f", {self.text_bytes / self.seconds / 1e6:.3g} MB/s of text" if self.text_bytes else ""
-        notes = f"; {self.duplicates:,} exact duplicates" if self.duplicates else ""
-        notes += f"; {self.skipped:,} left out, see {shards.MANIFEST}" if self.skipped else ""
-        return f"prepared {folder}: {content} in {self.seconds:.1f} s{rate}{notes}"
-
-
-def prepare(
-    source: Literal["stdlib", "tinyshakespeare", "fineweb-edu"], folder: str | Path, *, mirror: str | None = None
-) -> None:
-    """Make sure that `folder` holds shards for training. Makes `stdlib` and `tinyshakespeare` if there are none.
-
-    Args:
-        source: value of `data.source`.
-        folder: folder of the shards.
-        mirror: folder to read downloads and the tokenizer's files from.
-
-    Raises:
-        GPT2LabError: the shards are missing and of another source, another process is preparing the folder, or the disk
-            refused a write.
-    """
-    folder = Path(folder)
-    if shards.is_ready(folder):
-        return
-    unfinished = Journal.read(folder)
-    if unfinished and unfinished.settings.get("source") != source:
-        raise GPT2LabError(
-            f"{folder} holds an unfinished preparation of {unfinished.settings.get('source')}; run the same prepare "
-            f"command again, or remove it"
-        )
-    if source == "fineweb-edu":
-        command = ["gpt2lab", "prepare", source, *(["--mirror", mirror] if mirror else [])]
-        command += ["--out", str(folder)] if str(folder) != catalogue.DEFAULT_DIRS[source] else []
-        raise GPT2LabError(
-            f"{folder} holds no shards of {source}; make them with: {shlex.join(command)} "
-            f"(or set --data.dir to a folder that has some)"
-        )
-    options = PrepareOptions(source, mirror=mirror, restart=True)
-    logger.info(make(catalogue.open_source(options), folder, options).line(folder))
-
-
-def require_shards(data: DataConfig) -> None:
-    """Check that the folder that `data.dir` names holds shards: a misspelled name must not be filled with other text.
-
-    The default folder of the source may be missing: training makes it.
-
-    Args:
-        data: names the folder and the source.
-
-    Raises:
-        GPT2LabError: the folder does not exist, or holds no complete shards.
-    """
-    assert data.dir is not None
-    folder = Path(data.dir)
-    if shards.is_ready(folder) or folder == Path(catalogue.DEFAULT_DIRS[data.source]):
-        return
-    if (folder / shards.PREPARING).exists():
-        raise GPT2LabError(f"data.dir: {folder} is incomplete; run the same prepare command again, or remove it")
-    guess, out = suggest_path(folder), shlex.quote(str(folder))
-    if folder.is_dir() and local_files.has_files(folder):
-        name = shlex.quote(f"data/{folder.resolve().name}")
-        advice = f"; to train on its texts: gpt2lab prepare files --input {out} --out {name}"
-    elif data.source == "fineweb-edu":
-        advice = f"; to make it: gpt2lab prepare fineweb-edu --out {out}"
-    else:
-        advice = f"; to prepare {data.source} there, add --data.source {data.source}"
-    if folder.exists():
-        raise GPT2LabError(f"data.dir: {folder} holds no token shards{advice}")
-    beside = sorted(str(other) for other in folder.parent.glob("*") if _holds_splits(other))
-    others = f" (there are {', '.join(beside[:5])}{', …' * (len(beside) > 5)})" if beside else ""
-    raise GPT2LabError(f"data.dir: {folder} does not exist{guess or others + advice}")
-
-
-def require_mirror(data: DataConfig) -> None:
-    """Check that the folder that `data.mirror` names exists: else the network would be used without a word.
-
-    Args:
-        data: names the folder, or none.
-
-    Raises:
-        GPT2LabError: there is no such folder.
-    """
-    if data.mirror is not None and not Path(data.mirror).is_dir():
-        raise GPT2LabError(f"data.mirror: no such folder: {data.mirror}{suggest_path(data.mirror)}")
-
-
-def _holds_splits(folder: Path) -> bool:
-    """Whether a folder holds token shards, by their manifest or names: other programs have .npy and .bin files, too."""
-    if not shards.is_ready(folder):
-        return False
-    return (folder / shards.MANIFEST).exists() or any(shards.split_of(f.name) for f in shards.shard_files(folder))
 
 
 def make(source: Source, folder: str | Path, options: PrepareOptions) -> Summary:
@@ -171,7 +51,7 @@ def make(source: Source, folder: str | Path, options: PrepareOptions) -> Summary
 
     Raises:
         GPT2LabError: the folder holds other shards or is in use, there is not enough disk space, something cannot be
-            read, or the disk refused a write. Finished shards are kept for the next call.
+            read, or the disk refused a write. Finished shards are kept for the next call; the message says so.
     """
     began = time.perf_counter()
     executors.require_packages(options)
@@ -180,7 +60,7 @@ def make(source: Source, folder: str | Path, options: PrepareOptions) -> Summary
     if (complete := _read_complete(folder, settings, options.restart)) is not None:
         return complete
     require_own_folder(folder)
-    with DirectoryLock(folder):
+    with DirectoryLock(folder), discard_if_failed(folder, settings):
         if (complete := _read_complete(folder, settings, options.restart)) is not None:  # just finished by another
             return complete
         try:
@@ -203,6 +83,7 @@ def make(source: Source, folder: str | Path, options: PrepareOptions) -> Summary
         time.perf_counter() - began,
         counts.text_bytes,
         counts.duplicates,
+        options.drop_duplicates,
         counts.skipped,
         made=True,
         val_tokens=counts.tokens["val"],
@@ -317,6 +198,9 @@ def _read_complete(folder: Path, settings: dict[str, Any], restart: bool) -> Sum
         sum(manifest.documents.values()),
         tokens,
         len(manifest.shards),
+        duplicates=manifest.content.get("duplicates", 0),
+        dropped=settings["drop_duplicates"],
+        skipped=manifest.content.get("skipped", 0),
         val_tokens=manifest.tokens["val"],
         divided=divided,
     )

@@ -17,8 +17,9 @@ import numpy.typing as npt
 from gpt2lab.data.duplicates import SeenHashes
 from gpt2lab.data.encoder import Encoded
 from gpt2lab.data.journal import HASHES, Journal
+from gpt2lab.data.shard_formats import Tokens
 from gpt2lab.data.shard_writer import ShardWriter
-from gpt2lab.data.shards import SPLITS, Split, Tokens
+from gpt2lab.data.shards import SPLITS, Split
 from gpt2lab.data.sources import Position
 from gpt2lab.data.tokenizer import EOT
 from gpt2lab.files import cannot_write, sync

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from gpt2lab.data.shards import Split, Tokens
+from gpt2lab.data.shard_formats import Tokens
+from gpt2lab.data.shards import Split
 from gpt2lab.files import cannot_write, publish, sha256, temporary_name
 
 

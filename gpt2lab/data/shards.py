@@ -7,12 +7,13 @@ continue in the next shard. The shards of both splits are numbered together, val
 their digests and is written last. Until then the folder holds a file `.preparing` and is not read.
 
 `open_split` maps the shards of a split into memory. `TokenStream` reads any range of tokens across shard boundaries. It
-also reads shards of other projects that have no manifest: `.npy` files of the same kind, and the `.bin` files of
-llm.c. Their file names must contain `train` or `val`.
+also reads shards of other projects that have no manifest (`shard_formats.py`). Their file names must contain `train` or
+`val`. If none contains `val`, the end of train is the validation split.
 """
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,20 +22,22 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gpt2lab.data import tokenizer
+from gpt2lab.data import shard_formats, tokenizer
+from gpt2lab.data.shard_formats import DTYPE, Tokens, map_shard
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import atomic_write, suggest_path
 
+logger = logging.getLogger(__name__)
+
 Split = Literal["train", "val"]
-Tokens = npt.NDArray[np.uint16]
 
 MANIFEST = "manifest.json"
 PREPARING = ".preparing"
 SPLITS: tuple[Split, Split] = ("val", "train")  # in the order in which they are written
 SHARD_NAME = re.compile(r".+_(?:train|val)_\d{6}\.npy")  # of the shards that `prepare` writes
 
-_DTYPE = np.dtype("<u2")
-_BIN_MAGIC, _BIN_VERSION, _BIN_HEADER = 20240520, 1, 256  # llm.c: 256 int32 that begin with magic, version, tokens
+# Where there is no val, it is the last tenth of train, at most so many tokens as in a usual shard.
+_MAX_HELD_OUT, _MIN_HELD_OUT = 100_000_000, 1024
 
 
 class Shard(NamedTuple):
@@ -71,8 +74,10 @@ class TokenStream:
         split: name of the split.
         files: the shards, in order.
         manifest: the manifest of the folder, if there is one.
+        bounds: the first token of the split and the token after its last, of those in the files; None for all.
 
     Attributes:
+        held_out: whether the split is a part of the train shards, since there are none of val.
         documents: number of documents according to the manifest; None without one.
         starts: int64 `(shards + 1,)`, position of the first token of every shard, and the number of all tokens.
         fingerprint: hexadecimal SHA-256 of the shards' names, token counts, first and last 4,096 tokens, and the
@@ -82,15 +87,36 @@ class TokenStream:
         GPT2LabError: on construction, if a file is not a complete shard.
     """
 
-    def __init__(self, folder: Path, split: Split, files: list[Path], manifest: Manifest | None = None):
-        self.folder, self.split, self.files = folder, split, files
+    def __init__(
+        self,
+        folder: Path,
+        split: Split,
+        files: list[Path],
+        manifest: Manifest | None = None,
+        bounds: tuple[int, int] | None = None,
+    ):
+        self.folder, self.split, self.files, self.held_out = folder, split, files, bounds is not None
         self.documents = manifest.documents[split] if manifest else None
-        self._shards = [_map_shard(file) for file in files]
+        self._shards = [map_shard(file) for file in files]
+        self._skipped = 0  # tokens of the first file that come before the split
+        if bounds is not None:
+            self._restrict(*bounds)
+        files = self.files
         self.starts: npt.NDArray[np.int64] = np.cumsum([0, *map(len, self._shards)], dtype=np.int64)
         digests = [manifest.shards[file.name].sha256 if manifest else "" for file in files]
         ends = [hashlib.sha256(shard[:4096].tobytes() + shard[-4096:].tobytes()).hexdigest() for shard in self._shards]
         parts = zip((file.name for file in files), map(len, self._shards), ends, digests, strict=True)
         self.fingerprint = hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()
+
+    def _restrict(self, first: int, end: int) -> None:
+        """Leave out the tokens before `first` and from `end` on, and files without others."""
+        parts, position = [], 0
+        for file, shard in zip(self.files, self._shards, strict=True):
+            start, stop = max(0, first - position), min(len(shard), end - position)
+            if start < stop:
+                parts.append((file, shard[start:stop], start))
+            position += len(shard)
+        self.files, self._shards, self._skipped = [p[0] for p in parts], [p[1] for p in parts], parts[0][2]
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -103,7 +129,7 @@ class TokenStream:
         """
         assert 0 <= position < len(self)
         shard = int(np.searchsorted(self.starts, position, side="right")) - 1
-        return self.files[shard], position - int(self.starts[shard])
+        return self.files[shard], position - int(self.starts[shard]) + (0 if shard else self._skipped)
 
     def read(self, start: int, count: int) -> Tokens:
         """Copy the tokens from `start` to `start + count`.
@@ -129,7 +155,7 @@ class TokenStream:
         """
         assert length >= 0
         assert not len(starts) or (starts.min() >= 0 and starts.max() + length <= len(self))
-        rows = np.empty((len(starts), length), dtype=_DTYPE)
+        rows = np.empty((len(starts), length), dtype=DTYPE)
         shards = np.searchsorted(self.starts, starts, side="right") - 1
         offsets = starts - self.starts[shards]
         # Slicing row by row reads billions of tokens a second at 1024 tokens a row, for any number of shards.
@@ -186,8 +212,8 @@ def read_manifest(folder: Path) -> Manifest | None:
 def write_manifest(
     folder: Path,
     info: Mapping[str, Any],
-    documents: Mapping[str, int],
-    tokens: Mapping[str, int],
+    documents: Mapping[Any, int],
+    tokens: Mapping[Any, int],
     shards: Sequence[Mapping[str, Any]],
 ) -> None:
     """Write the manifest, which marks a folder as complete.
@@ -215,6 +241,8 @@ def open_split(folder: str | Path, split: Split) -> TokenStream:
         folder: folder of the shards.
         split: `train` or `val`.
 
+    Without a manifest and without shards of val, the last tenth of the tokens is val, and the rest is train.
+
     Raises:
         GPT2LabError: the folder is missing, unfinished, or has no shard of the split; a shard is damaged or of another
             format; the manifest does not agree with the files.
@@ -228,6 +256,9 @@ def open_split(folder: str | Path, split: Split) -> TokenStream:
         if not present:
             raise GPT2LabError(f"{folder} holds no shards (.npy or .bin); put some there or name another folder")
         files = [file for file in present if split_of(file.name) == split]
+        has_val = any(split_of(file.name) == "val" for file in present)
+        if not has_val and (stream := _hold_out(folder, split, [f for f in present if split_of(f.name) == "train"])):
+            return stream
         if not files:
             raise GPT2LabError(f"{folder} holds no shard of the split {split!r}; a file name must contain {split!r}")
         return TokenStream(folder, split, files)
@@ -248,6 +279,40 @@ def open_split(folder: str | Path, split: Split) -> TokenStream:
     return stream
 
 
+def held_out_border(arrays: Sequence[npt.NDArray[Any]]) -> int | None:
+    """Find where val begins in train shards that have no val beside them.
+
+    Args:
+        arrays: the tokens of each shard.
+
+    Returns:
+        Number of tokens before it, the end of a document if one is near; None if the shards are too short.
+    """
+    total = sum(map(len, arrays))
+    size = min(total // 10, _MAX_HELD_OUT)
+    if size < _MIN_HELD_OUT:
+        return None
+    border, position = total - size, 0
+    for array in arrays:
+        start, stop = max(0, border - position), max(0, border + size // 8 - position)
+        if len(ends := np.flatnonzero(array[start:stop] == tokenizer.EOT)):
+            return position + start + int(ends[0])
+        position += len(array)
+    return border
+
+
+def _hold_out(folder: Path, split: Split, files: list[Path]) -> TokenStream | None:
+    """One of the splits of train shards without val; None if they are too short to be divided."""
+    arrays = [map_shard(file) for file in files]
+    total, border = sum(map(len, arrays)), held_out_border(arrays)
+    if border is None:
+        return None
+    if split == "train":
+        return TokenStream(folder, split, files, bounds=(0, border))
+    logger.info(f"{folder} has no shard of val: the last {total - border:,} of its {total:,} tokens are val")
+    return TokenStream(folder, split, files, bounds=(border, total))
+
+
 def is_ready(folder: Path) -> bool:
     """Whether a folder holds shards and no unfinished preparation."""
     return folder.is_dir() and bool(shard_files(folder)) and not (folder / PREPARING).exists()
@@ -263,7 +328,7 @@ def shard_files(folder: Path) -> list[Path]:
         GPT2LabError: the folder does not exist or cannot be read.
     """
     try:
-        files = [file for file in folder.iterdir() if file.suffix in (".npy", ".bin") and file.name[0] != "."]
+        files = [file for file in folder.iterdir() if file.suffix in shard_formats.SUFFIXES and file.name[0] != "."]
     except OSError as error:
         guess = suggest_path(folder)
         raise GPT2LabError(
@@ -283,31 +348,3 @@ def split_of(name: str) -> Split | None:
 def _numeric_key(name: str) -> list[tuple[int, str]]:
     """Sort key that puts 2 before 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def _map_shard(path: Path) -> Tokens:
-    """Map a file into memory as a read-only array `(tokens,)`. Raises if it is not a complete shard."""
-    try:
-        tokens = _map_bin(path) if path.suffix == ".bin" else np.lib.format.open_memmap(path, mode="r")
-        if tokens.dtype != _DTYPE or tokens.ndim != 1:
-            raise ValueError(
-                f"{tokens.dtype} of shape {tokens.shape} rather than little-endian uint16 of one dimension"
-            )
-        extra_bytes = path.stat().st_size - tokens.offset - tokens.nbytes
-    except OSError as error:
-        raise GPT2LabError(f"{path}: cannot read it: {error.strerror or error}") from None
-    except Exception as error:  # numpy raises exceptions of many types for a damaged file
-        raise GPT2LabError(f"{path} is truncated, damaged or not a shard ({error}); copy or prepare it again") from None
-    if extra_bytes or not len(tokens):
-        reason = f"{extra_bytes} bytes follow its {len(tokens)} tokens" if extra_bytes else "it holds no tokens"
-        raise GPT2LabError(f"{path} is damaged or not a shard ({reason}); copy or prepare it again")
-    # A plain ndarray over the same memory: slicing a np.memmap takes several times as long.
-    return tokens.view(np.ndarray)
-
-
-def _map_bin(path: Path) -> "np.memmap[Any, np.dtype[np.uint16]]":
-    """Map a shard of llm.c."""
-    header = np.fromfile(path, dtype="<i4", count=_BIN_HEADER)
-    if len(header) < _BIN_HEADER or header[0] != _BIN_MAGIC or header[1] != _BIN_VERSION or header[2] < 0:
-        raise ValueError(f"no .bin header of llm.c with magic {_BIN_MAGIC} and version {_BIN_VERSION}")
-    return np.memmap(path, dtype=_DTYPE, mode="r", offset=header.nbytes, shape=(int(header[2]),))

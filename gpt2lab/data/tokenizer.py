@@ -9,14 +9,22 @@ its merge, and tiktoken, which does the work, needs only the ids.
 
 import functools
 import json
+import operator
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from gpt2lab import resources
 from gpt2lab.config import GPT2_VOCAB_SIZE
 from gpt2lab.data import huggingface_tokenizer
 from gpt2lab.errors import GPT2LabError
+
+if TYPE_CHECKING:
+    import tiktoken
 
 NAME = "gpt2"
 VOCAB_SIZE = GPT2_VOCAB_SIZE
@@ -69,16 +77,16 @@ class Tokenizer:
     vocab_size = VOCAB_SIZE
 
     def __init__(self, mirror: str | Path | None = None):
-        import tiktoken
-
-        self._encoding = tiktoken.Encoding(
-            name=NAME,
-            pat_str=_SPLIT_PATTERN,
-            mergeable_ranks=ranks(mirror),
-            special_tokens={EOT_TEXT: EOT},
-            explicit_n_vocab=VOCAB_SIZE,
-        )
+        _, ids = tokenizer_files(mirror)
+        self._encoding = _build_encoding(ids)
         self._mirror = mirror
+
+    def byte_lengths(self) -> npt.NDArray[np.int64]:
+        """Return the number of bytes of each token, int64 `(50257,)`; 0 for `<|endoftext|>`."""
+        lengths = np.zeros(VOCAB_SIZE, dtype=np.int64)
+        for token, rank in ranks(self._mirror).items():
+            lengths[rank] = len(token)
+        return lengths
 
     def encode(self, text: str) -> list[int]:
         """Encode a text. `<|endoftext|>` in it is encoded like any other text; a lone surrogate becomes U+FFFD.
@@ -86,6 +94,8 @@ class Tokenizer:
         Args:
             text: the text.
         """
+        if not isinstance(text, str):
+            raise GPT2LabError(f"the text to encode is {type(text).__name__} {text!r:.60}; it must be str")
         ids: list[int] = []
         start = 0
         if len(text) >= _MAX_WHITE_SPACE:
@@ -103,9 +113,12 @@ class Tokenizer:
             ids: the ids.
 
         Raises:
-            GPT2LabError: an id is not below 50257 (a model may have a larger, padded vocabulary).
+            GPT2LabError: an id is no whole number, or not below 50257 (a model may have a larger, padded vocabulary).
         """
-        tokens = list(ids)
+        try:
+            tokens = [operator.index(token) for token in ids]
+        except TypeError:
+            raise GPT2LabError(f"the ids to decode are {ids!r:.60}; they must be whole numbers") from None
         for token in tokens:
             if not 0 <= token < VOCAB_SIZE:
                 raise GPT2LabError(f"token id {token} has no text; GPT-2's ids are 0 to {VOCAB_SIZE - 1}")
@@ -149,6 +162,19 @@ def ranks(mirror: str | Path | None = None) -> dict[bytes, int]:
     """
     _, ids = tokenizer_files(mirror)
     return _read_ranks(ids)
+
+
+@functools.lru_cache(maxsize=1)
+def _build_encoding(ids: Path) -> "tiktoken.Encoding":
+    import tiktoken
+
+    return tiktoken.Encoding(
+        name=NAME,
+        pat_str=_SPLIT_PATTERN,
+        mergeable_ranks=_read_ranks(ids),
+        special_tokens={EOT_TEXT: EOT},
+        explicit_n_vocab=VOCAB_SIZE,
+    )
 
 
 @functools.lru_cache(maxsize=1)

@@ -35,6 +35,7 @@ def inspect(folder: str | Path, mirror: str | None = None) -> list[str]:
     manifest = shards.read_manifest(folder)
     lines = [f"{folder}: {'no manifest' if manifest is None else f'source {manifest.source}'}"]
     if manifest is not None:
+        lines += [f"  corpus: {text}"] if (text := manifest.content.get("text")) else []
         lines += [f"  {key}: {manifest.content[key]}" for key in _SHOWN_KEYS if manifest.content.get(key) is not None]
         lines += [f"  left out: {problem}" for problem in manifest.content.get("problems", [])]
     tokenizer = Tokenizer(mirror)

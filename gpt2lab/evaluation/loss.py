@@ -13,7 +13,7 @@ import torch
 
 from gpt2lab import progress
 from gpt2lab.data.shards import TokenStream
-from gpt2lab.data.tokenizer import EOT, Tokenizer
+from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.model.language_model import LanguageModel
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
@@ -81,7 +81,7 @@ def target_bytes(
         The length in bytes.
     """
     lengths: npt.NDArray[np.int64] = np.zeros(1 << 16, dtype=np.int64)
-    lengths[:EOT] = [len(tokenizer.decode_bytes([token])) for token in range(EOT)]
+    lengths[: tokenizer.vocab_size] = tokenizer.byte_lengths()
     total = 0
     with progress.Phase("counting the bytes of the validation text", sequences) as phase:
         for first in range(0, sequences, 1024):

@@ -14,12 +14,13 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from gpt2lab import config, files, packages, progress
-from gpt2lab.data.catalogue import DEFAULT_DIRS
+from gpt2lab import config, files, logs, packages, progress
+from gpt2lab.data import catalogue
 from gpt2lab.data.loader import fixed_sequences
 from gpt2lab.data.shards import TokenStream, is_ready, open_split
 from gpt2lab.data.tokenizer import Tokenizer
@@ -36,6 +37,7 @@ from gpt2lab.system.precision import Precision
 
 logger = logging.getLogger(__name__)
 LM_EVAL = "lm_eval:"
+T = TypeVar("T")
 Evaluation = hellaswag.Evaluation | tasks.Evaluation
 
 
@@ -54,7 +56,9 @@ def run(options: EvaluateOptions) -> None:
         with redirect:
             result = evaluate(options, dist)
         if dist.is_main and options.as_json:
-            print(json.dumps(result))
+            logs.print_result(json.dumps(result))
+        if result["not_scored"]:
+            raise GPT2LabError(f"not scored: {', '.join(result['not_scored'])} (see the reason above)")
 
 
 def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
@@ -74,17 +78,14 @@ def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
     own_tasks = [name for name in options.tasks if not name.startswith(LM_EVAL)]
     harness_tasks = [name.removeprefix(LM_EVAL) for name in options.tasks if name.startswith(LM_EVAL)]
     tasks.check_names(own_tasks)
-    harness = _import_harness() if harness_tasks else None
-    if harness:
-        harness.check(harness_tasks, options.include)
+    harness = _import_harness(harness_tasks, options.include) if harness_tasks else None
     checkpoint = dist.on_main(lambda: resolve.find_checkpoint(options.checkpoint, mirror=options.mirror))
     run = checkpoint.run
     settings = config.load_run(run) if run and (run / "config.yaml").is_file() else None
     if settings is not None and options.mirror is None:
         options = replace(options, mirror=settings.data.mirror)
     tokenizer = Tokenizer(options.mirror)
-    with progress.Phase("reading the tasks"):
-        evaluations = {name: _load(tokenizer, name, options, dist) for name in own_tasks}
+    evaluations, not_scored = _load_all(tokenizer, own_tasks, options, dist, only_these=not harness_tasks)
     val_data = _open_validation_data(options, settings)
 
     precision = precisions.choose(options.precision, dist.device)
@@ -96,41 +97,86 @@ def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
     figures = {name: _score(model, name, task, batch_tokens, dist, precision) for name, task in evaluations.items()}
     if harness:
         adapter = harness.Adapter(model, tokenizer, batch_tokens=batch_tokens, dist=dist, precision=precision)
-        results = harness.run(adapter, harness_tasks, limit=options.limit, include=options.include)
-        figures |= {f"{LM_EVAL}{name}": values for name, values in results.items()}
+        for name in harness_tasks:
+            try:
+                results = harness.run(adapter, [name], limit=options.limit, include=options.include)
+                figures |= {f"{LM_EVAL}{task}": values for task, values in results.items()}
+            except GPT2LabError as error:
+                not_scored[f"{LM_EVAL}{name}"] = str(error)
+                logger.warning(f"{LM_EVAL}{name} is not scored: {error}")
+    if not_scored and not figures:
+        raise GPT2LabError(next(iter(not_scored.values())))
     result: dict[str, Any] = {"checkpoint": str(checkpoint.folder), "step": checkpoint.step, "tasks": figures}
-    result["val_loss"] = None
+    result |= {"not_scored": not_scored, "val_loss": None}
     if val_data is not None:
         tokens = options.val_tokens or (settings.train if settings else config.TrainConfig()).eval_tokens
         result |= _measure_loss(model, tokenizer, val_data, tokens, batch_tokens, dist, precision)
     result |= {"precision": precision.name, "device": dist.device.type, "limit": options.limit}
     result["seconds"] = round(time.perf_counter() - began, 3)
     if dist.is_main:
-        print(table.render(result), flush=True)
-    if checkpoint.run is not None and dist.is_main:
-        _write(checkpoint, checkpoint.run, result)
+        try:
+            logs.print_result(table.render(result))
+        finally:
+            if checkpoint.run is not None:
+                _write(checkpoint, checkpoint.run, result)
     return result
 
 
-def _import_harness() -> Any:
+def _import_harness(names: Sequence[str], include: str | None) -> Any:
+    """The module `harness`, after it has checked the names of its tasks."""
     packages.require("lm_eval", "a task lm_eval:NAME", "eval")
     try:
         from gpt2lab.evaluation import harness
     except ImportError as error:
         command = packages.format_install_command("lm_eval", "eval")
         raise GPT2LabError(f"lm-evaluation-harness cannot be imported ({error}): {command}") from None
+    harness.check(names, include)
     return harness
+
+
+class _NotAvailableError(GPT2LabError):
+    """The file of a task can be neither found nor downloaded."""
+
+
+@progress.show_as("reading the tasks")
+def _load_all(
+    tokenizer: Tokenizer, names: Sequence[str], options: EvaluateOptions, dist: DistContext, *, only_these: bool
+) -> tuple[dict[str, Evaluation], dict[str, str]]:
+    """The tasks that are available, and by name the reason why another one is not; raises it if none of them is."""
+    evaluations: dict[str, Evaluation] = {}
+    not_available: dict[str, str] = {}
+    for name in names:
+        try:
+            evaluations[name] = _load(tokenizer, name, options, dist)
+        except _NotAvailableError as error:
+            not_available[name] = str(error)
+    if only_these and not_available and not evaluations:
+        raise GPT2LabError(next(iter(not_available.values())))
+    for name, reason in not_available.items():
+        logger.warning(f"{name} is not scored: {reason}")
+    return evaluations, not_available
 
 
 def _load(tokenizer: Tokenizer, name: str, options: EvaluateOptions, dist: DistContext) -> Evaluation:
     """Read and tokenize a task."""
     if name == "hellaswag":
-        data = dist.on_main(lambda: hellaswag.find(options.mirror, options.hellaswag_file, options.data_dir))
+        find_data = functools.partial(hellaswag.find, options.mirror, options.hellaswag_file, options.data_dir)
+        data = _find(find_data, dist, is_named=options.hellaswag_file is not None)
         logger.info(data.describe())
         return hellaswag.Evaluation(tokenizer, data, limit=options.limit)
     find = functools.partial(tasks.find, name, options.mirror, options.data_dir)
-    dist.on_main(find)  # downloads the file before the other ranks look for it
+    _find(find, dist, is_named=False)  # downloads the file before the other ranks look for it
     return tasks.load(tokenizer, name, find(), limit=options.limit)
+
+
+def _find(find: Callable[[], T], dist: DistContext, *, is_named: bool) -> T:
+    """Call `find` on rank 0. What is missing is an error of the user if it is named by an option."""
+    try:
+        return dist.on_main(find)
+    except GPT2LabError as error:
+        if is_named:
+            raise
+        raise _NotAvailableError(str(error)) from None
 
 
 def _score(
@@ -157,7 +203,7 @@ def _open_validation_data(options: EvaluateOptions, settings: config.Config | No
     if options.data_dir is not None and is_ready(Path(options.data_dir)):
         return open_split(options.data_dir, "val")
     if settings is not None:
-        folder = Path(settings.data.dir or DEFAULT_DIRS[settings.data.source])
+        folder = catalogue.data_folder(settings.data)
         if is_ready(folder):
             return open_split(folder, "val")
         logger.info(f"no validation loss: {folder} does not have the run's data; name its folder with --data-dir")

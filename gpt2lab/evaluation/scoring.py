@@ -29,7 +29,7 @@ from torch import Tensor
 from gpt2lab import progress
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model.language_model import LanguageModel
-from gpt2lab.model.ops import linear, softcap
+from gpt2lab.model.ops import linear, softcap, without_attention_plans
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
 from gpt2lab.system.signals import CheckStop
@@ -245,7 +245,8 @@ def _head_weight(model: LanguageModel, precision: Precision) -> Tensor:
 def _predict(model: LanguageModel, weight: Tensor, batch: _Batch, head_rows: int, greedy: bool) -> Tensor:
     """For each prediction the loss in nats, and 1 if another token was more likely: float32 (2, P)."""
     mask = None if batch.segments is None else _attention_mask(batch.segments)
-    hidden = model.trunk(batch.tokens, batch.positions, mask).flatten(0, 1)  # (B * T, C)
+    with without_attention_plans(batch.tokens.device):
+        hidden = model.trunk(batch.tokens, batch.positions, mask).flatten(0, 1)  # (B * T, C)
     values = []
     for start in range(0, len(batch.targets), head_rows):
         targets = batch.targets[start : start + head_rows]

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.formatting import format_duration
-from gpt2lab.model import flops
+from gpt2lab.model import flops, resolve
 from gpt2lab.model.resolve import ResolvedCheckpoint
 from gpt2lab.tracking import records
 from gpt2lab.tracking.records import Run
@@ -64,6 +64,7 @@ def _run_values(run: Run, step: int) -> dict[str, Any]:
     return {
         "run": run,
         "source": data.get("source"),
+        "base_model": resolve.hub_repository(str(run.origin["from"])) if run.origin else None,
         "tokens": tokens,
         "epochs": tokens / data["train_tokens"] if data else None,
         "training_time": format_duration(seconds) if len(times.steps) else None,

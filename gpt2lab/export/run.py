@@ -16,7 +16,7 @@ from gpt2lab.config import GPT2_VOCAB_SIZE, GPT2Config
 from gpt2lab.data import huggingface_tokenizer
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.export import model_card
+from gpt2lab.export import model_card, space
 from gpt2lab.model import huggingface, resolve
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES = {huggingface.CONFIG, huggingface.WEIGHTS, huggingface.CARD, *huggingface_tokenizer.NAMES, files.DIGESTS}
 
 
-def export(name: str | Path, out: str | Path, dtype: str = "fp32", *, mirror: str | Path | None = None) -> Path:
+def export(
+    name: str | Path,
+    out: str | Path,
+    dtype: str = "fp32",
+    *,
+    mirror: str | Path | None = None,
+    as_space: bool = False,
+) -> Path:
     """Export a model with its tokenizer and a model card.
 
     Args:
@@ -33,6 +40,7 @@ def export(name: str | Path, out: str | Path, dtype: str = "fp32", *, mirror: st
         out: a new or empty folder, or an unchanged earlier export, which is replaced.
         dtype: of the weights, one of `DTYPES`.
         mirror: folder with models and the tokenizer's files, searched before the Hub.
+        as_space: add an app, so that the folder is a Space.
 
     Returns:
         The absolute path of `out`.
@@ -60,6 +68,8 @@ def export(name: str | Path, out: str | Path, dtype: str = "fp32", *, mirror: st
         huggingface.write(temporary, config, weights)
         tokenizer.save_pretrained(temporary, config.block_size)
         (temporary / huggingface.CARD).write_text(card, encoding="utf-8")
+        if as_space:
+            space.write(temporary, (checkpoint.run or Path(name)).resolve().name)
     trimmed = f", vocabulary trimmed from {padded}" if padded > config.vocab_size else ""
     logger.info(f"{checkpoint.folder}{trimmed}: written to {out} in {dtype}")
     return out
@@ -71,7 +81,7 @@ def _check_replaceable(out: Path) -> None:
     advice = "give a new or empty folder with --out"
     if not out.is_dir():
         raise GPT2LabError(f"{out} is a file; {advice}")
-    if others := sorted({file.name for file in out.iterdir()} - NAMES):
+    if others := sorted({file.name for file in out.iterdir()} - NAMES - space.NAMES):
         raise GPT2LabError(f"{out} is not empty, and {others[0]} in it is not from an export; {advice}")
     try:
         files.verify_digests(out, required=NAMES - {files.DIGESTS})

@@ -15,7 +15,8 @@ Any model works, in the dtype of its weights or under the caller's autocast; on 
 dropout.
 """
 
-from collections.abc import Generator, Sequence
+import operator
+from collections.abc import Generator, Iterable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
@@ -25,6 +26,7 @@ from gpt2lab.config import GPT2_VOCAB_SIZE, GPT2Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.generation.cache import KVCache
 from gpt2lab.generation.sampling import Sampling, sample
+from gpt2lab.model import ops
 
 TokenIds = TypeVar("TokenIds", Tensor, list[list[int]])
 
@@ -64,7 +66,8 @@ def prefill(model: LanguageModel, prompt: Sequence[int], cache: KVCache, row: in
         Logits after the last token, float32 (1, V) on the CPU.
     """
     idx = torch.tensor([prompt], device=next(model.trunk.parameters()).device)
-    hidden = model.trunk(idx, cache=cache.view_empty(row))  # (1, T, C)
+    with ops.without_attention_plans(idx.device):
+        hidden = model.trunk(idx, cache=cache.view_empty(row))  # (1, T, C)
     cache.lengths[row] = len(prompt)
     return _compute_logits(model, hidden[:, -1])
 
@@ -83,7 +86,8 @@ def decode(model: LanguageModel, tokens: Sequence[int], cache: KVCache) -> Tenso
     """
     idx = torch.tensor(tokens, device=next(model.trunk.parameters()).device)[:, None]  # (B, 1)
     positions = torch.tensor(cache.lengths, device=idx.device)[:, None]
-    hidden = model.trunk(idx, positions, cache=cache)  # (B, 1, C)
+    with ops.without_attention_plans(idx.device):
+        hidden = model.trunk(idx, positions, cache=cache)  # (B, 1, C)
     cache.lengths = [length + 1 for length in cache.lengths]
     return _compute_logits(model, hidden[:, 0])
 
@@ -116,7 +120,7 @@ def generate(
             raise GPT2LabError(f"idx is {prompts.dtype} {tuple(prompts.shape)}; it must be int64 (B, T)")
         rows = generate(model, prompts.tolist(), max_new_tokens, sampling, seeds=seeds)
         return torch.tensor(rows, device=prompts.device)
-    rows = [list(prompt) for prompt in prompts]
+    rows = _as_rows(prompts)
     for tokens in stream(model, rows, max_new_tokens, sampling, seeds=seeds):
         for token in tokens:
             rows[token.row].append(token.id)
@@ -239,11 +243,22 @@ def _make_generators(rows: int, seeds: Sequence[int] | None) -> list[torch.Gener
     for row, generator in enumerate(generators):
         if seeds is None:
             generator.seed()
-        elif -(2**63) <= seeds[row] < 2**64:
+        elif isinstance(seeds[row], int) and -(2**63) <= seeds[row] < 2**64:
             generator.manual_seed(seeds[row])
         else:
-            raise GPT2LabError(f"seed is {seeds[row]}; it must fit into 64 bits")
+            raise GPT2LabError(f"seed is {seeds[row]!r:.60}; it must be a whole number that fits into 64 bits")
     return generators
+
+
+def _as_rows(prompts: Iterable[Iterable[int]]) -> list[list[int]]:
+    """Lists of token ids, from what a user passes from Python."""
+    expected = "it must be token ids: int64 (B, T), or lists of them such as [[15496, 11]]"
+    if isinstance(prompts, str):
+        raise GPT2LabError(f"idx is text; {expected}; to continue text: model.complete(text)")
+    try:
+        return [[operator.index(token) for token in prompt] for prompt in prompts]
+    except TypeError:
+        raise GPT2LabError(f"idx is {type(prompts).__name__} {prompts!r:.60}; {expected}") from None
 
 
 def _check_arguments(
@@ -257,5 +272,5 @@ def _check_arguments(
             token = min(prompt) if min(prompt) < 0 else max(prompt)
             raise GPT2LabError(f"prompt {row} has token {token}; the model's are 0 to {vocab_size - 1}")
     for name, value in (("max_new_tokens", max_new_tokens), ("top", top)):
-        if value is not None and value < 0:
-            raise GPT2LabError(f"{name} is {value}; it must be 0 or more")
+        if value is not None and (not isinstance(value, int) or value < 0):
+            raise GPT2LabError(f"{name} is {value!r:.60}; it must be a whole number, 0 or more")

@@ -54,6 +54,11 @@ class Sampling:
     )
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            if not isinstance(getattr(self, name), int | float):
+                raise GPT2LabError(f"{name} is {getattr(self, name)!r:.60}; it must be a number")
+        if not isinstance(self.top_k, int | None):
+            raise GPT2LabError(f"top_k is {self.top_k!r:.60}; it must be a whole number, or None for all tokens")
         if not 0 <= self.temperature < math.inf:
             raise GPT2LabError(f"temperature is {self.temperature}; it must be 0 (greedy decoding) or more")
         if self.top_k is not None and self.top_k < 1:

@@ -47,6 +47,8 @@ def encode(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> list[int]
         GPT2LabError: the prompt is empty, contains a NUL or text that is not valid Unicode, or has tokens that the
             model's vocabulary lacks.
     """
+    if not isinstance(prompt, str):
+        raise GPT2LabError(f"the prompt is {type(prompt).__name__} {prompt!r:.60}; it must be text (str)")
     if not prompt:
         raise GPT2LabError("the prompt is empty; give the model something to continue, such as a space")
     if "\0" in prompt:
@@ -110,6 +112,8 @@ def stream(
     Raises:
         GPT2LabError: an argument is out of range, or the logits are not finite.
     """
+    if isinstance(stop, str) or not all(isinstance(text, str) for text in stop):
+        raise GPT2LabError(f"stop is {stop!r:.60}; it must be a list of strings, such as ['\\n']")
     if "" in stop:
         raise GPT2LabError("a stop string is empty; take it out")
     decoders = [RowDecoder(tokenizer, stop, max_new_tokens) for _ in prompts]

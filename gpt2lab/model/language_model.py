@@ -1,6 +1,6 @@
 """What training, evaluation and generation need of a model, whatever its architecture: `gpt2.py` or `modern.py`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -104,6 +104,8 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: GPT2Config, *, generator: torch.Generator | None = None):
         super().__init__()
+        if not isinstance(config, GPT2Config):
+            raise GPT2LabError(f"the config is {type(config).__name__} {config!r:.60}; it must be a GPT2Config")
         self.config = config
         self._build(config)
         self.tie_weights()
@@ -197,7 +199,8 @@ class LanguageModel(nn.Module):
             Prompts and new tokens: int64 (B, T + max_new_tokens) on the device of `idx`, or lists for lists.
         """
         model = inference.optimize_for_inference(self)
-        seeds = None if seed is None else range(seed, seed + len(idx))
+        rows = len(idx) if isinstance(idx, Sized) else 0  # if it is not, `engine.generate` says what it must be
+        seeds = None if seed is None else [seed + row if isinstance(seed, int) else seed for row in range(rows)]
         return engine.generate(model, idx, max_new_tokens, Sampling(**sampling), seeds=seeds)
 
     def complete(

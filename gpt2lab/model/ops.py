@@ -8,6 +8,7 @@ All choices depend on device, dtype and shape only, so a resumed run computes th
 docs/performance.md.
 """
 
+import contextlib
 import functools
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 IGNORE_INDEX = -100  # a target that does not count, as in torch
 RMS_NORM_EPS = 1e-6
 
+_KERNELS_WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _QUERY_BLOCK = 256  # queries per block of attention
 _MAX_BLOCKWISE_LENGTH = 2048
 _MIN_CONVOLUTION_ROWS = 16  # with fewer, as in decoding, the product is limited by reading the weights
-# Logits converted to float32 at a time, by device: what the second-level cache of a CPU holds, on a GPU 1 GiB.
-_FLOAT32_CHUNKS = {"cpu": 2**20, "cuda": 2**28, "mps": 2**28}
+# Logits converted to float32 at a time, by device: what the second-level cache of a CPU holds, on a GPU 256 MiB.
+_FLOAT32_CHUNKS = {"cpu": 2**20, "cuda": 2**26, "mps": 2**26}
 _WEIGHT_GRADIENT_COLUMNS = 8192  # of the logits' gradient at a time: a CPU is slow to read all of it transposed
 _CONVOLUTION_IMAGES = 16  # with one thread, torch uses oneDNN only for a batch of images
 
@@ -45,6 +48,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     if not is_blockwise_faster_for(q):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
     return _masked_attention(q, k, v, mask) if mask is not None else blockwise_attention(q, k, v)
+
+
+def without_attention_plans(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Context for attention whose shapes change from call to call, as in scoring and decoding.
+
+    On CUDA it leaves out cuDNN's kernel, which makes a plan for every new shape, tenths of a second each; the others
+    need none. Empty on other devices.
+
+    Args:
+        device: where attention is computed.
+    """
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return sdpa_kernel(_KERNELS_WITHOUT_PLANS, set_priority=True)
 
 
 def is_blockwise_faster_for(q: Tensor) -> bool:
@@ -208,9 +225,11 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | 
     """
     hidden, targets = hidden.flatten(0, -2), targets.flatten()  # (N, C), (N,)
     if torch.compiler.is_compiling():  # the compiler fuses the conversion to float32, softmax and loss
-        logits = linear(hidden, weight).float()
+        logits = _compute_compiled_logits(hidden, weight).float()
         logits = logits if cap is None else softcap(logits, cap)
         return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX)
+    if not torch.is_grad_enabled():  # an autograd.Function would still be told that gradients are needed
+        hidden, weight = hidden.detach(), weight.detach()
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
@@ -238,6 +257,8 @@ class _CrossEntropy(torch.autograd.Function):
             if any(ctx.needs_input_grad):
                 dz = p.scatter_add_(1, target, p.new_full((1, 1), -1.0).expand_as(target))  # p - one_hot(target)
                 part.copy_(dz if cap is None else dz.mul_(1 - (z / cap).square_()))  # derivative of softcap
+                del dz
+            del z, p  # before those of the next rows are computed
         total = counts.sum()
         ctx.save_for_backward(x, w, logits, counts / total)
         ctx.dtypes = hidden.dtype, weight.dtype
@@ -261,8 +282,19 @@ def _compute_logits(x: Tensor, w: Tensor) -> Tensor:
     """Compute x w^T, (N, V); on a GPU with rows aligned to 64 numbers, as tensor cores need (50,257 is odd)."""
     if x.device.type == "cpu":
         return linear(x, w)
-    width = -(-len(w) // 64) * 64
-    return torch.mm(x, w.t(), out=x.new_empty(len(x), width)[:, : len(w)])
+    return torch.mm(x, w.t(), out=x.new_empty(len(x), len(w) + _padding(w))[:, : len(w)])
+
+
+def _compute_compiled_logits(x: Tensor, w: Tensor) -> Tensor:
+    """Compute x W^T, (N, V), while compiling. The compiler would align the product by a copy of all logits."""
+    if x.device.type == "cpu" or not _padding(w):
+        return linear(x, w)
+    return linear(x, F.pad(w, (0, 0, 0, _padding(w))))[:, : len(w)]  # 50 KB more weights
+
+
+def _padding(w: Tensor) -> int:
+    """Rows by which a matrix falls short of a multiple of 64."""
+    return -len(w) % 64
 
 
 def softcap(logits: Tensor, cap: float) -> Tensor:

@@ -71,10 +71,15 @@ def find_checkpoint(name: str | Path, *, mirror: str | Path | None = None) -> Re
     Raises:
         GPT2LabError: nothing has that name, it holds no model, or all checkpoints of a run are damaged.
     """
+    if not isinstance(name, str | os.PathLike) or not str(name):
+        raise GPT2LabError(
+            f"the model's name is {(str(name) and f'{type(name).__name__} {name!r:.60}') or 'empty'}; give a run "
+            "directory, a model's folder or file, or a Hub id such as gpt2"
+        )
     path = Path(name)
-    if str(name) and path.is_dir():
+    if path.is_dir():
         return _find_in_folder(path)
-    if str(name) and path.is_file():
+    if path.is_file():
         return ResolvedCheckpoint(path)
     if path.suffix in foreign.SUFFIXES:
         raise GPT2LabError(
@@ -115,6 +120,17 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None and not name.startswith("runs/")
 
 
+def hub_repository(name: str) -> str | None:
+    """Return the repository on the Hub that a name stands for, such as `openai-community/gpt2`; None for a path.
+
+    Args:
+        name: of a model.
+    """
+    repository = _SHORT_NAMES.get(name, name)
+    is_path = Path(name).exists() or Path(name).suffix in foreign.SUFFIXES
+    return repository if "/" in repository and is_hub_id(name) and not is_path else None
+
+
 def newest_valid(folder: Path, read: Callable[[Path], T]) -> T | None:
     """Read the newest intact checkpoint; each damaged one that is skipped is logged as a warning.
 
@@ -151,7 +167,9 @@ def _find_in_folder(path: Path) -> ResolvedCheckpoint:
         if checkpoint == path and path.parent.name == "checkpoints":
             return ResolvedCheckpoint(path, path.parent.parent, step)
     if not (path / huggingface.CONFIG).exists() and (runs := sorted(path.glob("*/checkpoints"))):
-        raise GPT2LabError(f"{path} holds runs, not a model; give one of them, such as {runs[0].parent}")
+        usable = [run.parent for run in runs if list_checkpoints(run)]
+        advice = f"give one of them, such as {usable[0]}" if usable else "none of them has a checkpoint yet"
+        raise GPT2LabError(f"{path} holds runs, not a model; {advice}")
     return ResolvedCheckpoint(path)
 
 
@@ -171,7 +189,7 @@ def _suggest(name: str | Path) -> str:
     """The end of an error message: a run or model of a similar name, here or in `runs/`; empty if there is none."""
     for path in (Path(name), Path("runs") / name):
         found = files.find_similar_path(path)
-        if found and any((found / file).exists() for file in ("checkpoints", "config.yaml", huggingface.CONFIG)):
+        if found and (list_checkpoints(found / "checkpoints") or (found / huggingface.CONFIG).exists()):
             return f"; did you mean {found}?"
     return ""
 

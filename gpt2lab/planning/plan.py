@@ -62,11 +62,11 @@ def make(
         The plan.
 
     Raises:
-        GPT2LabError: the tokens of a step do not divide among the GPUs, the GPU lacks the precision, or the model or
-            the optimizer is another one than GPT-2 and AdamW.
+        GPT2LabError: the tokens of a step do not divide among the GPUs, the GPU lacks the precision, or Muon is used
+            with a sharded model.
     """
-    if config.model.architecture != "gpt2" or config.optimizer.name != "adamw":
-        raise GPT2LabError("plan estimates model.architecture gpt2 with optimizer.name adamw only")
+    if config.optimizer.name == "muon" and config.system.shard and gpus > 1:
+        raise GPT2LabError("optimizer.name muon needs whole matrices; use it without system.shard")
     precision = gpu.choose_precision(config.system.precision)
     gpu.peak_flops(precision)
     layout = _layout(config, gpu, gpus, precision)
@@ -97,16 +97,26 @@ def make(
     )
 
 
+def is_compiled(config: Config, gpu: GPU) -> bool:
+    """Whether training compiles the step on such a GPU.
+
+    Args:
+        config: the recipe.
+        gpu: from the table.
+    """
+    return config.system.compile == "on" or (config.system.compile == "auto" and not gpu.is_cpu)
+
+
 def _layout(config: Config, gpu: GPU, gpus: int, precision: str) -> Layout:
-    compiled = config.system.compile == "on" or (config.system.compile == "auto" and not gpu.is_cpu)
     return Layout(
         micro_batch_size=1,
         gpus=gpus,
         shard=config.system.shard and gpus > 1,
         checkpointing=config.system.activation_checkpointing,
         precision=precision,
-        compiled=compiled,
+        compiled=is_compiled(config, gpu),
         device="cpu" if gpu.is_cpu else "cuda",
+        muon=config.optimizer.name == "muon",
     )
 
 
@@ -130,7 +140,7 @@ def _look_ahead(config: Config, gpu: GPU, layout: Layout, stack: Stack, price_pe
     rate = speed.tokens_per_second(work, gpu, stack)
     duration = cost.estimate_duration(config, gpu, rate, layout.compiled)
     return Outlook(
-        step=speed.step_time(work, gpu),
+        step=speed.step_time(work, gpu, stack.constants),
         tokens_per_second=rate,
         mfu=flops.flops_per_token(config.model) * rate.estimate / (gpu.peak_flops(layout.precision) * layout.gpus),
         duration=duration,
@@ -160,6 +170,7 @@ def work_of(model: GPT2Config, layout: Layout) -> Work:
         sharding="full" if layout.shard else "none",
         checkpointing=layout.checkpointing,
         precision=layout.precision,
+        muon_parameters=12 * model.n_layer * model.n_embd**2 if layout.muon else 0,
     )
 
 
@@ -211,7 +222,9 @@ def spend(config: Config, plan: Plan, budget: float) -> list[Offer]:
     hours = budget / plan.price_per_hour
     models = {"recipe": config.model}
     for size in SIZES:
-        shape = {"size": size} | config.model.model_dump(include={"block_size", "vocab_size", "activation"})
+        shape = {"size": size} | config.model.model_dump(
+            include={"architecture", "block_size", "vocab_size", "activation"}
+        )
         if (model := GPT2Config.model_validate(shape)) != config.model:
             models[size] = model
     offers = []

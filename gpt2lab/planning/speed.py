@@ -11,7 +11,9 @@ A token costs a GPU
     130, 10    bytes that fused kernels move per channel of a layer and per logit, forward and backward
     k   4/3 with activation checkpointing (one more forward pass), else 1
 
-and a step, in addition, the traffic between GPUs and the optimizer. e_m, e_a, w and the share of the links were fitted
+and a step, in addition, the traffic between GPUs and the optimizer. The modern architecture moves as many bytes: the
+rotation and the norms of q and k add about 32, and the gradients of biases and gains, which it has not, take as many.
+e_m, e_a, w and the share of the links were fitted
 to LLM Foundry's published tables (benchmarks/fit_planning.py), in which each code is as fast as that one. Another code
 is faster or slower by one factor, its stack factor. docs/planning.md explains each term.
 """
@@ -26,6 +28,11 @@ from gpt2lab.system.gpus import GPU
 BYTES_PER_CHANNEL = 130.0  # of a layer and token, counted in Inductor's code for this model's step
 BYTES_PER_LOGIT = 10.0  # bf16: written, read twice, gradient written, read
 OPTIMIZER_BYTES = 32.0  # a parameter: read weight, gradient, both moments, write three of them; read for the norm
+# Of a parameter of Muon besides the iterations of Newton-Schulz: counted in training/muon.py, operation by operation.
+MUON_BYTES = 90.0
+# Floating-point operations of five iterations for a parameter and channel: 5 (4 r^2 c + 2 r^3) for a matrix r x c with
+# r <= c; a layer has four matrices C x C and two C x 4 C.
+MUON_FLOPS = 25.0
 LAUNCH_SECONDS = 0.25e-3  # a layer and micro-step: the host needs as long to queue about 50 kernels (an assumption)
 
 _BUCKET_BYTES = 25e6  # of DistributedDataParallel
@@ -82,15 +89,17 @@ class Stack:
         factor: the middle of the range.
         spread: the ends of the range are `factor / spread` and `factor * spread`.
         source: where the factor comes from, in words.
+        constants: those to which the factor applies.
     """
 
     factor: float = 1.0
     spread: float = 1.0
     source: str = "LLM Foundry"
+    constants: Constants = SHIPPED
 
 
 # Geometric mean of the published GPT-2 runs in PyTorch on such GPUs (docs/results/planning.md), all of which are within
-# the range. `gpt2lab plan --calibrate` will replace it by a measurement.
+# the range. `gpt2lab plan --calibrate` replaces it by a measurement.
 _SPREAD = math.sqrt(1.5)
 _STACKS = {
     "ampere": Stack(0.80, _SPREAD, "published GPT-2 runs in PyTorch on A100"),
@@ -125,6 +134,7 @@ class Work:
     gather_bytes: int = 4  # a parameter or gradient between GPUs: 4 in this code (fp32), 2 in LLM Foundry (bf16)
     checkpointing: bool = False
     precision: str = "bf16"
+    muon_parameters: int = 0  # of matrices that Muon updates
 
     @property
     def step_tokens(self) -> int:
@@ -180,14 +190,26 @@ def step_time(work: Work, gpu: GPU, constants: Constants = SHIPPED) -> StepTime:
     traffic = element * moved / bandwidth * tokens
     compute = matmul + attention + traffic
     shards = work.gpus if work.sharding != "none" else 1
+    adamw = OPTIMIZER_BYTES * (work.parameters - work.muon_parameters) / shards
     return StepTime(
         matmul=matmul,
         attention=attention,
         traffic=traffic,
-        optimizer=OPTIMIZER_BYTES * work.parameters / shards / bandwidth,
+        optimizer=(adamw + MUON_BYTES * work.muon_parameters) / bandwidth + _orthogonalization(work, gpu, efficiency),
         communication=_communication(work, gpu, constants.link, compute / work.grad_accum_steps),
         launch=max(0.0, 0.0 if gpu.is_cpu else LAUNCH_SECONDS * work.n_layer * work.grad_accum_steps - compute),
     )
+
+
+def _orthogonalization(work: Work, gpu: GPU, efficiency: Efficiency) -> float:
+    """Seconds of Muon's matrix products. The ranks share the matrices of each shape, one or more of a layer."""
+    if not work.muon_parameters:
+        return 0.0
+    single = [name for name in ("tf32", "fp32") if name in gpu.tflops]  # fp16 is not used: it would overflow
+    precision = work.precision if work.precision in ("bf16", "fp32", "tf32") else single[0]
+    rate = gpu.peak_flops(precision) * efficiency.matmul / (1 + efficiency.width / work.n_embd)
+    share = math.ceil(work.n_layer / work.gpus) / work.n_layer
+    return MUON_FLOPS * work.n_embd * work.muon_parameters * share / rate
 
 
 def _communication(work: Work, gpu: GPU, link: float, micro_step: float) -> float:
@@ -207,19 +229,20 @@ def _communication(work: Work, gpu: GPU, link: float, micro_step: float) -> floa
         last_bucket = seconds * min(
             1.0, 25e6 / (4 * work.parameters)
         )  # DDP's buckets have 25 MB; nothing hides the last
-        return max(last_bucket, seconds - 2 / 3 * micro_step)
+        gathered = 4 / work.gather_bytes * work.muon_parameters * seconds_per_value  # by Muon, in fp32
+        return max(last_bucket, seconds - 2 / 3 * micro_step) + gathered
     passes = 3 if work.sharding == "full" else 2
     return passes * work.parameters * seconds_per_value * work.grad_accum_steps
 
 
-def tokens_per_second(work: Work, gpu: GPU, stack: Stack, constants: Constants = SHIPPED) -> Range:
+def tokens_per_second(work: Work, gpu: GPU, stack: Stack, constants: Constants | None = None) -> Range:
     """Estimate the tokens per second of all GPUs.
 
     Args:
         work: the model and the division of a step.
         gpu: on which each rank computes.
         stack: how fast the code is.
-        constants: efficiencies.
+        constants: efficiencies; None: those of the stack.
 
     Returns:
         The estimate with its range.
@@ -227,5 +250,5 @@ def tokens_per_second(work: Work, gpu: GPU, stack: Stack, constants: Constants =
     Raises:
         GPT2LabError: the GPU does not have the precision.
     """
-    middle = work.step_tokens / step_time(work, gpu, constants).seconds * stack.factor
+    middle = work.step_tokens / step_time(work, gpu, constants or stack.constants).seconds * stack.factor
     return Range(middle, middle / stack.spread, middle * stack.spread)

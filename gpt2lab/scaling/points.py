@@ -28,7 +28,13 @@ logger = logging.getLogger(__name__)
 Counted = Literal["blocks-and-head", "all", "blocks"]  # what N counts
 PREDICTIONS = "predictions.jsonl"  # of a sweep
 _DECAYED = 0.25  # a run is decayed if its last learning rate is at most this share of its peak
-_SAME = ("data.source", "data.dir", "train.eval_tokens", "model.vocab_size")  # must be equal for comparable losses
+_SAME = (
+    "data.source",
+    "data.input",
+    "data.dir",
+    "train.eval_tokens",
+    "model.vocab_size",
+)  # must be equal for comparable losses
 
 
 class Columns(NamedTuple):

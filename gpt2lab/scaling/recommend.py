@@ -5,14 +5,14 @@ from typing import Any
 from gpt2lab.config import Config, yaml_format
 from gpt2lab.formatting import format_count
 from gpt2lab.model import flops
+from gpt2lab.planning.loss import BESIROGLU
 from gpt2lab.scaling import family
 from gpt2lab.scaling.family import Design
 from gpt2lab.scaling.forms import Law
 from gpt2lab.scaling.points import Counted, count_parameters
 from gpt2lab.system import gpus
 
-# Besiroglu et al. 2024 ("Chinchilla Scaling: A replication attempt"): approach 3, fitted to Chinchilla's points.
-CHINCHILLA = Law(E=1.8172, A=482.01, alpha=0.3478, B=2085.43, beta=0.3658)
+CHINCHILLA = Law(*BESIROGLU[:5])
 
 
 def flops_of_gpu_hours(hours: float, gpu: str, mfu: float) -> float:

@@ -3,16 +3,14 @@
 import contextlib
 import ctypes
 import os
-import platform
 import resource
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.system import gpus
+from gpt2lab.system import cpu, gpus, nvidia
 
 
 def choose(name: str, local_rank: int = 0) -> torch.device:
@@ -23,8 +21,11 @@ def choose(name: str, local_rank: int = 0) -> torch.device:
         local_rank: index of the GPU.
 
     Raises:
-        GPT2LabError: this machine, or this build of torch, has no such device, or fewer GPUs than ranks.
+        GPT2LabError: this machine, or this build of torch, has no such device, or fewer GPUs than ranks; or the name is
+            auto and there is an NVIDIA GPU that torch cannot use.
     """
+    if name in ("auto", "cuda") and not torch.cuda.is_available() and (reason := nvidia.explain_unusable_gpu()):
+        raise GPT2LabError(reason)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda":
@@ -57,8 +58,14 @@ def release_memory(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin to measure the peak memory of a GPU anew. The peak of a process on a CPU cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_gib(device: torch.device) -> float:
-    """Peak memory so far in GiB: allocated on a GPU, or resident in this process."""
+    """Peak memory in GiB: allocated on a GPU since `reset_peak_memory`, or resident in this process so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB elsewhere
@@ -108,18 +115,9 @@ def peak_flops(device: torch.device) -> float | None:
     return gpu.mixed_precision_flops() if gpu else None
 
 
-def _cpu_info() -> dict[str, str]:
-    """The entries of /proc/cpuinfo for the first core (Linux; empty elsewhere)."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
-    except OSError:
-        return {}
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-
-
 def cpu_flags() -> frozenset[str]:
     """Names of the instruction sets of the CPU (Linux; empty elsewhere)."""
-    info = _cpu_info()
+    info = cpu.info()
     return frozenset(info.get("flags", info.get("Features", "")).split())
 
 
@@ -127,7 +125,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     """The hardware, as in environment.json."""
     hardware: dict[str, Any] = {
         "device": device.type,
-        "cpu": _cpu_info().get("model name") or platform.processor() or platform.machine(),
+        "cpu": cpu.name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
     }

@@ -4,8 +4,10 @@ torchrun sets RANK, WORLD_SIZE, LOCAL_RANK ─▶ start() ─▶ DistContext ─
                                                 └─▶ Heartbeat: names a lost rank and ends the others
 """
 
+import atexit
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gpt2lab.errors import GPT2LabError
+from gpt2lab.errors import GPT2LabError, RunStoppedError
 from gpt2lab.system import device as devices
 from gpt2lab.system.heartbeat import Heartbeat
 from gpt2lab.system.rendezvous import rendezvous
@@ -29,6 +31,7 @@ from gpt2lab.system.rendezvous import rendezvous
 T = TypeVar("T")
 
 START_TIMEOUT, TIMEOUT = 300.0, 600.0  # seconds; defaults for callers without settings
+_WATCHDOG_SECONDS = 60.0  # of NCCL, after `system.timeout`
 _ERROR_OF_RANK_0 = "error of rank 0"  # key in the store
 _ERROR_SECONDS = 2.0  # for rank 0 to have the same error
 SILENCE = 60.0  # seconds without a sign of life after which a rank is lost, unless the timeout is shorter
@@ -90,6 +93,10 @@ class DistContext:
         if isinstance(module, DistributedDataParallel) and not last:
             return module.no_sync()
         return contextlib.nullcontext()
+
+    def deadline(self) -> contextlib.AbstractContextManager[None]:
+        """Context in which the host waits for the device, and this process exits if that exceeds `system.timeout`."""
+        return contextlib.nullcontext() if self.heartbeat is None else self.heartbeat.deadline()
 
     def sum(self, value: Tensor) -> Tensor:
         """Sum of a tensor over ranks, on every rank; moved to this rank's device if there are several."""
@@ -170,9 +177,7 @@ def start(device_name: str, *, start_timeout: float = START_TIMEOUT, timeout: fl
     Raises:
         GPT2LabError: the environment is incomplete, or ranks are missing; names them.
     """
-    rank, world_size, local_rank = _read_number("RANK", 0), _read_number("WORLD_SIZE", 1), _read_number("LOCAL_RANK", 0)
-    if rank >= world_size:
-        raise GPT2LabError(f"RANK is {rank}, but WORLD_SIZE is {world_size}: ranks count from 0; start with torchrun")
+    rank, world_size, local_rank = read_ranks()
     device = devices.choose(device_name, local_rank)
     if device.type == "cpu":
         devices.keep_freed_memory()
@@ -183,7 +188,9 @@ def start(device_name: str, *, start_timeout: float = START_TIMEOUT, timeout: fl
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store, wait = generation.connect("group", start_timeout), timedelta(seconds=timeout)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=wait)
-    heartbeat = Heartbeat(generation, rank, min(timeout, SILENCE))
+    if device.type == "cuda":
+        _allow_for_deadline(device, timeout)
+    heartbeat = Heartbeat(generation, rank, min(timeout, SILENCE), timeout)
     try:
         with heartbeat.running():
             try:
@@ -191,11 +198,44 @@ def start(device_name: str, *, start_timeout: float = START_TIMEOUT, timeout: fl
             except GPT2LabError as error:
                 error.same_on_rank_0 = _is_same_on_rank_0(str(error), rank, store)
                 raise
-    finally:
-        # The group's destructor holds the GIL while it waits for gloo's threads, which need the GIL to free their last
-        # tensors (pytorch issue 56297). The pause lets them do so before.
-        time.sleep(0.1)
-        dist.destroy_process_group()
+    except BaseException as error:
+        _leave(device, error)
+        raise
+    _leave(device)
+
+
+def _allow_for_deadline(device: torch.device, timeout: float) -> None:
+    """Let NCCL's watchdog, which aborts this process, wait longer than `DistContext.deadline`, which has a message."""
+    with contextlib.suppress(AttributeError):  # torch has no public function for one of the backends
+        backend = dist.group.WORLD._get_backend(device)  # type: ignore[union-attr]
+        backend._set_default_timeout(timedelta(seconds=timeout + _WATCHDOG_SECONDS))
+
+
+def _leave(device: torch.device, error: BaseException | None = None) -> None:
+    """Leave the process group, unless that could wait for ever.
+
+    After a failure on GPUs, NCCL's communicators may wait for kernels that wait for a rank that is gone, also while
+    Python deletes the group at its end. So the process exits as soon as the error has been printed.
+
+    Args:
+        device: of this rank.
+        error: the exception that ends the process.
+    """
+    if device.type == "cuda" and error is not None and not isinstance(error, RunStoppedError):
+        status = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "status", 1)
+        atexit.register(_exit_now, status)
+        return
+    # The group's destructor holds the GIL while it waits for gloo's threads, which need the GIL to free their last
+    # tensors (pytorch issue 56297). The pause lets them do so before.
+    time.sleep(0.1)
+    dist.destroy_process_group()
+
+
+def _exit_now(status: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(status)
 
 
 def _is_same_on_rank_0(message: str, rank: int, store: Store) -> bool:
@@ -210,6 +250,18 @@ def _is_same_on_rank_0(message: str, rank: int, store: Store) -> bool:
         return True
     except RuntimeError:  # it has no error so far
         return False
+
+
+def read_ranks() -> tuple[int, int, int]:
+    """Read torchrun's environment variables: rank, number of ranks, and rank on this machine.
+
+    Raises:
+        GPT2LabError: they are not valid.
+    """
+    rank, world_size, local_rank = _read_number("RANK", 0), _read_number("WORLD_SIZE", 1), _read_number("LOCAL_RANK", 0)
+    if rank >= world_size:
+        raise GPT2LabError(f"RANK is {rank}, but WORLD_SIZE is {world_size}: ranks count from 0; start with torchrun")
+    return rank, world_size, local_rank
 
 
 def _read_number(name: str, default: int) -> int:

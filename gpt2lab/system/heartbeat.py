@@ -8,6 +8,7 @@ gloo and the main thread, which may be waiting in a collective.
 """
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -20,6 +21,10 @@ from gpt2lab.system.rendezvous import Generation
 _FINISHED, _FAILED = b"finished", b"failed"  # last values, in place of a counter
 _EXIT_SECONDS = 10.0  # for this rank to notice by itself, in a collective, that another one has failed
 _CONTINUE = "the same command continues from the last checkpoint"
+_HANGS = (
+    "timed out waiting for another rank: all are alive, so one of them hangs, or takes longer than "
+    f"system.timeout; {_CONTINUE}"
+)
 
 
 class Heartbeat:
@@ -29,10 +34,12 @@ class Heartbeat:
         generation: the processes of all ranks.
         rank: of this process.
         timeout: seconds without a new count after which a rank is lost.
+        patience: seconds that the main thread may spend inside `deadline`.
     """
 
-    def __init__(self, generation: Generation, rank: int, timeout: float):
+    def __init__(self, generation: Generation, rank: int, timeout: float, patience: float = math.inf):
         self._generation, self._rank, self._timeout = generation, rank, timeout
+        self._patience, self._waiting_since = patience, math.inf
         self._interval = min(1.0, timeout / 4)
         self._store = generation.connect("beat", timeout)
         self._stop = threading.Event()
@@ -72,14 +79,25 @@ class Heartbeat:
         if lost := self._silent_ranks(2.5 * self._interval):
             raise LostRankError(f"lost {self._names(lost)}; {_CONTINUE}") from error
         if "timed out" in str(error).lower():
-            raise LostRankError(
-                "timed out waiting for another rank: all are alive, so one of them hangs, or takes longer than "
-                f"system.timeout; {_CONTINUE}"
-            ) from error
+            raise LostRankError(_HANGS) from error
+
+    @contextlib.contextmanager
+    def deadline(self) -> Iterator[None]:
+        """Inside, the main thread waits for its GPU, which may wait for another rank's.
+
+        If that takes too long, this process exits with the status of LostRankError. Without this, the thread would wait
+        until NCCL's watchdog aborts the process, which prints no message of ours.
+        """
+        self._waiting_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waiting_since = math.inf
 
     def _reset_clocks(self) -> None:
         """Wait anew for the store and for every rank."""
         self._store_answered = now = time.monotonic()
+        self._waiting_since = max(self._waiting_since, now)
         ranks = range(len(self._generation.processes))
         self._counts = {rank: (b"", now) for rank in ranks if rank != self._rank}
 
@@ -114,11 +132,16 @@ class Heartbeat:
                         self._generation.processes[rank].kill_if_local()
                 failed = all(rank is not None and self._counts[rank][0] == _FAILED for rank in lost)
                 reason = "failed" if failed else f"silent for {self._timeout:g} s"
-                text = f"gpt2lab: [rank {self._rank}] {self._names(lost)} {reason}; {_CONTINUE}\n"
-                progress.restore_terminal()
-                with contextlib.suppress(OSError):
-                    os.write(2, text.encode())  # in one piece, since all ranks write, and without a stream's lock
-                os._exit(LostRankError.status)
+                self._exit(f"{self._names(lost)} {reason}; {_CONTINUE}")
+            if now - self._waiting_since > self._patience:
+                self._exit(_HANGS)
+
+    def _exit(self, message: str) -> None:
+        progress.restore_terminal()
+        with contextlib.suppress(OSError):
+            # In one piece, since all ranks write, and without a stream's lock.
+            os.write(2, f"gpt2lab: [rank {self._rank}] {message}\n".encode())
+        os._exit(LostRankError.status)
 
     def _silent_ranks(self, seconds: float) -> list[int | None]:
         """The ranks without a new count for so many seconds; if the store does not answer, the rank that hosts it."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Literal
 
-from gpt2lab import formatting
+from gpt2lab import formatting, logs
 from gpt2lab.progress import Phase
 from gpt2lab.tracking.metrics import as_record
 
@@ -81,12 +81,12 @@ class Console:
         due = is_step and self._is_due(step, now)
         if self._format == "json":
             if due or results:
-                print(json.dumps(as_record(step, values)), flush=True)
+                logs.print_result(json.dumps(as_record(step, values)))
         else:
             if due:
-                print(self._format_step(step, values, left), flush=True)
+                logs.print_result(self._format_step(step, values, left))
             for line in format_results(self._name(step), results, self._format) if results else ():
-                print(formatting.paint(line, "green", sys.stdout), flush=True)
+                logs.print_result(formatting.paint(line, "green", sys.stdout))
         if due:
             self._printed_at, self._seconds, self._tokens = now, 0.0, 0.0
         if self._progress:

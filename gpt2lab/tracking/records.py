@@ -18,6 +18,7 @@ from gpt2lab.config import Config, load_run
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import suggest_path
 
+UNKNOWN_TEXT = "unknown text"
 LARGEST = 1e18  # larger integers in JSON may not fit into a float; no step, loss or rate is that large
 
 
@@ -69,9 +70,20 @@ class Run:
 
     @property
     def source(self) -> str:
-        """The data source: that of the shards' manifest, or else of the settings."""
+        """The text by the shards' manifest; `UNKNOWN_TEXT` if they have none, or one that does not say."""
         data = self.environment.get("data")
-        return str((data.get("source") if isinstance(data, Mapping) else None) or self.settings.data.source)
+        settings = self.settings.data
+        source = (
+            data["source"]
+            if isinstance(data, Mapping) and "source" in data
+            else settings.dir is None and settings.source
+        )
+        return str(source) if source and source != "pretokenized" else UNKNOWN_TEXT
+
+    @property
+    def origin(self) -> Mapping[str, Any] | None:
+        """Where the initial weights come from (`from`, `path`, `from_step`); None if they were random."""
+        return next((event for event in self.events if event.get("event") == "initialized" and "from" in event), None)
 
     @property
     def hardware(self) -> str:

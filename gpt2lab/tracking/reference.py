@@ -56,7 +56,7 @@ def _curves(key: str) -> Sequence[_Curve]:
 
 
 def find_data_set(run: Run) -> str | None:
-    """The data set that a run was trained on, by the names of its shards, or else its source.
+    """The data set that a run was trained and validated on, by the names of its shards, or else its source.
 
     Args:
         run: the run.
@@ -66,11 +66,14 @@ def find_data_set(run: Run) -> str | None:
     """
     data = run.environment.get("data")
     data = data if isinstance(data, Mapping) else {}
+    if data.get("held_out"):  # other tokens than those that the published losses are for
+        return None
     shard = str(data.get("val_shard") or "")
     if by_name := next((name for start, name in _SHARDS.items() if shard.startswith(start)), None):
         return by_name
     is_known = bool(data.get("source")) or not shard  # otherwise the source is only what the recipe expects
-    return "fineweb-edu" if is_known and run.source.startswith("fineweb-edu") else None
+    source = run.source.partition("/")[0]
+    return source if is_known and source in DATA_SETS else None
 
 
 def is_comparable(run: Run) -> bool:

@@ -27,7 +27,10 @@ logger = logging.getLogger(__name__)
 
 # Results of OpenAI's 124M model to compare with. Loss: on FineWeb-Edu's validation shard, measured by build-nanogpt.
 # HellaSwag: acc_norm in the completion convention, which is also that of the runs.
-GPT2_FINEWEB_LOSS = Reference("GPT-2 124M: 3.29", 3.2924)
+LOSS_REFERENCES = {
+    "fineweb-edu": Reference("GPT-2 124M: 3.29", 3.2924),
+    "fineweb": Reference("speed records: 3.28", 3.28),  # the target of modded-nanogpt, about llm.c's result
+}
 _SHOWN_BASELINES = (("GPT-2 124M", "completion"), ("GPT-3 Small 125M", "other"))
 HELLASWAG_REFERENCES = [Reference("chance: 0.25", 0.25, right=True)] + [
     Reference(f"{b.model}: {b.acc_norm}", b.acc_norm) for b in BASELINES if (b.model, b.convention) in _SHOWN_BASELINES
@@ -179,7 +182,9 @@ def _draw_charts(
         written.append(folder / f"{prefix}{png}")
 
     if metrics & {"train/loss", "val/loss"}:
-        gpt2, band = GPT2_FINEWEB_LOSS if all(map(_is_fineweb, runs)) else None, _band(lines, runs, "val/loss")
+        sets = {reference.find_data_set(run) for run in runs}
+        gpt2 = LOSS_REFERENCES.get(sets.pop() or "") if len(sets) == 1 else None
+        band = _band(lines, runs, "val/loss")
         wide, narrow = (plots.loss_figure(lines, gpt2, size, band=band) for size in (WIDE, NARROW))
         title = "Loss, nats per token"
         png_title = f"{title}; thin: training, thick: validation"
@@ -215,10 +220,6 @@ def _lines_over_time(lines: Sequence[Line], runs: Sequence[Run]) -> list[Line]:
     return timed if len(timed) > 1 else []
 
 
-def _is_fineweb(run: Run) -> bool:
-    return reference.find_data_set(run) == "fineweb-edu"
-
-
 def _band(lines: Sequence[Line], runs: Sequence[Run], key: str) -> reference.Band | None:
     """The band of published runs, if all runs can be compared with the same one and their tokens are on the x axis."""
     same_data = len({reference.find_data_set(run) for run in runs}) == 1
@@ -246,10 +247,12 @@ def _loss_note(lines: Sequence[Line], runs: Sequence[Run]) -> str:
         notes.append(f"The first steps, from {highest:.2f} on, are above the plot.")
     if len(sources) > 1:
         notes.append(f"The runs were trained on different text ({', '.join(sources)}): do not compare their losses.")
-    elif not _is_fineweb(runs[0]):
-        notes.append(f"Trained on {sources[0]}: do not compare with GPT-2's published 3.29, measured on FineWeb-Edu.")
-    else:
+    elif (data_set := reference.find_data_set(runs[0])) == "fineweb-edu":
         notes.append("The dashed line is OpenAI's GPT-2 124M on FineWeb-Edu's validation shard.")
+    elif data_set == "fineweb":
+        notes.append("The dashed line is the loss on FineWeb's validation tokens that speed records have to reach.")
+    else:
+        notes.append(f"Trained on {sources[0]}: do not compare with GPT-2's published 3.29, measured on FineWeb-Edu.")
     logs = [line.run for line in lines if isinstance(line.run, ForeignLog)]
     if logs:
         ends = "; ".join(f"{log.name} ({log.format}){_last_values(log)}" for log in logs)

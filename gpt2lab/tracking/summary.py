@@ -40,6 +40,8 @@ def figures(run: Run, price_per_hour: float | None = None) -> dict[str, Figure]:
     result: dict[str, Figure] = {}
     if isinstance(parameters := environment.get("parameters"), int):
         result["parameters"] = Figure(format_number(parameters), f"{parameters:,}")
+    if (origin := run.origin) is not None:
+        result["initial weights"] = Figure(str(origin["from"]), str(origin.get("path", "")))
     for label, key in (("validation loss", "val/loss"), ("bits per byte", "val/bits_per_byte")):
         if len(values := run.curve(key).values):
             result[label] = Figure(f"{values[-1]:.3f}", f"from {values[0]:.2f}" if len(values) > 1 else "")
@@ -60,6 +62,8 @@ def figures(run: Run, price_per_hour: float | None = None) -> dict[str, Figure]:
             result["evaluation time"] = Figure(format_duration(evaluating), note)
     if len(rates := run.curve("perf/tokens_per_second").values):
         result["tokens/s"] = Figure(f"{np.median(rates):,.0f}", "median step")
+    if expected := _estimated(run):
+        result["estimate"] = expected
     if len(mfu := run.curve("perf/mfu").values):
         result["MFU"] = Figure(f"{np.median(mfu):.1%}", "median step")
     if len(memory := run.curve("perf/peak_memory_gib").values):
@@ -71,6 +75,22 @@ def figures(run: Run, price_per_hour: float | None = None) -> dict[str, Figure]:
     if run.hardware:
         result["hardware"] = Figure(run.hardware)
     return result
+
+
+def _estimated(run: Run) -> Figure | None:
+    """The speed and the time that were estimated before the last start, of the whole run."""
+    kept = run.environment.get("estimate")
+    values = [_read_number(kept, key, "estimate") for key in ("tokens_per_second", "hours")]
+    if values[0] is None or values[1] is None:
+        return None
+    return Figure(f"{values[0]:,.0f} tokens/s", f"{format_duration(3600 * values[1])} in all, before the start")
+
+
+def _read_number(value: Any, *keys: str) -> float | None:
+    """A number inside objects of a file that may have been edited; None if it is not there."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return float(value) if isinstance(value, int | float) else None
 
 
 class SampleTable(NamedTuple):

@@ -31,18 +31,24 @@ class TrainingData:
 
     @property
     def source(self) -> str | None:
-        """The name of the text by the shards' manifest, None without one."""
+        """The name of the text by the shards' manifest; None if there is none, or it does not say."""
         manifest = read_manifest(self.train.folder)
-        return manifest.source if manifest else None
+        if manifest is None or manifest.source != "pretokenized":
+            return manifest and manifest.source
+        return manifest.content.get("text") or None
 
     def describe(self) -> dict[str, Any]:
-        """Return folder, source, first validation shard and numbers of tokens, for `environment.json`."""
+        """Return folder, source, first validation shard and numbers of tokens, for `environment.json`.
+
+        `held_out` is true if the validation split is the end of the train shards.
+        """
         return {
             "folder": str(self.train.folder),
             "source": self.source,
             "val_shard": self.val.files[0].name,
             "train_tokens": len(self.train),
             "val_tokens": len(self.val),
+            **({"held_out": True} if self.val.held_out else {}),
         }
 
     def batches(

@@ -6,10 +6,10 @@ tracking ─▶ sinks         all of these ─▶ Trainer (run.py)
 
 import contextlib
 import logging
+import math
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,31 +18,33 @@ from torch import nn
 from gpt2lab import packages, progress
 from gpt2lab.config import (
     BatchPlan,
+    Config,
     DataConfig,
     GPT2Config,
-    GuardConfig,
-    OptimizerConfig,
     RunConfig,
     SystemConfig,
     TrackingConfig,
     TrainConfig,
 )
-from gpt2lab.data import catalogue, prepare
+from gpt2lab.data import catalogue, run_data
 from gpt2lab.data.loader import Loader
 from gpt2lab.data.shards import open_split
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import flops, pretrained
 from gpt2lab.system import attention, distributed
+from gpt2lab.system import device as devices
+from gpt2lab.system import precision as precisions
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
 from gpt2lab.tracking import trackers
 from gpt2lab.tracking.console import Console
 from gpt2lab.tracking.metrics import JsonLines, Sink
 from gpt2lab.tracking.trackers import Trackers
-from gpt2lab.training import memory, optimizer
+from gpt2lab.training import memory, optimizer, profiling
 from gpt2lab.training.batches import TrainingData
 from gpt2lab.training.checkpoint import Checkpoint
 from gpt2lab.training.guard import Guard
+from gpt2lab.training.initial_weights import InitialWeights
 from gpt2lab.training.memory import TrainingModel
 from gpt2lab.training.run_directory import RunDirectory
 from gpt2lab.training.state import TrainState
@@ -65,6 +67,24 @@ def start_ranks(system: SystemConfig) -> Iterator[DistContext]:
         attention.prefer_fastest(dist.device),
     ):
         yield dist
+
+
+def plan_steps(config: Config, dist: DistContext) -> tuple[Precision, BatchPlan]:
+    """Choose the precision of matrix products, and divide the tokens of a step among ranks and micro batches.
+
+    Args:
+        config: its sections system, train and model are used.
+        dist: device and ranks.
+
+    Returns:
+        Both.
+
+    Raises:
+        GPT2LabError: the device does not have the precision, or the tokens do not divide among the ranks.
+    """
+    precision = precisions.choose(config.system.precision, dist.device)
+    plan = config.batch_plan(dist.world_size, devices.micro_batch_tokens(dist.device))
+    return precision, memory.lower_on_cpu(plan, config.model.block_size, dist.device)
 
 
 def check_trackers(tracking: TrackingConfig, directory: RunDirectory) -> None:
@@ -97,8 +117,8 @@ def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchP
     Raises:
         GPT2LabError: the data is missing or damaged, or does not fit the model.
     """
-    folder = Path(data.dir or catalogue.DEFAULT_DIRS[data.source])
-    dist.on_main(lambda: prepare.prepare(data.source, folder, mirror=data.mirror))
+    folder = catalogue.data_folder(data)
+    dist.on_main(lambda: run_data.prepare(data))
     with progress.Phase("opening the data"):
         train, val = open_split(folder, "train"), open_split(folder, "val")
     loader = Loader(
@@ -111,7 +131,14 @@ def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchP
         world_size=dist.world_size,
     )
     opened = TrainingData(train, val, loader, data.mirror)
-    if opened.source is not None and not opened.source.startswith(data.source):
+    if opened.source is None:
+        advice = (
+            f"; if it is {data.source}, say so: gpt2lab prepare pretokenized --input {folder} --source {data.source}"
+        )
+        advice = advice if data.source in catalogue.LARGE else ""
+        if "fineweb" not in val.files[0].name:  # as in the names of other projects
+            logger.info(f"Training on {folder} (its shards do not say what text they hold{advice})")
+    elif opened.source != data.source:
         source = {"files": "your own files"}.get(opened.source, opened.source)
         logger.info(f"Training on {folder} ({source})")
     return opened
@@ -119,12 +146,9 @@ def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchP
 
 @progress.show_as("building the model")
 def build_state(
-    model: GPT2Config,
-    optimizer_config: OptimizerConfig,
-    guard: GuardConfig,
-    system: SystemConfig,
-    run: RunConfig,
+    config: Config,
     start: Checkpoint | None,
+    initial: InitialWeights | None,
     dist: DistContext,
     precision: Precision,
 ) -> TrainState:
@@ -133,12 +157,9 @@ def build_state(
     All global random number generators are seeded; the initial weights are drawn from torch's.
 
     Args:
-        model: the architecture.
-        optimizer_config: of AdamW.
-        guard: which steps are skipped.
-        system: activation checkpointing and sharding.
-        run: the seed.
-        start: the checkpoint to restore; None: initial weights.
+        config: its sections model, optimizer, guard, system and run are used.
+        start: the checkpoint to restore; None: a new run.
+        initial: the weights that a new run starts from; None: random ones.
         dist: device and ranks.
         precision: whether the loss is scaled.
 
@@ -150,29 +171,43 @@ def build_state(
     """
     import rich.style  # noqa: F401  (its import draws from Python's random numbers, so it comes before they are seeded)
 
-    torch.manual_seed(run.seed)
-    random.seed(run.seed)
-    np.random.seed(run.seed % 2**32)
-    sharded = system.shard and dist.world_size > 1
+    seed = config.run.seed
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    sharded = config.system.shard and dist.world_size > 1
     try:
-        language_model = pretrained.build(model)
-        language_model.trunk.activation_checkpointing = system.activation_checkpointing
+        language_model = pretrained.build(config.model)
+        language_model.trunk.activation_checkpointing = config.system.activation_checkpointing
         if start is not None:
             start.restore_weights(language_model)
+        elif initial is not None:
+            initial.load_into(language_model)
         if sharded:
             dist.shard(language_model, language_model.trunk.blocks)  # moves one block at a time to the device
         language_model.to(dist.device)
     except RuntimeError as error:  # includes torch.OutOfMemoryError; on a CPU torch has no type of its own for it
-        gib = 4 * flops.parameters(model) / 2**30
+        gib = 4 * flops.parameters(config.model) / 2**30
         raise GPT2LabError(
             f"cannot make the model: its weights alone take {gib:,.1f} GiB ({error}); lower model.size or model.n_embd"
         ) from error
-    optimizers = optimizer.build(language_model, optimizer_config, dist, precision.dtype)
-    state = TrainState(language_model, optimizers, Guard(guard), precision.scaler(), sharded)
+    optimizers = optimizer.build(language_model, config.optimizer, dist, precision.dtype)
+    state = TrainState(language_model, optimizers, Guard(config.guard), precision.scaler(), sharded)
     if start is not None:
         start.restore_optimizer(language_model, optimizers)
         state.load_state_dict(start.state)
     return state
+
+
+def is_compiled(system: SystemConfig, device: torch.device) -> bool:
+    """Whether the training step is compiled, if the compiler does not fail.
+
+    Args:
+        system: the setting.
+        device: of the step.
+    """
+    can_compile = device.type == "cuda" and packages.is_installed("triton")
+    return system.compile == "on" or (system.compile == "auto" and can_compile)
 
 
 def wrap_for_training(
@@ -200,8 +235,12 @@ def wrap_for_training(
         GPT2LabError: not even one sequence fits into memory.
     """
     plain, cuda, sequences = state.model, dist.device.type == "cuda", plan.sequences // dist.world_size
-    # What a step needs besides a micro-step: AdamW's two moments, and DistributedDataParallel's gradient buckets.
-    reserve = (8 + 4 * (dist.world_size > 1)) * flops.parameters(plain.config) if cuda else 0
+    # What a step needs besides a micro-step: AdamW's two moments, and DistributedDataParallel's gradient buckets. A
+    # rank of a sharded model has the moments of its part of the parameters, and no buckets.
+    size_of_model = flops.parameters(plain.config) if cuda else 0
+    reserve = (8 + 4 * (dist.world_size > 1)) * size_of_model
+    if state.sharded:
+        reserve = 8 * math.ceil(size_of_model / dist.world_size)
 
     def wrap() -> nn.Module:
         return plain if state.sharded else dist.wrap(plain)
@@ -219,31 +258,35 @@ def wrap_for_training(
                 size = memory.estimate_micro_batch_size(model, sequences, reserve)
             model.micro_batch_size = memory.find_micro_batch_size(model, size, sequences, reserve)
     model.module = wrapped = wrap()
-    can_compile = cuda and packages.is_installed("triton")
-    if system.compile == "on" or (system.compile == "auto" and can_compile):
-        model.module, model.wrap = torch.compile(wrapped), lambda: torch.compile(wrap())  # type: ignore[assignment, return-value]
+    if is_compiled(system, dist.device):
+        model.module, model.wrap = _compile(wrapped), lambda: _compile(wrap())
         try:
             with progress.Phase("compiling the model"):
                 model.micro_batch_size = memory.find_micro_batch_size(model, model.micro_batch_size, sequences, reserve)
         except memory.MicroStepError as error:
             logger.info("torch.compile does not work here, so the model is not compiled (%s)", error)
             model.module, model.wrap = wrapped, wrap
+    devices.reset_peak_memory(dist.device)  # the trials above are no part of the run
     return model
+
+
+def _compile(module: nn.Module) -> nn.Module:
+    """Compile a module for the shape of its inputs. All micro batches of a run have one shape.
+
+    Without `dynamic=False` the first smaller micro batch, after memory ran out, would make the compiler generate slower
+    code for any shape.
+    """
+    return torch.compile(module, dynamic=False)  # type: ignore[return-value]
 
 
 @contextlib.contextmanager
 def open_sinks(
-    tracking: TrackingConfig,
-    train: TrainConfig,
-    directory: RunDirectory,
-    start: Checkpoint | None,
-    extra_sinks: Sequence[Sink],
+    config: Config, directory: RunDirectory, start: Checkpoint | None, extra_sinks: Sequence[Sink]
 ) -> Iterator[list[Sink]]:
     """Open the sinks that receive the values of each step, and close them at the end of the `with` block.
 
     Args:
-        tracking: which trackers are used, and how often the console prints.
-        train: the number of steps.
+        config: its sections tracking, train (the number of steps) and system (the steps of a trace) are used.
         directory: holds metrics.jsonl.
         start: the checkpoint that the run resumes from.
         extra_sinks: more sinks, which come last.
@@ -255,13 +298,17 @@ def open_sinks(
         yield []
         return
     first_step, recorded = (start.step, start.recorded) if start else (0, None)
-    terminal, every, log_format = sys.stdout.isatty(), tracking.log_every, tracking.log_format
+    tracking, terminal = config.tracking, sys.stdout.isatty()
     with contextlib.ExitStack() as stack:
         for sink in extra_sinks:
             stack.callback(sink.close)
         # Each is closed also if a later one cannot be opened.
         metrics = stack.enter_context(contextlib.closing(JsonLines(directory.metrics)))
         others = stack.enter_context(contextlib.closing(Trackers(tracking, directory.path, recorded)))
-        console = Console(train.max_steps, first_step, every, terminal=terminal, log_format=log_format)
+        every, log_format = tracking.log_every, tracking.log_format
+        console = Console(config.train.max_steps, first_step, every, terminal=terminal, log_format=log_format)
         stack.callback(console.close)
-        yield [metrics, console, others, *extra_sinks]
+        traces = profiling.trace_sinks(config.system, directory.path, first_step, directory.dist.device)
+        for trace in traces:
+            stack.callback(trace.close)
+        yield [metrics, console, others, *traces, *extra_sinks]

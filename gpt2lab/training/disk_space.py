@@ -54,14 +54,14 @@ def plan_checkpoints(config: Config) -> CheckpointSpace:
     return CheckpointSpace(each, kept, min(written, kept + 1))
 
 
-def require_space(config: Config, directory: RunDirectory) -> CheckpointSpace:
-    """Check, on rank 0, that the disk has room for what the run will still write. The directory is locked.
-
-    A checkpoint that a killed process left unfinished is deleted first, because it takes space.
+def require_space(config: Config, directory: RunDirectory, *, remove_unfinished: bool = True) -> CheckpointSpace:
+    """Check, on rank 0, that the disk has room for what the run will still write.
 
     Args:
         config: all settings.
         directory: of the run; the checkpoints that it has already take no new space.
+        remove_unfinished: delete a checkpoint that a killed process left unfinished first, because it takes space. The
+            directory must be locked.
 
     Returns:
         The checkpoints of the run.
@@ -72,18 +72,24 @@ def require_space(config: Config, directory: RunDirectory) -> CheckpointSpace:
     space = plan_checkpoints(config)
 
     def check() -> None:
-        if directory.checkpoints.is_dir():
+        if remove_unfinished and directory.checkpoints.is_dir():
             files.remove_temporaries(directory.checkpoints)
         missing = max(1, space.most - len(resolve.list_checkpoints(directory.checkpoints)))
         what = f"{missing} more checkpoint{'s' * (missing > 1)} of {format_bytes(space.each)}"
-        records = _REPORT_BYTES + _STEP_BYTES * config.train.max_steps
+        records = _STEP_BYTES * config.train.max_steps
         needs = [
             SpaceNeeded(directory.path, missing * space.each, what),
-            SpaceNeeded(directory.path, records, "records and report"),
+            SpaceNeeded(
+                directory.path, records + _REPORT_BYTES, f"records of {config.train.max_steps:,} steps and the report"
+            ),
         ]
-        advice = "free space, move run.out_dir to another disk, lower checkpoint.keep_last"
-        if config.checkpoint.keep_best or config.checkpoint.keep_every:
-            advice += ", or set checkpoint.keep_best false and checkpoint.keep_every 0"
+        advice = "free space, move run.out_dir to another disk, "
+        if records > missing * space.each:
+            advice += "or lower train.max_steps"
+        elif config.checkpoint.keep_best or config.checkpoint.keep_every:
+            advice += "lower checkpoint.keep_last, or set checkpoint.keep_best false and checkpoint.keep_every 0"
+        else:
+            advice += "or lower checkpoint.keep_last"
         files.require_space(needs, advice)
 
     directory.dist.on_main(check)

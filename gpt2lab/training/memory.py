@@ -5,13 +5,14 @@ Smaller micro batches take more micro-steps for the same optimizer step, so the 
 
 import gc
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from gpt2lab.config import largest_divisor
+from gpt2lab.config import BatchPlan, largest_divisor
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.system import device as devices
 from gpt2lab.system.distributed import DistContext
@@ -22,6 +23,8 @@ from gpt2lab.training.run_directory import RunDirectory
 logger = logging.getLogger(__name__)
 
 _MEMORY_FRACTION = 0.9  # of the free memory, for `auto`: evaluations and fragmentation need the rest
+_TRIALS = 4  # micro batches from which `auto` estimates
+_MAX_TOKENS = 65536  # of a micro batch by `auto`
 _OUT_OF_MEMORY = 1  # a vote, smaller than the number of any signal
 
 
@@ -44,6 +47,11 @@ class TrainingModel:
     sharded: bool  # every rank holds a part of the parameters, and all ranks compute each layer together
     dist: DistContext
     precision: Precision
+
+    @property
+    def compiled(self) -> bool:
+        """Whether `module` is compiled."""
+        return hasattr(self.module, "_orig_mod")
 
     def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Run the forward pass of a micro batch.
@@ -68,10 +76,11 @@ class TrainingModel:
         Raises:
             torch.OutOfMemoryError: they do not fit. Any other exception: the module does not run.
         """
-        tokens = torch.zeros(size, self.block_size, dtype=torch.int64, device=self.dist.device)
+        # Two tensors, as in training: the compiler would make another graph of `module(idx, idx)`.
+        idx, targets = torch.zeros(2, size, self.block_size, dtype=torch.int64, device=self.dist.device)
         try:
             with self.dist.gradient_sync(self.module, last=False):
-                self.loss(tokens, tokens).backward()  # type: ignore[no-untyped-call]
+                self.loss(idx, targets).backward()  # type: ignore[no-untyped-call]
             devices.synchronize(self.dist.device)
         finally:
             self.module.zero_grad(set_to_none=True)
@@ -173,6 +182,26 @@ class MicroStepVotes:
         return None
 
 
+def lower_on_cpu(plan: BatchPlan, block_size: int, device: torch.device) -> BatchPlan:
+    """Lower a micro batch size that is meant for GPUs. On a CPU it is not faster, and a micro-step would take minutes.
+
+    Args:
+        plan: of the settings.
+        block_size: tokens a sequence.
+        device: where training runs.
+
+    Returns:
+        The plan, with another micro batch size if the device is a CPU and a micro batch has more than 8,192 tokens.
+    """
+    limit = devices.micro_batch_tokens(device)
+    if device.type != "cpu" or plan.micro_batch_size * block_size <= 4 * limit:
+        return plan
+    sequences = plan.micro_batch_size * plan.grad_accum_steps
+    size = largest_divisor(sequences, limit // block_size)
+    logger.info(f"micro_batch_size is {size} on this CPU, not {plan.micro_batch_size}: more is not faster")
+    return BatchPlan(plan.sequences, size, sequences // size)
+
+
 def smaller_micro_batch_size(size: int, sequences: int) -> int:
     """Return the largest divisor of `sequences` that is at most half of `size`.
 
@@ -233,7 +262,9 @@ def find_micro_batch_size(model: TrainingModel, size: int, sequences: int, reser
 
 
 def estimate_micro_batch_size(model: TrainingModel, sequences: int, reserve: int) -> int:
-    """Estimate the largest micro batch that fits on a GPU from two small ones; memory grows linearly with its size.
+    """Estimate the largest micro batch that fits on a GPU from small ones; memory grows linearly with its size.
+
+    The result has at most `_MAX_TOKENS`: larger ones are not faster.
 
     Args:
         model: runs the micro-steps.
@@ -244,7 +275,7 @@ def estimate_micro_batch_size(model: TrainingModel, sequences: int, reserve: int
         The micro batch size, in sequences, the same on all ranks.
     """
     dist = model.dist
-    sizes = [n for n in range(1, sequences + 1) if sequences % n == 0][:2]
+    sizes = [n for n in range(1, sequences + 1) if sequences % n == 0][:_TRIALS]
     peaks = []
     try:
         for size in sizes:
@@ -256,8 +287,10 @@ def estimate_micro_batch_size(model: TrainingModel, sequences: int, reserve: int
         pass
     if dist.all_reduce_max(int(len(peaks) < 2)):
         return 1
-    bytes_per_sequence = (peaks[1] - peaks[0]) / (sizes[1] - sizes[0])
+    tried = sizes[len(peaks) - 2 : len(peaks)]  # the largest that fit: the first sequences take more memory than others
+    bytes_per_sequence = (peaks[-1] - peaks[-2]) / (tried[1] - tried[0])
     free, _ = torch.cuda.mem_get_info(dist.device)
-    available = _MEMORY_FRACTION * (free + torch.cuda.memory_reserved(dist.device)) - reserve - peaks[0]
-    largest = 1 + int(max(0.0, available) / max(bytes_per_sequence, 1.0))
+    available = _MEMORY_FRACTION * (free + torch.cuda.memory_reserved(dist.device)) - reserve - peaks[-1]
+    fitting = tried[1] + math.floor(available / max(bytes_per_sequence, 1.0))
+    largest = max(1, min(fitting, _MAX_TOKENS // model.block_size))
     return -dist.all_reduce_max(-largest_divisor(sequences, largest))  # the smallest of the ranks' estimates

@@ -50,6 +50,7 @@ def log_summary(
     data: TrainingData,
     model: TrainingModel,
     space: CheckpointSpace,
+    estimate: str,
 ) -> None:
     """Log what is about to run, with all derived numbers.
 
@@ -60,6 +61,7 @@ def log_summary(
         data: both splits.
         model: as it trains.
         space: its checkpoints on disk.
+        estimate: the line about speed and time; empty: there is no estimate.
     """
     shape, warmup_steps = state.model.config, optimizer.warmup_steps
     if warmup_steps > train.max_steps:
@@ -83,3 +85,5 @@ def log_summary(
     logger.info(f"run: {train.max_steps:,} steps, {tokens:,} tokens, {epochs:.2f} epochs of {len(data.train):,} tokens")
     logger.info(f"device: {model.dist.device.type}, {model.precision.name}")
     logger.info(space.line())
+    if estimate:
+        logger.info(estimate)

@@ -1,6 +1,6 @@
 """A training run, from the settings to the report. `build.py` builds the parts, `trainer.py` has the loop.
 
-    Config ─▶ ranks ─▶ data ─▶ run directory ─▶ state, restored ─▶ compiled model ─▶ Trainer ─▶ checkpoints, report
+    Config ─▶ ranks ─▶ run directory ─▶ data ─▶ state, restored ─▶ compiled model ─▶ Trainer ─▶ checkpoints, report
 
 User errors that can be detected in advance are raised before the first step.
 """
@@ -8,17 +8,15 @@ User errors that can be detected in advance are raised before the first step.
 import contextlib
 import signal
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 
 import torch
 
 from gpt2lab.config import Config
 from gpt2lab.errors import GPT2LabError, RunStoppedError
-from gpt2lab.system import device as devices
-from gpt2lab.system import precision as precisions
 from gpt2lab.system.signals import StopSignals
 from gpt2lab.tracking.metrics import Sink
-from gpt2lab.training import build, messages
+from gpt2lab.training import build, estimate, initial_weights, messages
 from gpt2lab.training.async_checkpointer import AsyncCheckpointer
 from gpt2lab.training.disk_space import require_space
 from gpt2lab.training.evaluators import build_evaluators
@@ -27,12 +25,14 @@ from gpt2lab.training.run_directory import RunDirectory, changed_settings
 from gpt2lab.training.trainer import Trainer
 
 
-def run(config: Config, extra_sinks: Sequence[Sink] = ()) -> None:
+def run(config: Config, extra_sinks: Sequence[Sink] = (), given: Collection[str] = ()) -> None:
     """Train as the settings say, from the beginning or from the checkpoint where the run stopped.
 
     Args:
         config: all settings.
         extra_sinks: also receive the values of each step, on rank 0.
+        given: dotted names of the settings on the command line: `model.*` among them must agree with
+            `train.init_from`.
 
     Raises:
         GPT2LabError: an error that the user can correct.
@@ -41,16 +41,18 @@ def run(config: Config, extra_sinks: Sequence[Sink] = ()) -> None:
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
         dist = stack.enter_context(build.start_ranks(config.system))
-        precision = precisions.choose(config.system.precision, dist.device)
-        plan = config.batch_plan(dist.world_size, devices.micro_batch_tokens(dist.device))
-        data = build.build_data(config.data, config.model, config.run, plan, dist)
         directory = RunDirectory(config.run, dist)
         build.check_trackers(config.tracking, directory)
-        evaluators = build_evaluators(config.train, config.model, config.run, data, directory, plan, dist, precision)
 
-        # Lock the run directory, and find the checkpoint to resume from.
+        # Lock the run directory, and find the checkpoint to resume from, or the weights to start from.
         stack.enter_context(directory.locked())
         start = dist.on_main(directory.find_checkpoint)
+        config, initial = initial_weights.find(config, given, start, dist)
+
+        # Open the data, and what measures the model on it.
+        precision, plan = build.plan_steps(config, dist)
+        data = build.build_data(config.data, config.model, config.run, plan, dist)
+        evaluators = build_evaluators(config.train, config.model, config.run, data, directory, plan, dist, precision)
         changed = changed_settings(start, config, data.digest, directory.holds(start)) if start else {}
         if start and directory.is_finished(start, config.train.max_steps):
             messages.log_finished(directory, config.train, start)
@@ -58,18 +60,18 @@ def run(config: Config, extra_sinks: Sequence[Sink] = ()) -> None:
         space = require_space(config, directory)
 
         # Build the model and its optimizer, or restore them, and find the micro batch that fits into memory.
-        state = build.build_state(
-            config.model, config.optimizer, config.guard, config.system, config.run, start, dist, precision
-        )
+        state = build.build_state(config, start, initial, dist, precision)
         model = build.wrap_for_training(state, config.train, config.system, plan, dist, precision)
-        messages.log_summary(config.train, config.optimizer, state, data, model, space)
-        directory.prepare(config, start, changed, {"data": data.describe()})
-        sinks = stack.enter_context(build.open_sinks(config.tracking, config.train, directory, start, extra_sinks))
+        tps, line, facts = estimate.describe_run(config, model, len(data.val), start.step if start else 0)
+        messages.log_summary(config.train, config.optimizer, state, data, model, space, line)
+        origin = initial.describe() if initial else None
+        directory.prepare(config, start, changed, {"data": data.describe(), **facts}, origin)
+        sinks = stack.enter_context(build.open_sinks(config, directory, start, extra_sinks))
         fingerprint = {"data": data.digest, "settings": config.flat()}
         checkpointer = stack.enter_context(AsyncCheckpointer(config.checkpoint, directory, state, fingerprint, start))
         signals = stack.enter_context(StopSignals())
         trainer = Trainer(
-            config.train, config.optimizer, state, model, data, evaluators, checkpointer, signals, directory, sinks
+            config.train, config.optimizer, state, model, data, evaluators, checkpointer, signals, directory, sinks, tps
         )
         with translate_errors(trainer):
             stop = trainer.run(start.step if start else 0)

@@ -29,7 +29,7 @@ from gpt2lab.training.schedule import constant_steps
 logger = logging.getLogger(__name__)
 
 # The end of a message about a `run.resume` that is no interrupted run.
-_WEIGHTS_ONLY = "run.resume continues a training run on its data; it does not start a new run from given weights"
+_WEIGHTS_ONLY = "run.resume continues a training run on its data; to start a new one from weights: --train.init_from {}"
 
 RESUME_MUTABLE = "train.max_steps"  # may change, and changes the learning rate of the steps to come
 # Must be those of the checkpoint: with another value a run would train something else.
@@ -48,6 +48,7 @@ RESUME_IGNORED = (
     "system.compile",
     "system.shard",
     "system.activation",
+    "system.profile",
     "system.start_timeout",
     "system.timeout",
     "train.eval",
@@ -164,7 +165,12 @@ class RunDirectory:
         return True
 
     def prepare(
-        self, config: Config, start: Checkpoint | None, changed: Mapping[str, str], facts: Mapping[str, Any]
+        self,
+        config: Config,
+        start: Checkpoint | None,
+        changed: Mapping[str, str],
+        facts: Mapping[str, Any],
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
         """Write config.yaml and environment.json, truncate the records to the checkpoint, and log what has changed.
 
@@ -173,14 +179,17 @@ class RunDirectory:
             start: the checkpoint to start from, of this run or of another one; None: from the beginning.
             changed: settings that differ from the checkpoint's, by dotted name.
             facts: more keys of environment.json.
+            origin: the weights that a new run starts from, for events.jsonl; None: random ones.
         """
         self.dist.on_main(lambda: self._write_settings(config, start, facts))
+        if origin is not None:
+            self.record_event(0, "initialized", origin)
         if start is not None:
             for name, change in changed.items():
                 logger.info(f"{name} {change}, from step {start.step} on (a new --run.name starts again)")
             logger.info("resuming after step %d", start.step)
-            origin = {"checkpoint": str(start.path), "world_size": self.dist.world_size}
-            self.record_event(start.step, "resumed", {**origin, **changed})
+            place = {"checkpoint": str(start.path), "world_size": self.dist.world_size}
+            self.record_event(start.step, "resumed", {**place, **changed})
 
     def _write_settings(self, config: Config, start: Checkpoint | None, facts: Mapping[str, Any]) -> None:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -207,7 +216,7 @@ class RunDirectory:
 
         Args:
             step: the optimizer step, counted from 1.
-            event: resumed, skipped or out of memory.
+            event: initialized, resumed, skipped or out of memory.
             details: more keys of the line, as JSON.
         """
         if self.dist.is_main:
@@ -226,11 +235,13 @@ def _read_start(resume: str) -> Checkpoint:
             raise GPT2LabError(f"run.resume {resume}: that run has no checkpoint yet")
         return start
     if not path.is_dir() and resolve.is_hub_id(resume):
-        raise GPT2LabError(f"run.resume {resume}: no such folder; a model of the Hub has only weights. {_WEIGHTS_ONLY}")
+        raise GPT2LabError(
+            f"run.resume {resume}: no such folder; a model of the Hub has only weights. {_WEIGHTS_ONLY.format(resume)}"
+        )
     if (path / huggingface.CONFIG).is_file() and not any((path / name).exists() for name in checkpoint.STATE_FILES):
         raise GPT2LabError(
             f"run.resume {resume} is a model without the state of a training run (an export, or a model of another "
-            f"project). {_WEIGHTS_ONLY}"
+            f"project). {_WEIGHTS_ONLY.format(resume)}"
         )
     return checkpoint.read(path)
 
@@ -262,11 +273,15 @@ def changed_settings(start: Checkpoint, config: Config, data_digest: str, own: b
                 + ("set it back, or set another run.name to start again" if own else "set it to the same value")
             )
     if start.state["fingerprint"]["data"] != data_digest:
-        before = saved.get("data.dir") or saved.get("data.source")
+        before = saved.get("data.dir") or saved.get("data.input") or saved.get("data.source")
+        now = config.data.dir or config.data.input or config.data.source
         raise GPT2LabError(
-            f"{start.path} was trained on other data ({before}) than {config.data.dir or config.data.source} holds "
-            "now; "
-            + ("set data.dir back, or set another run.name to start again" if own else f"use its data. {_WEIGHTS_ONLY}")
+            f"{start.path} was trained on other data ({before}) than {now} holds now; "
+            + (
+                "set data.dir back, or set another run.name to start again"
+                if own
+                else f"use its data. {_WEIGHTS_ONLY.format(start.path)}"
+            )
         )
     if not own:
         _require_constant_rate(start, saved, current)

@@ -15,6 +15,7 @@ from torch import Tensor
 from gpt2lab.config import OptimizerConfig, TrainConfig
 from gpt2lab.model import flops
 from gpt2lab.model.language_model import LanguageModel
+from gpt2lab.planning.speed import Range
 from gpt2lab.system import device as devices
 from gpt2lab.system.signals import CheckStop, StopRequestedError, StopSignals
 from gpt2lab.tracking.metrics import Sink
@@ -68,6 +69,7 @@ class Trainer:
     signals: StopSignals
     directory: RunDirectory
     sinks: Sequence[Sink]
+    estimate: Range | None = None  # of tokens per second, for messages
 
     def __post_init__(self) -> None:
         self.dist = self.model.dist
@@ -75,7 +77,7 @@ class Trainer:
         self.values: dict[str, float] = {}  # of the last step that was logged
         self.votes = MicroStepVotes(self.model, self.directory, self._stop_reason)
         self.signals.describe_loss, self.signals.has_progress = self.describe_loss, lambda: self.step > 0
-        self.outlook = Outlook(self.train, self.dist.device.type)
+        self.outlook = Outlook(self.train, self.dist.device.type, self.estimate)
 
     @exclude_from_garbage_collection()
     def run(self, first_step: int) -> int:
@@ -104,7 +106,8 @@ class Trainer:
                 for step in range(first_step + 1, last_step + 1):
                     self.state.unlogged = self._train_step(step, batches)
                     self.step = step
-                    self._complete_step()
+                    with self.outlook.between_steps():
+                        self._complete_step()
         except StopRequestedError as request:
             for optimizer in self.state.optimizers:
                 optimizer.zero_grad(set_to_none=True)  # of an unfinished step
@@ -153,8 +156,9 @@ class Trainer:
         for optimizer in self.state.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_scale"]
-        loss, norm = self._optimizer_step(step, x, y).tolist()  # waits for the device
-        devices.synchronize(self.dist.device)
+        loss_and_norm = self._optimizer_step(step, x, y)
+        with self.dist.deadline():
+            loss, norm = loss_and_norm.tolist()  # waits for all work queued on the device
         seconds = time.perf_counter() - start
         self._count_skipped(step, loss, norm)
         values = {"train/loss": loss, "train/lr": lr, "train/grad_norm": norm, **self._speed(seconds, data_seconds)}

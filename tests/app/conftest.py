@@ -10,8 +10,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from gpt2lab import GPT2, GPT2Config, files
+from gpt2lab import GPT2, GPT2Config, Tokenizer, files
 from gpt2lab.app import run as app_run
+from gpt2lab.app.compare import ComparedModel
 from gpt2lab.options import AppOptions
 
 SEED = 7
@@ -31,6 +32,18 @@ def run(tmp_path_factory):
     lines[-1] |= {"val/loss": 9.25, "hellaswag/acc_norm": 0.2612}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return Tokenizer()
+
+
+@pytest.fixture(scope="session")
+def models(run):
+    trained = GPT2.from_pretrained(run)
+    other = GPT2(trained.config, generator=torch.Generator().manual_seed(SEED))
+    return [ComparedModel("Trained", "", trained), ComparedModel("Untrained", "", other)]
 
 
 class StepCounter:

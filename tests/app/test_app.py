@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from gpt2lab import GPT2, Tokenizer, cli, packages
+from gpt2lab import GPT2, cli, packages
 from gpt2lab.app import markup, page, record
 from gpt2lab.app import run as app_run
-from gpt2lab.app.compare import MAX_NEW_TOKENS, MAX_PROMPT_CHARACTERS, ComparedModel, compare
+from gpt2lab.app.compare import MAX_NEW_TOKENS, MAX_PROMPT_CHARACTERS, compare
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import replace_control_characters
 from gpt2lab.generation.engine import Token
@@ -38,18 +38,6 @@ VALUES = {
     "seed": 3,
 }
 COLUMN = page.MAX_CONTINUATIONS + 1  # outputs of a model: its texts, and the rate
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer()
-
-
-@pytest.fixture(scope="module")
-def models(run):
-    trained = GPT2.from_pretrained(run)
-    other = GPT2(trained.config, generator=torch.Generator().manual_seed(SEED))
-    return [ComparedModel("Trained", "", trained), ComparedModel("Untrained", "", other)]
 
 
 def responses(models, tokenizer, prompt, **values):
@@ -318,6 +306,7 @@ def test_the_server_gives_no_access_to_files_or_other_machines(served, tmp_path)
             assert probe.connect_ex((other, port)) != 0, other
 
 
+@pytest.mark.slow  # what the two tests above and tests/test_readme.py check, in one process
 def test_the_verb_uses_the_next_port_while_another_page_is_served(served, run):
     """The verb in its own process, while this process serves a page."""
     address, _ = served

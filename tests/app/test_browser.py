@@ -155,6 +155,21 @@ def test_two_tabs_at_once(tab, served):
         assert one.page.inner_text("#text-0 .prompt") == prompt
 
 
+def test_several_continuations_of_each_model(tab):
+    one = tab(viewport={"width": 390, "height": 844})
+    one.page.fill("#count input[type=number]", "3")
+    one.page.press("#count input[type=number]", "Tab")
+    one.write("Once upon")
+    one.wait_for_tokens(64, "1-2")
+    assert one.page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert not one.page.is_visible("#text-0-3")
+    texts = [one.page.inner_text(f"#text-0{row}") for row in ("", "-1", "-2")]
+    assert len(set(texts)) == 3
+    one.tokens("0-1").nth(4).click()
+    assert one.page.locator("#text-0-1 .chosen, #text-1-1 .chosen").count() == 2
+    assert one.page.locator(".token.chosen").count() == 2
+
+
 def test_tick_labels_of_the_loss_chart_are_apart(tab, run):
     metrics = run / "metrics.jsonl"
     before = metrics.read_text()

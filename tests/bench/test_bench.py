@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -11,16 +12,46 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from gpt2lab import config
 from gpt2lab.bench import ladder, limits, measure, results, rivals, run
 from gpt2lab.bench.limits import matmul_flops, run_matmuls
+from gpt2lab.bench.process import StepTimer, StepTimes
 from gpt2lab.cli import main
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.options import BenchOptions
+from gpt2lab.system import device as devices
 from tests.terminal import COLUMNS
 
 TINY = GPT2Config(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50304)
 SHAPE = rivals.Shape(TINY, B=2, accumulation=2, device="cpu")
 SMALL = ["--model.n_layer", "1", "--model.n_head", "2", "--model.n_embd", "16", "--model.block_size", "16"]
 SMALL += ["--train.micro_batch_size", "2", "--train.total_batch_size", "64", "--rounds", "1", "--steps", "1"]
+
+
+# A checkout with the classes that the bench uses, and a script that must not be run.
+BUILD_NANOGPT = """
+import torch
+from torch import nn
+
+
+class GPTConfig:
+    def __init__(self, **sizes):
+        self.sizes = sizes
+
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.wte = nn.Embedding(config.sizes["vocab_size"], config.sizes["n_embd"])
+
+    def forward(self, x, y):
+        logits = self.wte(x) @ self.wte.weight.T
+        return logits, nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
+
+    def configure_optimizers(self, weight_decay, learning_rate, device_type):
+        return torch.optim.AdamW(self.parameters(), lr=learning_rate)
+
+
+raise SystemExit("this trains")
+"""
 
 
 class EndOfTrainingError(Exception):
@@ -43,16 +74,19 @@ def count_steps(train, turns, *arguments):
 
 
 def test_json_has_a_row_per_contender_and_a_rival_that_cannot_run_is_left_out(capfd, tmp_path):
-    arguments = ["bench", *SMALL, "--rivals", "transformers", "--nanogpt", str(tmp_path), "--json"]
+    (tmp_path / "model.py").write_text("import a_module_that_is_missing")
+    (tmp_path / "train_gpt2.py").write_text(BUILD_NANOGPT)
+    checkouts = ["--nanogpt", str(tmp_path), "--build-nanogpt", str(tmp_path)]
+    arguments = ["bench", *SMALL, "--rivals", "none", *checkouts, "--json"]
     assert main([*arguments, "--chart", str(tmp_path / "chart.png")]) == 0
     out, err = capfd.readouterr()
     result = json.loads(out)
-    assert [row["name"] for row in result["rows"]] == ["gpt2lab", "transformers"]
+    assert [row["name"] for row in result["rows"]] == ["gpt2lab", "build-nanogpt"]
     for row in result["rows"]:
         assert row["tokens_per_second"] == pytest.approx(64 / row["ms_per_step"] * 1e3)
         assert row["share_of_limit"] > 0
     assert result["limits"]["flops_per_second"] > 0
-    assert f"nanogpt: {tmp_path}: " in err
+    assert "nanogpt: ModuleNotFoundError: " in err
     assert (tmp_path / "chart.png").stat().st_size > 1000
 
 
@@ -68,9 +102,15 @@ def test_a_profile_is_a_trace_and_a_table(capfd, tmp_path):
     [
         (["--rivals", "megatron"], "megatron"),
         (["--rounds", "0"], "--rounds"),
+        (["--nanogpt", "/nope"], "--nanogpt /nope: no such folder"),
+        (["--build-nanogpt", "/"], "no train_gpt2.py there"),
+        (["--rivals", "nanogpt"], "--nanogpt FOLDER"),
+        (["--chart", "/nope/chart.png"], "--chart /nope/chart.png: no such folder"),
+        (["--profile", "/"], "--profile / is a folder"),
     ],
 )
-def test_bad_input_is_one_line(capfd, arguments, key):
+def test_bad_input_is_one_line_before_anything_is_measured(capfd, monkeypatch, arguments, key):
+    monkeypatch.setattr(run, "_estimate_seconds", None)
     assert main(["bench", *SMALL, *arguments]) == 2
     out, err = capfd.readouterr()
     assert key in err
@@ -131,13 +171,14 @@ def test_stages_take_steps(stage):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_the_table_fits_on_a_terminal(capsys, device):
+def test_the_table_fits_on_a_terminal(device):
     figures = {"ms_per_step": 12345.6, "ms_fastest": 12000, "ms_slowest": 12999, "tokens_per_second": 1_234_567}
     figures |= {"mfu": 0.512, "share_of_limit": 0.75, "peak_memory_gib": 100.4}
-    rows = [{"name": n, "measured": rivals.describe(n, device)} | figures for n in ("gpt2lab", *rivals.RIVALS)]
+    rows: list[dict[str, Any]] = [
+        {"name": n, "measured": rivals.describe(n, device)} | figures for n in ("gpt2lab", *rivals.RIVALS)
+    ]
     environment = measure.environment(torch.device("cpu")) | {"B": 16, "T": 1024, "compile": True}
-    results.print_table(rows, {"flops_per_second": 7e14, "matrix_products": "bfloat16"}, environment)
-    shown = capsys.readouterr().out
+    shown = results.format_table(rows, {"flops_per_second": 7e14, "matrix_products": "bfloat16"}, environment)
     assert max(map(len, shown.splitlines())) <= COLUMNS, shown
     assert shown.count("1,234,567") == len(rows)
     assert all(row["measured"] in shown for row in rows)
@@ -150,7 +191,9 @@ def test_the_flops_of_the_limit_are_those_of_its_products(monkeypatch):
     assert sum(flops) == matmul_flops(SHAPE) == 2 * 2 * 16 * 32 * (3 * 12 * 32 + 50304)
 
 
-def test_the_duration_is_said_before_the_first_contender_starts_and_rows_say_what_they_measured(capfd, monkeypatch):
+def test_the_duration_is_said_before_the_first_contender_starts_and_rows_say_what_they_measured(
+    capfd, monkeypatch, phases
+):
     class Slow:
         def __init__(self, *_):
             raise GPT2LabError("not started")
@@ -160,6 +203,60 @@ def test_the_duration_is_said_before_the_first_contender_starts_and_rows_say_wha
     first, second = capfd.readouterr().err.splitlines()
     assert re.match(r"3 contenders, 7 steps each: about \d+ (s|min)", first)
     assert "not started" in second
+    assert phases.begun[-1].description.startswith("starting gpt2lab")
     assert rivals.describe("transformers-best", "cpu") == "transformers, bf16, fused AdamW"
     assert rivals.describe("transformers-best", "cuda") == "transformers, bf16, fused AdamW, compiled"
     assert all(rivals.describe(name, "cpu") != name for name in rivals.RIVALS)
+
+
+class Pipe:
+    """Asks a contender for so many steps in each turn, and notes what it sends and does."""
+
+    def __init__(self, *requests):
+        self.requests, self.events = iter(requests), []
+
+    def send(self, message):
+        self.events.append(message)
+
+    def recv(self):
+        return next(self.requests)
+
+
+@pytest.mark.parametrize(("device", "unmeasured"), [("cpu", 0), ("cuda", 1)])
+def test_a_contender_leaves_the_gpu_to_the_others_between_turns(monkeypatch, device, unmeasured):
+    """Memory is released before the turn ends; the step that allocates it again is not measured."""
+    pipe: Any = Pipe(3, 2)
+    monkeypatch.setattr(devices, "synchronize", lambda device: None)
+    monkeypatch.setattr(devices, "peak_memory_gib", lambda device: 1.0)
+    monkeypatch.setattr(devices, "release_memory", lambda device: pipe.events.append("released"))
+    on_step = StepTimer(pipe, torch.device(device))
+    steps = 0
+    with pytest.raises(StopIteration):
+        while True:
+            on_step()
+            steps += 1
+    assert steps == 3 + 2 + 2 * unmeasured
+    assert pipe.events[0::2] == ["released"] * 3
+    assert [len(times.seconds) for times in pipe.events[1::2]] == [0, 3, 2]
+
+
+def test_a_contender_that_fails_in_a_later_round_is_left_out(monkeypatch, caplog):
+    class Process:
+        def __init__(self, name, *_):
+            self.name, self.turns = name, 0
+
+        def time_steps(self, count):
+            self.turns += 1
+            if self.name == "rival" and self.turns == 3:
+                raise GPT2LabError("rival: its process died")
+            return StepTimes([1.0] * count, 1.0)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(run, "ContenderProcess", Process)
+    contenders = dict.fromkeys(("gpt2lab", "rival", "limit"), (print, ()))
+    options = BenchOptions(rounds=3, steps=2)
+    times = run._time_contenders(contenders, options, torch.device("cpu"))
+    assert {name: len(steps.seconds) for name, steps in times.items()} == {"gpt2lab": 6, "limit": 6}
+    assert "rival: its process died" in caplog.text

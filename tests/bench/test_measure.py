@@ -7,12 +7,14 @@ from gpt2lab.bench import measure
 from gpt2lab.bench.measure import Check, Timing
 
 
-def test_each_round_calls_every_contender_once_and_begins_with_another_one():
+def test_each_round_calls_every_contender_once_and_begins_with_another_one(phases):
     calls = []
     contenders = {name: lambda name=name: calls.append(name) or len(calls) for name in "abc"}
     results = measure.take_turns(contenders, 3)
     assert calls == list("abcbcacab")
     assert results == {"a": [1, 6, 8], "b": [2, 4, 9], "c": [3, 5, 7]}
+    (phase,) = phases.begun
+    assert (phase.completed, phase.total, phase.note) == (9, 9, "round 3 of 3, b")
 
 
 def test_rates_are_by_the_median():

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gpt2lab.data.prepare import make
-from gpt2lab.data.sources import fineweb_edu
+from gpt2lab.data.sources import fineweb
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.options import PrepareOptions
 from tests.data import corpora
@@ -39,13 +39,13 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if hub.busy > 0:
             hub.busy -= 1
             return self.send(429, b"", {"Retry-After": "1"})
-        if path.startswith(f"/api/datasets/{fineweb_edu.REPOSITORY}/tree/{fineweb_edu.REVISION}/sample"):
+        if path.startswith(f"/api/datasets/{fineweb.EDU.repository}/tree/{fineweb.EDU.revision}/sample"):
             return self.send(200, json.dumps(hub.listing).encode(), {"Content-Type": "application/json"})
-        name = path.removeprefix(f"/datasets/{fineweb_edu.REPOSITORY}/resolve/{fineweb_edu.REVISION}/")
+        name = path.removeprefix(f"/datasets/{fineweb.EDU.repository}/resolve/{fineweb.EDU.revision}/")
         if not (hub.root / name).is_file():
             return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
         body = (hub.root / name).read_bytes()
-        headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": fineweb_edu.REVISION}
+        headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": fineweb.EDU.revision}
         start = int(re.findall(r"\d+", self.headers.get("Range", "0"))[0])
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
@@ -114,7 +114,7 @@ def test_downloads_with_retries_then_offline(hub, tmp_path):
     done = prepare(hub, tmp_path, "out", HF_TOKEN="hf_secret")
     assert done.returncode == 0, done.stdout + done.stderr
     make(
-        fineweb_edu.source(mirror=hub.root),
+        fineweb.source(mirror=hub.root),
         tmp_path / "local",
         PrepareOptions("files", shard_size=3000, val_tokens=2500),
     )
@@ -123,7 +123,7 @@ def test_downloads_with_retries_then_offline(hub, tmp_path):
         name: data for name, data in corpora.contents(tmp_path / "local").items() if name.endswith(".npy")
     }
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
-    assert manifest["revision"] == f"{fineweb_edu.REPOSITORY} {fineweb_edu.REVISION[:12]} sample/10BT"
+    assert manifest["revision"] == f"{fineweb.EDU.repository} {fineweb.EDU.revision[:12]} sample/10BT"
     assert "hf_secret" in str(hub.asked)
     assert "hf_secret" not in done.stdout + done.stderr
     got = [path for command, path, _ in hub.asked if command == "GET" and "/resolve/" in path]
@@ -153,21 +153,21 @@ def test_offline_without_a_cache_is_one_line_that_names_the_mirror(hub, tmp_path
 
 def test_retries_are_limited(monkeypatch):
     waited = []
-    monkeypatch.setattr(fineweb_edu.time, "sleep", waited.append)
+    monkeypatch.setattr(fineweb.time, "sleep", waited.append)
 
     def unreachable():
         raise ConnectionError("no route to host")
 
     with pytest.raises(GPT2LabError, match=r"no route to host.*--mirror"):
-        fineweb_edu._retry(unreachable, "it")
-    assert waited == list(fineweb_edu._RETRY_SECONDS)
+        fineweb._retry(fineweb.EDU, unreachable, "it")
+    assert waited == list(fineweb._RETRY_SECONDS)
     waited.clear()
     with pytest.raises(GPT2LabError, match="--mirror"):
-        fineweb_edu._retry(unreachable, "it", pauses=())
+        fineweb._retry(fineweb.EDU, unreachable, "it", pauses=())
     assert waited == []
 
     def a_bug():
         raise KeyError("x")
 
     with pytest.raises(KeyError):
-        fineweb_edu._retry(a_bug, "it")
+        fineweb._retry(fineweb.EDU, a_bug, "it")

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from gpt2lab.config import DataConfig
+from gpt2lab.data import journal, run_data
 from gpt2lab.data import prepare as preparing
 from gpt2lab.data.catalogue import DEFAULT_DIRS
 from gpt2lab.data.encoded_cache import FOLDER as CACHE
 from gpt2lab.data.index import index_shards
-from gpt2lab.data.prepare import make, prepare
+from gpt2lab.data.prepare import make
 from gpt2lab.data.shards import MANIFEST, PREPARING, open_split
-from gpt2lab.data.sources import BadInputError, Source, SourceFile, fineweb_edu, in_memory_file, local_files, stdlib
+from gpt2lab.data.sources import BadInputError, Source, SourceFile, fineweb, in_memory_file, local_files, stdlib
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.data.verify import verify
 from gpt2lab.errors import GPT2LabError
@@ -35,7 +36,7 @@ SMALL = PrepareOptions("files", shard_size=3000, val_tokens=2500, workers=2)
 KILLED = """
 import os, signal, sys
 from gpt2lab.data.prepare import make
-from gpt2lab.data.sources import fineweb_edu
+from gpt2lab.data.sources import fineweb
 from gpt2lab.options import PrepareOptions
 mirror, folder, n, moment, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5]
 replace, count = os.replace, 0
@@ -50,13 +51,18 @@ def replace_and_die(source, target):
 os.replace = replace_and_die
 seed = None if seed == "-" else int(seed)
 options = PrepareOptions("files", shard_size=3000, val_tokens=2500, workers=2, shuffle_seed=seed)
-make(fineweb_edu.source(mirror=mirror), folder, options)
+make(fineweb.source(mirror=mirror), folder, options)
 """
+
+
+def prepare(source, folder, mirror=None):
+    """Prepare the data of a run."""
+    run_data.prepare(DataConfig(source=source, dir=str(folder), mirror=mirror))
 
 
 @pytest.fixture(scope="session")
 def source(mirror):
-    return fineweb_edu.source(mirror=mirror)
+    return fineweb.source(mirror=mirror)
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +116,7 @@ def test_every_document_in_order_val_first(source, tmp_path):
 def test_shards_do_not_depend_on_workers_or_tokenizer(source, expected_files, tmp_path, options):
     make(source, tmp_path, replace(SMALL, **options))
     assert contents(tmp_path) == expected_files
-    assert sorted(file.name for file in tmp_path.iterdir() if file.name[0] == ".") == [".lock"]
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.slow
@@ -186,9 +192,10 @@ def interrupted(source, folder, options, after):
             raise KeyboardInterrupt
         return add(self, position, encoded)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt) as interruption:
         patch.setattr(preparing.ShardBuilder, "add", failing)
         make(source, folder, options)
+    return str(interruption.value)
 
 
 def test_continuing_does_not_start_over(source, expected_files, tmp_path, monkeypatch):
@@ -354,10 +361,15 @@ def test_only_as_many_shards_as_asked_for(source, expected_files, tmp_path):
 
 def test_exact_duplicates_are_counted_and_dropped_if_asked(tmp_path):
     texts = [*corpora.texts(50), *corpora.texts(20), "once"]
-    assert make(of(*texts), tmp_path / "kept", DEFAULTS).duplicates == 20
+    kept = make(of(*texts), tmp_path / "kept", DEFAULTS)
+    assert kept.duplicates == 20
+    assert "; 20 exact duplicates are kept (--drop-duplicates leaves them out)" in kept.line(tmp_path)
+    again = make(of(*texts), tmp_path / "kept", DEFAULTS).line(tmp_path)
+    assert "; 20 exact duplicates are kept (--drop-duplicates --restart leaves them out)" in again
     assert decoded(tmp_path / "kept", "val") + decoded(tmp_path / "kept", "train") == texts
     dropped = make(of(*texts), tmp_path / "dropped", PrepareOptions("files", drop_duplicates=True))
     assert (dropped.duplicates, dropped.documents) == (20, 51)
+    assert "; 20 exact duplicates were left out" in dropped.line(tmp_path)
     assert decoded(tmp_path / "dropped", "val") + decoded(tmp_path / "dropped", "train") == [*texts[:50], "once"]
 
 
@@ -365,7 +377,7 @@ def test_duplicates_are_remembered_across_an_interruption(tmp_path):
     root = tmp_path / "mirror"
     for number in range(3):  # every file holds the same documents
         corpora.parquet(root / "sample/10BT" / f"{number:03d}_00000.parquet", corpora.texts(300))
-    source = fineweb_edu.source(mirror=root)
+    source = fineweb.source(mirror=root)
     options = PrepareOptions("files", shard_size=1000, val_tokens=900, drop_duplicates=True)
     assert make(source, tmp_path / "a", options).duplicates == 600
     interrupted(source, tmp_path / "b", options, 4)
@@ -381,7 +393,7 @@ def test_unreadable_input_stops_or_is_left_out(tmp_path):
         file.seek(int(path.stat().st_size * 0.35))
         file.write(b"\x00\xff" * 20)
     (root / "sample/10BT/002_00000.parquet").write_bytes(b"PAR1 cut short")
-    source = fineweb_edu.source(mirror=root)
+    source = fineweb.source(mirror=root)
     for workers in (1, 2):
         out = tmp_path / f"stop{workers}"
         with pytest.raises(GPT2LabError, match=r"001_00000\.parquet: row group 1 "):
@@ -411,21 +423,21 @@ def test_a_complete_folder_is_left_alone(source, expected_files, tmp_path):
 
 def test_a_changed_source_or_other_settings_are_refused(tmp_path):
     root = corpora.mirror(tmp_path / "mirror")
-    make(fineweb_edu.source(mirror=root), tmp_path / "done", SMALL)
-    interrupted(fineweb_edu.source(mirror=root), tmp_path / "half", SMALL, 15)
+    make(fineweb.source(mirror=root), tmp_path / "done", SMALL)
+    interrupted(fineweb.source(mirror=root), tmp_path / "half", SMALL, 15)
     before = contents(tmp_path / "done"), contents(tmp_path / "half")
     for folder in ("done", "half"):
         with pytest.raises(GPT2LabError, match=rf"{folder}.*shard_tokens 3000.*--out.*--restart"):
-            make(fineweb_edu.source(mirror=root), tmp_path / folder, replace(SMALL, shard_size=4000))
+            make(fineweb.source(mirror=root), tmp_path / folder, replace(SMALL, shard_size=4000))
         with pytest.raises(GPT2LabError, match=rf"{folder}.*source.*--out.*--restart"):
             make(of("a", "b"), tmp_path / folder, SMALL)
     corpora.parquet(root / "sample/10BT/001_00000.parquet", corpora.texts(400, 5000))
     for folder in ("done", "half"):
         with pytest.raises(GPT2LabError, match=rf"{folder}.*source"):
-            make(fineweb_edu.source(mirror=root), tmp_path / folder, SMALL)
+            make(fineweb.source(mirror=root), tmp_path / folder, SMALL)
     assert before == (contents(tmp_path / "done"), contents(tmp_path / "half"))
     for folder in ("done", "half"):
-        make(fineweb_edu.source(mirror=root), tmp_path / folder, replace(SMALL, restart=True))
+        make(fineweb.source(mirror=root), tmp_path / folder, replace(SMALL, restart=True))
         verify(tmp_path / folder)
     assert contents(tmp_path / "done") == contents(tmp_path / "half")
 
@@ -476,9 +488,9 @@ def test_a_disk_that_fills_up(source, mirror, tmp_path):
     """A file size limit stands in for a full disk: the open shard fails, those before it are kept."""
     program = (
         "import resource, signal, sys; from gpt2lab.data.prepare import *; from gpt2lab.options import PrepareOptions;"
-        "from gpt2lab.data.sources import fineweb_edu; small = dict(val_tokens=1900, tokenizer='tiktoken');"
+        "from gpt2lab.data.sources import fineweb; small = dict(val_tokens=1900, tokenizer='tiktoken');"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000));"
-        "make(fineweb_edu.source(mirror=sys.argv[1]), sys.argv[2], PrepareOptions('files', shard_size=3000, **small))"
+        "make(fineweb.source(mirror=sys.argv[1]), sys.argv[2], PrepareOptions('files', shard_size=3000, **small))"
     )
     run = subprocess.run(
         [sys.executable, "-c", program, str(mirror), str(tmp_path)], capture_output=True, text=True, check=False
@@ -512,6 +524,37 @@ def test_val_tokens_larger_than_the_corpus(source, tmp_path):
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(stdlib, "documents", lambda: iter(DOCUMENTS))
+
+
+def fail_in_the_second_file(folder, monkeypatch, min_kept_bytes):
+    """The error of a preparation whose second file cannot be read."""
+    monkeypatch.setattr(journal, "_MIN_KEPT_BYTES", min_kept_bytes)
+    good = in_memory_file("good", corpora.texts(50))
+    source = Source("files", "files", "1", (good, SourceFile("bad", 1, "", list_no_chunks)))
+    with pytest.raises(GPT2LabError, match="bad is bad") as error:
+        make(source, folder, DEFAULTS)
+    return str(error.value)
+
+
+def test_a_failure_leaves_nothing_that_is_made_again_in_seconds(tmp_path, monkeypatch):
+    for folder in (tmp_path / "a" / "b", tmp_path):
+        assert fail_in_the_second_file(folder, monkeypatch, journal._MIN_KEPT_BYTES) == "bad is bad"
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_that_leaves_something_says_so(tmp_path, monkeypatch):
+    message = fail_in_the_second_file(tmp_path, monkeypatch, 1)
+    assert message == (
+        f"bad is bad; {tmp_path} keeps what is finished: the same command continues there, with --restart it starts "
+        "again"
+    )
+    assert (tmp_path / CACHE).is_dir()
+
+
+def test_an_interruption_that_leaves_shards_says_so(source, tmp_path):
+    assert "the same command continues" in interrupted(source, tmp_path, SMALL, 15)
+    assert interrupted(source, tmp_path / "new", SMALL, 0) == ""
+    assert not (tmp_path / "new").exists()
 
 
 def test_training_makes_the_whole_standard_library(corpus, tmp_path, monkeypatch):
@@ -552,12 +595,12 @@ def test_only_folders_with_token_shards_are_offered(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "made" / MANIFEST).touch()
     with pytest.raises(GPT2LabError, match="does not exist") as error:
-        preparing.require_shards(DataConfig(dir=str(tmp_path / "xyz")))
+        run_data.require_shards(DataConfig(dir=str(tmp_path / "xyz")))
     assert [name in str(error.value) for name in ("mine", "made", "weights")] == [True, True, False]
 
 
 def test_training_names_the_command_for_fineweb(tmp_path):
-    assert set(DEFAULT_DIRS) == {"stdlib", "tinyshakespeare", "fineweb-edu", "files"}
+    assert set(DEFAULT_DIRS) == {"stdlib", "cpython", "tinyshakespeare", "fineweb-edu", "fineweb", "files"}
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(GPT2LabError, match=rf"gpt2lab prepare fineweb-edu --out {folder} .*--data\.dir"):
             prepare("fineweb-edu", folder)
@@ -586,7 +629,7 @@ def test_a_file_in_place_of_the_folder(small, tmp_path):
 
 def test_real_text(shared_data, tmp_path):
     """51 million tokens of real text, every one of them equal to what the manifest of the data promises."""
-    source = fineweb_edu.source(mirror=shared_data)
+    source = fineweb.source(mirror=shared_data)
     summary = make(source, tmp_path, PrepareOptions("files", shard_size=10_000_000, val_tokens=5_000_000, workers=2))
     assert (summary.documents, summary.tokens, summary.duplicates) == (23_056, 51_366_280 + 23_056, 0)
     assert "is sound: 6 shards" in verify(tmp_path)

@@ -225,7 +225,11 @@ class Bomb:
         ("train_0.bin", bin_shard([1, 2], count=1)),
         ("train_0.bin", bin_shard([])[:900]),
         ("train_0.bin", bin_shard([])),
-        ("train_0.bin", np.arange(2000, dtype=np.uint16).tobytes()),
+        ("train_0.bin", np.arange(2000, dtype=np.uint16).tobytes() + b"x"),
+        ("train_0.bin", np.arange(48_300, 50_300, dtype=np.uint16).tobytes()),  # ids beyond GPT-2's
+        ("train_0.bin", bytes(2000)),
+        ("train_0.bin", bin_shard([1, 2], magic=20240801)),
+        ("train_0.bin", np.arange(2000, dtype="<i4").tobytes()),
     ],
 )
 def test_a_bad_file_is_named(tmp_path, name, content):

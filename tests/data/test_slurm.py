@@ -8,7 +8,7 @@ import pytest
 
 from gpt2lab.data import slurm
 from gpt2lab.data.prepare import make
-from gpt2lab.data.sources import fineweb_edu
+from gpt2lab.data.sources import fineweb
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.options import PrepareOptions
 from tests.data import corpora
@@ -38,7 +38,7 @@ def cluster(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_submitted_jobs_write_the_same_shards(cluster, mirror, tmp_path):
-    source = fineweb_edu.source(mirror=mirror)
+    source = fineweb.source(mirror=mirror)
     settings = ("partition=cpu", "tasks=2", "account=me", "time=1:00:00")
     options = PrepareOptions("files", shard_size=3000, val_tokens=2500, executor="slurm", slurm=settings)
     make(source, tmp_path / "alone", options)
@@ -69,7 +69,7 @@ def test_submitted_jobs_write_the_same_shards(cluster, mirror, tmp_path):
 
 
 def test_wrong_settings(mirror, tmp_path, monkeypatch):
-    source = fineweb_edu.source(mirror=mirror)
+    source = fineweb.source(mirror=mirror)
     for settings, match in (
         (("partition",), "--slurm partition"),
         ((), "--slurm partition=NAME"),

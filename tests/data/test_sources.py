@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gpt2lab import packages
-from gpt2lab.data.sources import Texts, fineweb_edu, jsonl, local_files, parquet, raise_problem, tinyshakespeare
+from gpt2lab import cli, packages
+from gpt2lab.data.sources import Texts, fineweb, jsonl, local_files, parquet, raise_problem, tinyshakespeare
 from gpt2lab.errors import GPT2LabError
 from tests.data import corpora
 
@@ -212,18 +212,45 @@ def test_a_changed_source_has_another_identity(tmp_path):
 def test_mirrors_of_fineweb_edu(tmp_path, monkeypatch):
     root = corpora.mirror(tmp_path / "data" / "fineweb_edu_small", files=2, count=10)
     for given in (root, tmp_path / "data"):
-        source = fineweb_edu.source(mirror=given)
+        source = fineweb.source(mirror=given)
         assert [file.name for file in source.files] == [
             "sample/10BT/000_00000.parquet",
             "sample/10BT/001_00000.parquet",
         ]
         assert read(source) == corpora.texts(20)
     monkeypatch.setenv("GPT2LAB_MIRROR", str(tmp_path / "data"))
-    assert read(fineweb_edu.source()) == corpora.texts(20)
+    assert read(fineweb.source()) == corpora.texts(20)
     with pytest.raises(GPT2LabError, match=r"--mirror .*sample/100BT"):
-        fineweb_edu.source("sample-100BT", mirror=root)
+        fineweb.source("sample-100BT", mirror=root)
     with pytest.raises(GPT2LabError, match="--subset"):
-        fineweb_edu.source("sample-1T")
+        fineweb.source("sample-1T")
+
+
+def test_mirrors_of_fineweb_beside_fineweb_edu(tmp_path):
+    """Both have the same layout, and must not be taken for each other."""
+    edu = corpora.mirror(tmp_path / "fineweb_edu", files=1, count=10)
+    with pytest.raises(GPT2LabError, match=r"no sample/10BT/\*\.parquet of fineweb, nor a folder fineweb\*"):
+        fineweb.source(mirror=tmp_path, corpus=fineweb.FINEWEB)
+    with pytest.raises(GPT2LabError, match="of fineweb,"):
+        fineweb.source(mirror=edu, corpus=fineweb.FINEWEB)
+    corpora.parquet(tmp_path / "fineweb" / "sample/10BT/000_00000.parquet", corpora.texts(5, 100))
+    for given in (tmp_path, tmp_path / "fineweb"):
+        source = fineweb.source(mirror=given, corpus=fineweb.FINEWEB)
+        assert (source.name, source.shard_name, read(source)) == ("fineweb", "fineweb", corpora.texts(5, 100))
+    assert read(fineweb.source(mirror=tmp_path)) == corpora.texts(10)
+    with pytest.raises(GPT2LabError, match="of fineweb-edu,"):
+        fineweb.source(mirror=tmp_path / "fineweb")
+
+
+def test_fineweb_is_prepared_and_trained_on_by_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    corpora.parquet(tmp_path / "mirror/fineweb/sample/10BT/000_00000.parquet", corpora.texts(300))
+    assert cli.main(["prepare", "fineweb", "--mirror", "mirror"]) == 0
+    assert "gpt2lab train --config gpt2_124m --data.source fineweb\n" in capsys.readouterr().err
+    assert (tmp_path / "data/fineweb10B/fineweb_val_000000.npy").exists()
+    shape = ["--model.n_layer", "1", "--model.n_embd", "8", "--model.n_head", "1", "--train.max_steps", "1"]
+    assert cli.main(["train", "--data.source", "fineweb", "--run.name", "x", "--train.sample_every", "0", *shape]) == 0
+    assert json.loads((tmp_path / "runs/x/environment.json").read_text())["data"]["source"] == "fineweb"
 
 
 def test_tinyshakespeare_split(shared_data):

@@ -57,6 +57,12 @@ def test_another_process_reads_the_same_documents_and_imports_no_module(corpus):
     assert run.stderr == ""
 
 
+def test_reading_shows_how_much_is_done(library, phases):
+    library({"a.py": '"A."', "b.py": '"B."'})
+    (phase,) = phases.begun
+    assert (phase.completed, phase.total) == (2, 2)
+
+
 def test_topics_and_modules(library):
     documents = library(
         {

@@ -8,7 +8,7 @@ import pytest
 from gpt2lab.data.index import index_shards
 from gpt2lab.data.prepare import make
 from gpt2lab.data.shards import MANIFEST, open_split
-from gpt2lab.data.sources import fineweb_edu
+from gpt2lab.data.sources import fineweb
 from gpt2lab.data.tokenizer import EOT
 from gpt2lab.data.verify import inspect, verify
 from gpt2lab.errors import GPT2LabError
@@ -18,7 +18,7 @@ from tests.data import corpora
 
 @pytest.fixture
 def folder(tmp_path):
-    source = fineweb_edu.source(mirror=corpora.mirror(tmp_path / "mirror", files=1))
+    source = fineweb.source(mirror=corpora.mirror(tmp_path / "mirror", files=1))
     make(source, tmp_path / "out", PrepareOptions("files", shard_size=3000, val_tokens=2500))
     return tmp_path / "out"
 

@@ -114,9 +114,30 @@ def test_a_model_outside_a_run_has_no_validation_loss(workspace, capsys, tmp_pat
     assert json.loads(capsys.readouterr().out)["val_tokens"] == 128
 
 
-@pytest.mark.parametrize("entry_point", [["evaluate.py"], ["-m", "gpt2lab", "evaluate"]])
-def test_both_entry_points(workspace, entry_point):
-    command = [sys.executable, *entry_point, *arguments(workspace, "--json", "--limit", "4", "--val-tokens", "0")]
+def test_tasks_that_cannot_be_fetched_are_named_and_the_others_are_scored(workspace, capsys, monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", fail)
+    monkeypatch.setenv("GPT2LAB_CACHE", str(tmp_path))
+    command = ["evaluate", "--model-checkpoint", str(workspace / "runs" / "x"), "--device", "cpu", "--json"]
+    assert cli.main([*command, "--tasks", "hellaswag,everyday,piqa"]) == 2
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert (result["tasks"].keys(), result["not_scored"].keys()) == ({"everyday"}, {"hellaswag", "piqa"})
+    warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 2
+    assert all("is not scored: " in line and "no network" in line for line in warnings)
+    assert err.splitlines()[-1] == "gpt2lab: not scored: hellaswag, piqa (see the reason above)"
+    assert cli.main([*command, "--tasks", "hellaswag,piqa"]) == 2  # nothing to score
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert cli.main([*command, "--tasks", "everyday,hellaswag", "--hellaswag-file", "nowhere"]) == 2  # a mistake
+    assert capsys.readouterr().out == ""
+
+
+def test_the_script(workspace):
+    command = [sys.executable, "evaluate.py", *arguments(workspace, "--json", "--limit", "4", "--val-tokens", "0")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["tasks"]["hellaswag"]["harness"]["total"] == 4
 

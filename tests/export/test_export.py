@@ -163,7 +163,7 @@ def test_an_export_can_replace_itself(source, tmp_path):
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("limit", [10_000, 600_000, 5_000_000])
+@pytest.mark.parametrize("limit", [pytest.param(10_000, marks=pytest.mark.slow), 600_000, 5_000_000])
 def test_a_full_disk_is_a_one_line_error_and_changes_nothing(source, tmp_path, limit):
     """The limit on the size of a file stands in for a full disk. It cannot be lifted, hence the subprocess."""
     out = export(source, tmp_path / "out")

@@ -243,7 +243,7 @@ SHARDS: dict[str, tuple[Change, str]] = {
     "header is not Python": (write_header("{'descr': "), "train_001.npy"),
     "ids beyond the vocabulary": (save_again("train_001.npy", lambda tokens: tokens + 300), "train_001.npy"),
     "validation too short": (save_again("val_000.npy", lambda tokens: tokens[:10]), "val"),
-    "no validation": (lambda data: (data / "val_000.npy").unlink(), "val"),
+    "no validation": (lambda data: (data / "val_000.npy").unlink(), "other data"),  # the end of train is held out
     "no shards": (remove_files, "--out data"),
     "no folder": (shutil.rmtree, "--out data"),
     "preparation not finished": (lambda data: (data / ".preparing").touch(), "data"),

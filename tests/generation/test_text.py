@@ -163,3 +163,29 @@ def test_a_prompt_with_tokens_outside_the_vocabulary_is_rejected(tokenizer):
 def test_an_empty_stop_string_is_rejected(model, tokenizer):
     with pytest.raises(GPT2LabError, match="stop string"):
         next(text.stream(model, tokenizer, [[1]], 3, Sampling(), stop=["a", ""]))
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda model: model.generate("hello"), r"idx is text; .*int64 \(B, T\).* model\.complete"),
+        (lambda model: model.generate(None, seed=1), "idx is NoneType None; it must be token ids"),
+        (lambda model: model.generate([1, 2]), r"idx is list \[1, 2\]; .*lists of them such as \[\["),
+        (lambda model: model.generate([[1.5]]), r"idx is list \[\[1\.5\]\]; it must be token ids"),
+        (lambda model: model.generate([[1]], "5"), "max_new_tokens is '5'; it must be a whole number"),
+        (lambda model: model.generate([[1]], 2, seed=1.5), r"seed is 1\.5; it must be a whole number"),
+        (lambda model: model.generate([[1]], 2, temperature="hot"), "temperature is 'hot'; it must be a number"),
+        (lambda model: model.generate([[1]], 2, top_k=2.5), "top_k is 2.5; it must be a whole number"),
+        (lambda model: model.complete(5), r"the prompt is int 5; it must be text \(str\)"),
+        (lambda model: model.complete("a", "b"), "max_new_tokens is 'b'; it must be a whole number"),
+        (lambda model: model.complete("a", stop="\n\n"), "it must be a list of strings"),
+        (lambda model: type(model).from_pretrained(""), "the model's name is empty; give a run directory"),
+        (lambda model: type(model).from_pretrained(None), "the model's name is NoneType None; give a run directory"),
+        (lambda model: type(model)({"n_layer": 2}), "the config is dict .*; it must be a GPT2Config"),
+        (lambda model: Tokenizer().encode(model.config.n_layer), "the text to encode is int 1; it must be str"),
+        (lambda model: Tokenizer().decode(model.architecture), "they must be whole numbers"),
+    ],
+)
+def test_arguments_of_another_type_are_errors_that_say_what_is_expected(call, expected):
+    with pytest.raises(GPT2LabError, match=expected):
+        call(GPT2(GPT2Config(n_layer=1, n_head=2, n_embd=8, block_size=16)))

@@ -77,6 +77,7 @@ def test_models_saved_by_transformers_are_loaded(tmp_path, n_layer, n_head, voca
     assert same_weights(model, GPT2.from_pretrained(tmp_path / "several"))
 
 
+@pytest.mark.slow
 def test_logits_of_the_full_size(tmp_path):
     transformers = pytest.importorskip("transformers")
     model = GPT2(GPT2Config(), generator=torch.Generator().manual_seed(0))

@@ -170,9 +170,16 @@ def test_names_without_a_model(tmp_path):
         GPT2.from_pretrained(tmp_path / "file")
     with pytest.raises(GPT2LabError, match="no such file"):
         resolve.find_checkpoint("model_19072.pt")
-    with pytest.raises(GPT2LabError, match="holds runs, not a model; give one of them, such as .*empty"):
+    with pytest.raises(GPT2LabError, match="holds runs, not a model; none of them has a checkpoint yet"):
         resolve.find_checkpoint(tmp_path)
-    for name in (tmp_path / "nowhere", "runs/x", "a/b/c", ""):
+    save(tmp_path / "usable" / "checkpoints" / "step_00000003")
+    with pytest.raises(GPT2LabError, match="holds runs, not a model; give one of them, such as .*usable"):
+        resolve.find_checkpoint(tmp_path)
+    for typo, meant in (("emty", False), ("usabel", True)):
+        with pytest.raises(GPT2LabError) as error:
+            resolve.find_checkpoint(tmp_path / typo)
+        assert ("did you mean" in str(error.value)) == meant
+    for name in (tmp_path / "nowhere", "runs/x", "a/b/c"):
         with pytest.raises(GPT2LabError, match="no such folder"):
             resolve.find_checkpoint(name)
 

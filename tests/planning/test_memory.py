@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gpt2lab.config import GPT2Config, OptimizerConfig
-from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.model import pretrained
 from gpt2lab.planning import memory
 from gpt2lab.planning.memory import GIB, Layout
 from gpt2lab.system.precision import Precision
@@ -22,12 +22,13 @@ WORDY = GPT2Config(n_layer=2, n_head=2, n_embd=128, block_size=64, vocab_size=81
 
 def measure_peak(config: GPT2Config, layout: Layout) -> int:
     """Bytes that torch allocates at most in a training step after the first."""
-    model = GPT2(config)
-    model.transformer.activation_checkpointing = layout.checkpointing
-    adamw = optimizer.build(model, OptimizerConfig())[0]
+    model = pretrained.build(config)
+    model.trunk.activation_checkpointing = layout.checkpointing
     idx = torch.zeros(layout.micro_batch_size, config.block_size, dtype=torch.int64)
     kind: Any = layout.precision
     precision = Precision(kind, "cpu")
+    name: Any = "muon" if layout.muon else "adamw"
+    optimizers = optimizer.build(model, OptimizerConfig(name=name), None, precision.dtype)
     with AllocationCounter(model) as counter:
         for _ in range(2):
             counter.peak = 0
@@ -36,8 +37,9 @@ def measure_peak(config: GPT2Config, layout: Layout) -> int:
                     loss = model(idx, idx)[1]
                 loss.backward()
                 del loss
-            adamw.step()
-            adamw.zero_grad(set_to_none=True)
+            for each in optimizers:
+                each.step()
+                each.zero_grad(set_to_none=True)
     return counter.peak
 
 
@@ -46,6 +48,28 @@ def measure_peak(config: GPT2Config, layout: Layout) -> int:
 @pytest.mark.parametrize(("config", "batch", "steps"), [(WIDE, 8, 1), (WIDE, 2, 2), (DEEP, 16, 2), (WORDY, 16, 1)])
 def test_estimate_is_what_torch_allocates(config, batch, steps, precision, checkpointing):
     layout = Layout(batch, steps, precision=precision, checkpointing=checkpointing, compiled=False, device="cpu")
+    estimated = memory.estimate(config, layout)
+    assert estimated.total - estimated.process == pytest.approx(measure_peak(config, layout), rel=0.05)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize(
+    ("config", "batch", "steps", "checkpointing", "muon"),
+    [(WIDE, 8, 1, False, False), (DEEP, 16, 2, True, False), (WORDY, 16, 1, False, True), (WIDE, 1, 1, False, True)],
+)
+def test_the_modern_architecture(config, batch, steps, checkpointing, muon, precision):
+    modern = config.model_copy(update={"architecture": "modern", "tie_word_embeddings": False})
+    layout = Layout(
+        batch, steps, precision=precision, checkpointing=checkpointing, compiled=False, device="cpu", muon=muon
+    )
+    estimated = memory.estimate(modern, layout)
+    assert estimated.total - estimated.process == pytest.approx(measure_peak(modern, layout), rel=0.05)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("config", [WIDE, DEEP])
+def test_muon_with_gpt2(config, precision):
+    layout = Layout(1, precision=precision, compiled=False, device="cpu", muon=True)
     estimated = memory.estimate(config, layout)
     assert estimated.total - estimated.process == pytest.approx(measure_peak(config, layout), rel=0.05)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpt2lab import cli, config
-from gpt2lab.planning import plan
+from gpt2lab.planning import loss, plan
 from gpt2lab.system import gpus
 from tests.planning.helpers import plan_as_json
 
@@ -29,7 +29,7 @@ def test_torch_is_not_imported():
 
 def test_a_plan_says_memory_speed_time_and_cost(capsys):
     text = run(capsys, "--config", "minigpt", "--gpu", "a100-40gb", "--gpus", "6", "--price-per-hour", "7.80")
-    for word in ("micro batch", "memory", "tokens/s", "MFU", "time", "$7.80 per hour", "held up by"):
+    for word in ("micro batch", "memory", "tokens/s", "MFU", "time", "$7.80 per hour", "bottleneck"):
         assert word in text
 
 
@@ -181,10 +181,54 @@ def test_more_gpus_finish_earlier_but_cost_no_less():
     assert few.cost.estimate <= many.cost.estimate
 
 
-@pytest.mark.parametrize("setting", [("--model.architecture", "modern"), ("--optimizer.name", "muon")])
-def test_what_the_estimates_do_not_cover_is_refused(capsys, setting):
-    assert cli.main(["plan", "--gpu", "h100", *setting]) == 2
-    assert setting[0][2:] in capsys.readouterr().err
+def test_the_modern_architecture_and_muon_have_a_plan(capsys):
+    arguments = ("--gpu", "h100", "--gpus", "6", "--train.micro_batch_size", "8")
+    gpt2 = plan_as_json(capsys, *arguments)
+    modern = plan_as_json(capsys, *arguments, "--model.architecture", "modern")
+    muon = plan_as_json(capsys, *arguments, "--model.architecture", "modern", "--optimizer.name", "muon")
+    assert modern["parameters"] > gpt2["parameters"]  # the head is a matrix of its own
+    parts, with_adamw, with_muon = (each["plans"][0]["memory_gib"] for each in (gpt2, modern, muon))
+    assert with_adamw["activations"] > parts["activations"]
+    in_blocks = 4 * 12 * 12 * 768**2 / 2**30
+    assert with_adamw["optimizer"] - with_muon["optimizer"] == pytest.approx(in_blocks)
+    assert muon["plans"][0]["step_seconds"]["optimizer"] > modern["plans"][0]["step_seconds"]["optimizer"]
+
+
+def test_the_expected_loss_is_stated_with_its_law_where_the_law_applies(capsys):
+    expected = plan_as_json(capsys, "--config", "minillm", "--gpu", "h100", "--gpus", "8")["loss"]
+    assert "Besiroglu" in expected["law"]
+    for published in (3.04, 3.11, 3.27):  # GPT-2 124M with 10B tokens of FineWeb-Edu and FineWeb
+        assert expected["low"] < published < expected["high"]
+    text = run(capsys, "--config", "minillm", "--gpu", "h100", "--gpus", "8")
+    assert "other data (MassiveText" in text
+    longer = plan_as_json(capsys, "--gpu", "h100", "--train.max_steps", "40000")["loss"]
+    assert longer["estimate"] < expected["estimate"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--config", "quickstart"),
+        ("--data.source", "tinyshakespeare"),
+        ("--train.init_from", "gpt2"),
+        ("--train.max_steps", "50"),
+        ("--train.max_steps", "500000"),  # 25 epochs
+    ],
+)
+def test_no_loss_is_expected_where_no_law_applies(capsys, arguments):
+    assert plan_as_json(capsys, "--gpu", "h100", *arguments)["loss"] is None
+    assert "expected loss" not in run(capsys, "--gpu", "h100", *arguments)
+
+
+def test_the_law_is_not_asked_about_a_corpus_that_is_repeated():
+    recipe = config.load(["gpt2_124m"])
+    assert loss.expect(recipe, train_tokens=1e9) is None
+    assert loss.expect(recipe, train_tokens=3e9) == loss.expect(recipe)
+
+
+def test_muon_with_a_sharded_model_is_refused_as_in_training(capsys):
+    assert cli.main(["plan", "--gpu", "h100", "--gpus", "8", "--optimizer.name", "muon", "--system.shard"]) == 2
+    assert "system.shard" in capsys.readouterr().err
 
 
 def test_every_recipe_has_a_plan(capsys):

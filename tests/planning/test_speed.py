@@ -96,3 +96,38 @@ def test_every_gpu_of_the_table_has_a_plausible_speed(gpu):
 def test_a_precision_that_the_gpu_lacks_is_an_error():
     with pytest.raises(GPT2LabError, match="fp8"):
         step_time(change(precision="fp8"), A100)
+
+
+def test_muon_costs_more_than_adamw_and_ranks_share_its_products():
+    in_blocks = 12 * WORK.n_layer * WORK.n_embd**2
+
+    def optimizer(gpus: int, **changes) -> float:
+        return step_time(change(gpus=gpus, **changes), H100).optimizer
+
+    adamw, alone, shared = (
+        optimizer(1),
+        optimizer(1, muon_parameters=in_blocks),
+        optimizer(4, muon_parameters=in_blocks),
+    )
+    assert adamw < shared < alone
+    products = speed.MUON_FLOPS * WORK.n_embd * in_blocks / H100.peak_flops("bf16")
+    assert alone - shared > 3 / 4 * products
+    assert optimizer(1, muon_parameters=in_blocks, precision="fp16") > alone  # in tf32
+    assert optimizer(64, muon_parameters=in_blocks) == optimizer(
+        12, muon_parameters=in_blocks
+    )  # 12 matrices of a shape
+
+
+def test_muon_gathers_its_updates():
+    in_blocks = 12 * WORK.n_layer * WORK.n_embd**2
+    adamw, muon = (
+        step_time(change(micro_batch_size=64, muon_parameters=n), A100).communication for n in (0, in_blocks)
+    )
+    assert muon - adamw == pytest.approx(4 * in_blocks * 7 / 8 / (A100.link * 1e9 * speed.SHIPPED.link))
+
+
+def test_newton_schulz_operations_are_those_of_the_matrices_of_a_block():
+    C = 64
+    block = [(C, C)] * 4 + [(C, 4 * C)] * 2
+    operations = sum(5 * (2 * r * r * c + 2 * r**3 + 2 * r * r * c) for r, c in block)
+    assert operations == speed.MUON_FLOPS * C * 12 * C**2

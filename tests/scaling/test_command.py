@@ -79,7 +79,7 @@ def test_recommend_writes_a_recipe_that_train_takes(tmp_path, capsys, monkeypatc
     from gpt2lab.training import run as training_run
 
     seen = []
-    monkeypatch.setattr(training_run, "run", seen.append)
+    monkeypatch.setattr(training_run, "run", lambda config, **_: seen.append(config))
     path = tmp_path / "larger.yaml"
     assert scaling("recommend", "--gpu-hours", "8", "--gpu", "A100", "--out", path) == 0
     train = shlex.split(capsys.readouterr().out.partition("start it with: ")[2])

@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 import pytest
 import torch
 
-from gpt2lab.errors import GPT2LabError, LostRankError
+from gpt2lab.errors import GPT2LabError, LostRankError, RunStoppedError
 from gpt2lab.system import device, distributed, precision
 
 CPU = torch.device("cpu")
@@ -144,3 +144,24 @@ def test_a_rank_that_hangs_ends_the_others_with_their_own_status():
     hanging.kill()
     hanging.join()
     assert waiting.exitcode == LostRankError.status
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "destroyed", "status"),
+    [
+        ("cuda", None, True, None),
+        ("cuda", RunStoppedError(15, "stopped"), True, None),
+        ("cuda", LostRankError("rank 1"), False, 3),
+        ("cuda", RuntimeError("NCCL error"), False, 1),
+        ("cuda", KeyboardInterrupt(), False, 130),
+        ("cpu", RuntimeError("gloo"), True, None),
+    ],
+)
+def test_after_a_failure_on_gpus_the_process_exits_without_waiting_for_nccl(
+    monkeypatch, device, error, destroyed, status
+):
+    calls, at_exit = [], []
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: calls.append(1))
+    monkeypatch.setattr(distributed.atexit, "register", lambda function, status: at_exit.append(status))
+    distributed._leave(torch.device(device), error)
+    assert (bool(calls), at_exit) == (destroyed, [] if status is None else [status])

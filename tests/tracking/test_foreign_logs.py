@@ -7,6 +7,8 @@ import pytest
 from gpt2lab import cli
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.tracking import foreign_logs, plots, records, report
+from gpt2lab.tracking.foreign_logs import ForeignLog
+from gpt2lab.tracking.records import Run
 
 # The formats of the projects, with numbers of our own: text of a log, and what it holds by metric.
 LOGS = {
@@ -88,7 +90,7 @@ def test_columns_of_a_csv_are_guessed_and_said(text, rate, tmp_path, caplog):
     [
         b"",
         b"# A README\n\nstep 3 of 5\n",
-        b"PK\x03\x04\0\0 250 val 5.9",
+        b"PK\x03\x04\0\0\n250 val 5.9326\n",
         b"step,color\n1,red\n",
         b"9" * 5000 + b" val 3.0\n",
     ],
@@ -127,7 +129,7 @@ def test_a_log_is_drawn_beside_a_run(make_run, tmp_path, capsys):
 
 def test_tokens_of_a_step_give_a_common_axis(make_run, tmp_path):
     run, logs = make_run(), [write_log(tmp_path), write_log(tmp_path, "main.txt")]
-    sources = [records.read(run), *(foreign_logs.read(log) for log in logs)]
+    sources: list[Run | ForeignLog] = [records.read(run), *(foreign_logs.read(log) for log in logs)]
     assert [line.scale for line in plots.build_lines(sources)] == [1, 1, 1]
     sources[1:] = [foreign_logs.read(log, 16384) for log in logs]
     assert [line.scale for line in plots.build_lines(sources)] == [8192, 16384, 16384]

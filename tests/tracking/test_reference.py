@@ -2,13 +2,15 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from gpt2lab import cli
 from gpt2lab.config import yaml_format
-from gpt2lab.tracking import records, reference
+from gpt2lab.tracking import records, reference, report
+from gpt2lab.training.live_report import LiveReport
 
 TABLE = yaml_format.read(reference.Path(reference.__file__).with_name("reference_curves.yaml"))
 AT_10B = {"train.total_batch_size": 10**9 // 3, "data.source": "fineweb-edu"}  # 30 steps of make_run
@@ -81,6 +83,15 @@ def test_the_terminal_and_the_page_say_it(make_large_run, capsys):
     assert "gray band" in page
 
 
+def test_the_end_of_a_run_says_it(make_large_run, caplog, monkeypatch):
+    monkeypatch.setattr(report, "_draw_charts", lambda *arguments: ([], []))
+    folder = make_large_run(3.0)
+    directory = SimpleNamespace(path=folder, dist=SimpleNamespace(is_main=True))
+    with caplog.at_level("INFO"):
+        LiveReport(directory).finish()  # type: ignore[arg-type]
+    assert "validation loss 3.000 after 10B tokens: ahead of the band" in caplog.text
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -103,7 +114,9 @@ def test_nothing_is_said_of_other_sizes_data_contexts_and_tokens(changes, make_l
         ("edufineweb_val_000000.npy", None, "fineweb-edu"),
         ("edu_fineweb_val_000000.bin", "pretokenized", "fineweb-edu"),
         ("fineweb_val_000000.bin", "pretokenized", "fineweb"),
-        (None, None, "fineweb-edu"),  # an earlier release recorded neither; the recipe says fineweb-edu
+        (None, None, None),  # shards without a manifest; that the recipe says fineweb-edu does not count
+        (None, "fineweb-edu/sample-10BT", "fineweb-edu"),  # of an earlier release
+        ("val_000.npy", "fineweb", "fineweb"),
         ("val_000.npy", None, None),
         ("val_000.npy", "fineweb-edu/sample-10BT", "fineweb-edu"),
     ],

@@ -87,6 +87,25 @@ def test_published_values_are_shown_only_where_they_can_be_compared(make_run):
     assert [picture.name for picture in pictures] == ["loss_curve.png", "hellaswag_curve.png"]
 
 
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("fineweb-edu", "GPT-2 124M: 3.29<"),
+        ("fineweb", "speed records: 3.28<"),
+        (None, None),
+        ("pretokenized", None),
+    ],
+)
+def test_published_losses_are_not_shown_beside_text_that_nobody_knows(make_run, source, shown):
+    """The recipe says fineweb-edu; what the shards say counts."""
+    folder = make_run(settings={"data.source": "fineweb-edu", "data.dir": "somewhere"})
+    facts = json.loads((folder / "environment.json").read_text())
+    (folder / "environment.json").write_text(json.dumps(facts | {"data": {"source": source}}))
+    text = report.write(folder)[0].read_text()
+    assert [line for line in ("GPT-2 124M: 3.29<", "speed records: 3.28<") if line in text] == [shown] * bool(shown)
+    assert ("Trained on unknown text: do not compare" in text) == (shown is None)
+
+
 def test_an_accuracy_on_a_subset_has_its_uncertainty(make_run):
     page = report.write(make_run(settings={"train.hellaswag_limit": 200}, **{"hellaswag/acc_norm": 0.29}))[0]
     assert "200 of 10,042 items, ±0.06" in page.read_text()
@@ -279,3 +298,18 @@ def test_a_glob_over_all_runs_leaves_out_pages_and_folders_without_a_run(make_ru
     for paths in ([page], [page, refused], [*folders, refused]):
         with pytest.raises(GPT2LabError, match="is not a run directory"):
             report.write(*paths)
+
+
+def test_the_estimate_is_beside_what_was_measured(make_run):
+    folder = make_run()
+    file = folder / "environment.json"
+    facts = json.loads(file.read_text())
+    file.write_text(
+        json.dumps(facts | {"estimate": {"tokens_per_second": {"estimate": 9000.0}, "hours": {"estimate": 2}}})
+    )
+    shown = summary.figures(records.read(folder))
+    assert (shown["tokens/s"].value, shown["estimate"].value) == ("8,192", "9,000 tokens/s")
+    assert shown["estimate"].note.startswith("2 h 0 min")
+    for damaged in (3, {"hours": 1}, {"tokens_per_second": {"estimate": None}, "hours": {"estimate": 2}}):
+        file.write_text(json.dumps(facts | {"estimate": damaged}))
+        assert "estimate" not in summary.figures(records.read(folder))

@@ -42,6 +42,13 @@ def test_a_run_never_has_more_checkpoints_than_planned(token_folder, tmp_path, m
         assert size <= plan.each < size + 50_000
 
 
+def test_too_many_steps_for_the_disk_are_named(token_folder, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=10**10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(GPT2LabError, match=r"records of 1,000,000,000 steps .*lower train\.max_steps$"):
+        training_run.run(settings(token_folder, tmp_path, train__max_steps=10**9))
+
+
 def test_a_disk_too_small_is_refused_before_the_first_step(token_folder, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     config = settings(token_folder, tmp_path, train__max_steps=12, checkpoint__every=2, checkpoint__keep_last=3)

@@ -14,7 +14,7 @@ from gpt2lab.config import Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.evaluation import hellaswag
 from gpt2lab.training import run as training_run
-from tests.runs import REPOSITORY, records, settings, tensors
+from tests.runs import REPOSITORY, assert_same_losses, records, settings, tensors
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,7 @@ def with_hellaswag(token_folder: Path, out_dir: Path, mirror: Path, **changes) -
     return settings(token_folder, out_dir, train__sample_every=0, **changes)
 
 
+@pytest.mark.usefixtures("complete_runs")
 def test_hellaswag_does_not_change_the_weights(token_folder, tmp_path, mirror, monkeypatch, caplog, capsys):
     caplog.set_level(logging.INFO)
     monkeypatch.setenv("GPT2LAB_CACHE", str(tmp_path / "cache"))
@@ -57,8 +58,8 @@ def test_hellaswag_does_not_change_the_weights(token_folder, tmp_path, mirror, m
     assert (tmp_path / "with" / "tiny" / "hellaswag_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_hellaswag_on_two_ranks_is_the_same(token_folder, tmp_path, mirror):
-    config = with_hellaswag(token_folder, tmp_path, mirror, train__hellaswag_every=6, train__eval_every=0)
+def test_two_processes_train_like_one_and_measure_the_same(token_folder, tmp_path, mirror):
+    config = with_hellaswag(token_folder, tmp_path, mirror, train__hellaswag_every=6)
     path = tmp_path / "two.yaml"
     path.write_text(config.to_yaml())
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
@@ -68,13 +69,14 @@ def test_hellaswag_on_two_ranks_is_the_same(token_folder, tmp_path, mirror):
     )
     assert done.returncode == 0, done.stderr
     both = records(tmp_path / "tiny")[0]
-    training_run.run(
-        with_hellaswag(token_folder, tmp_path / "one", mirror, train__hellaswag_every=6, train__max_steps=1)
-    )
+    training_run.run(with_hellaswag(token_folder, tmp_path / "one", mirror, train__hellaswag_every=6))
+    assert_same_losses(tmp_path / "tiny", tmp_path / "one" / "tiny")
     alone = records(tmp_path / "one" / "tiny")[0]
     assert both["hellaswag/acc_norm"] == alone["hellaswag/acc_norm"]
     assert both["hellaswag/harness_acc_norm"] == alone["hellaswag/harness_acc_norm"]
-    assert len(re.findall(r"HellaSwag.*%", done.stdout)) == 2  # one rank speaks, at the beginning and the end
+    # One rank speaks.
+    assert len(re.findall(r"HellaSwag.*%", done.stdout)) == 2
+    assert done.stdout.count("step 1/6  loss") == 1
 
 
 def test_training_goes_on_without_hellaswag_that_is_out_of_reach(token_folder, tmp_path, monkeypatch, caplog):

@@ -169,11 +169,13 @@ def test_a_skipped_step_is_recorded_once(
         assert all(tensors(run)[name] != tensors(finished_run)[name] for name in ("weights", "optimizer"))
 
 
-def test_a_spike_is_skipped_in_a_run_that_asks_for_it(token_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_spike_is_skipped_in_a_run_that_asks_for_it(token_folder, tmp_path, monkeypatch, precision):
     spoil(monkeypatch, {5}, 1e4)
     for sigma, count in ((0.0, None), (20.0, 1)):
         out_dir = tmp_path / str(count)
-        training_run.run(settings(token_folder, out_dir, guard__spike_sigma=sigma, guard__window=4))
+        guard = {"guard__spike_sigma": sigma, "guard__window": 4, "system__precision": precision}
+        training_run.run(settings(token_folder, out_dir, **guard))
         assert learned(out_dir / "tiny")[STEPS].get("guard/skipped") == count
 
 

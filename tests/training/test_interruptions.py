@@ -263,7 +263,7 @@ def test_training_goes_on_without_a_compiler_that_fails(token_folder, tmp_path, 
     caplog.set_level(logging.INFO)
 
     class Broken(torch.nn.Module):
-        def __init__(self, model):
+        def __init__(self, model, **_):
             super().__init__()
             self._orig_mod = model
 

@@ -3,9 +3,11 @@
 import logging
 
 import pytest
+import torch
 
-from gpt2lab.config import TrainConfig
-from gpt2lab.training import outlook
+from gpt2lab.config import BatchPlan, TrainConfig
+from gpt2lab.planning.speed import Range
+from gpt2lab.training import memory, outlook
 from gpt2lab.training.outlook import Outlook
 
 
@@ -26,6 +28,24 @@ def take_steps(shown: Outlook, clock, steps: int, micro_steps: int, seconds: flo
             for _ in range(micro_steps):
                 clock.now += seconds
                 advance()
+
+
+def test_a_step_shows_its_micro_steps_from_the_beginning(clock, phases):
+    with Outlook(TrainConfig(), "cpu").step(1, 120) as advance:
+        (phase,) = phases.open
+        assert phase.describe() == "0%, micro-step 1 of 120, 0 s so far"
+        clock.now += 20
+        advance()
+        assert phase.describe() == "1%, micro-step 2 of 120, 40 min left"
+    assert not phases.open
+
+
+def test_a_micro_batch_for_gpus_is_lowered_on_a_cpu():
+    plan = BatchPlan(sequences=480, micro_batch_size=60, grad_accum_steps=4)
+    lowered = memory.lower_on_cpu(plan, 1024, torch.device("cpu"))
+    assert lowered == BatchPlan(sequences=480, micro_batch_size=2, grad_accum_steps=120)
+    assert memory.lower_on_cpu(plan, 128, torch.device("cpu")) == plan
+    assert memory.lower_on_cpu(lowered, 1024, torch.device("cpu")) == lowered
 
 
 @pytest.mark.parametrize(("device", "steps"), [("cpu", 1), ("cuda", 4)])
@@ -70,6 +90,49 @@ def test_no_line_is_wider_than_80_columns(clock, caplog):
     take_steps(shown, clock, 4, micro_steps=1, seconds=80)
     assert len(caplog.messages) == 2
     assert max(map(len, caplog.messages)) <= 80
+
+
+def test_the_measured_speed_is_told_after_50_steps(clock, caplog):
+    """Evaluations between steps are no part of the steps, but of the time of the run."""
+    caplog.set_level(logging.INFO)
+    shown = Outlook(TrainConfig(max_steps=1000, total_batch_size=8000), "cuda", Range(8100.0, 7000.0, 9000.0))
+    take_steps(shown, clock, 25, micro_steps=2, seconds=0.5)
+    with shown.between_steps():
+        clock.now += 600
+        shown.add_evaluation("loss", 250, seconds=600)
+    take_steps(shown, clock, 24, micro_steps=2, seconds=0.5, first=26)
+    assert not caplog.text
+    take_steps(shown, clock, 20, micro_steps=2, seconds=0.5, first=50)
+    (line,) = caplog.messages
+    # 1,000 s of steps, and five evaluations, four of which are still to come
+    assert line == "after 50 steps: 8.0k tok/s (estimate 8.1k), 1 h 7 min in all, 56 min left"
+
+
+def test_an_evaluation_between_the_first_steps_is_no_time_of_steps(clock, caplog):
+    caplog.set_level(logging.INFO)
+    shown = Outlook(TrainConfig(max_steps=1000, total_batch_size=8000), "cuda")
+    take_steps(shown, clock, 2, micro_steps=1, seconds=10)
+    with shown.between_steps():
+        clock.now += 3600
+    take_steps(shown, clock, 2, micro_steps=1, seconds=10, first=3)
+    assert "996 steps will take about 2 h 46 min (800 tok/s)" in caplog.text
+
+
+@pytest.mark.parametrize(("rate", "told"), [(82.0, False), (40.0, True), (160.0, True)])
+def test_the_first_steps_are_told_only_if_they_contradict_the_estimate(clock, caplog, rate, told):
+    caplog.set_level(logging.INFO)
+    estimate = Range(rate, rate / 1.2, rate * 1.2)
+    shown = Outlook(TrainConfig(max_steps=1000, total_batch_size=8000), "cpu", estimate)
+    take_steps(shown, clock, steps=2, micro_steps=10, seconds=10)
+    assert ("steps will take about" in caplog.text) == told
+    assert "quickstart" in caplog.text  # it takes long in any case
+
+
+def test_of_steps_that_are_over_soon_only_the_measured_speed_is_told(clock, caplog):
+    caplog.set_level(logging.INFO)
+    shown = Outlook(TrainConfig(max_steps=1000, total_batch_size=8000), "cpu")
+    take_steps(shown, clock, steps=60, micro_steps=2, seconds=0.5)
+    assert [message[:15] for message in caplog.messages] == ["after 50 steps:"]
 
 
 def test_a_short_run_has_no_line(clock, caplog):

@@ -40,16 +40,23 @@ def recipe(token_folder: Path, tmp_path: Path, **changes) -> list[str]:
     return ["train", "--config", str(path)]
 
 
-def test_sharded_ranks_train_like_one_process_and_write_an_ordinary_checkpoint(token_folder, tmp_path, finished_run):
+def test_sharded_ranks_train_like_one_process(token_folder, tmp_path, finished_run):
     process = torchrun("", recipe(token_folder, tmp_path, system__shard=True))
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert "step 3/6  sample 1" in out
     assert_same_losses(tmp_path / "tiny", finished_run)
+
+
+@pytest.mark.slow
+def test_sharded_ranks_write_an_ordinary_checkpoint_and_resume(token_folder, tmp_path):
+    process = torchrun("", recipe(token_folder, tmp_path, system__shard=True))
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
     more = {"train__max_steps": 10, "system__activation_checkpointing": True}
     shutil.copytree(tmp_path, tmp_path / "alone")  # from here on once with shards and once without
     process = torchrun("", recipe(token_folder, tmp_path, system__shard=True, **more))
-    out, err = process.communicate(timeout=600)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     training_run.run(settings(token_folder, tmp_path / "alone", **more))
     assert_same_losses(tmp_path / "tiny", tmp_path / "alone" / "tiny", first_step=STEPS + 1)

@@ -54,6 +54,7 @@ def test_a_model_too_large_for_the_machine_is_a_user_error(token_folder, tmp_pat
     assert not (tmp_path / "tiny" / "config.yaml").exists()
 
 
+@pytest.mark.usefixtures("complete_runs")
 def test_a_report_that_fails_does_not_end_the_run(token_folder, tmp_path, monkeypatch, caplog):
     def broken(run):
         raise RuntimeError("no fonts")

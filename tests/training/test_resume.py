@@ -80,7 +80,7 @@ def test_other_data_for_a_branch_is_refused_with_advice_that_applies(finished_ru
         np.save(other / file.name, np.load(file)[:-100])
     changes = {"run__resume": str(finished_run), "run__name": "branch", "data__dir": str(other)}
     with pytest.raises(
-        GPT2LabError, match=f"trained on other data .{token_folder}.*does not start a new run"
+        GPT2LabError, match=rf"trained on other data .{token_folder}.*--train\.init_from .*step_00000006"
     ) as refusal:
         training_run.run(settings(token_folder, tmp_path, **changes))
     assert "another run.name" not in str(refusal.value)
@@ -94,7 +94,9 @@ def test_run_resume_tells_what_a_model_without_training_state_is(finished_run, t
     GPT2.from_pretrained(finished_run).save_pretrained(model)
     files.write_digests(model)  # as an export has
     for resume, message in ((str(model), "is a model without the state"), ("gpt2", "a model of the Hub")):
-        with pytest.raises(GPT2LabError, match=f"{message}.*does not start a new run") as refusal:
+        with pytest.raises(
+            GPT2LabError, match=rf"{message}.*to start a new one from weights: --train\.init_from {resume}$"
+        ) as refusal:
             training_run.run(settings(token_folder, tmp_path, run__resume=resume))
         assert "damaged" not in str(refusal.value)
     with pytest.raises(GPT2LabError, match="no such checkpoint folder"):

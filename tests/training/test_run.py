@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import re
 import signal
 import subprocess
@@ -33,7 +32,6 @@ from tests.runs import (
 
 def test_the_files_and_records_of_a_run(finished_run):
     assert {file.name for file in finished_run.iterdir()} == {
-        ".lock",
         "config.yaml",
         "environment.json",
         "metrics.jsonl",
@@ -123,24 +121,19 @@ def test_gradient_accumulation_does_not_change_the_losses(token_folder, tmp_path
     assert_same_losses(tmp_path / "tiny", finished_run)
 
 
-def test_two_processes_train_like_one(token_folder, tmp_path, finished_run):
-    path = tmp_path / "two.yaml"
-    path.write_text(settings(token_folder, tmp_path).to_yaml())
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*torchrun, "--config", str(path)], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert_same_losses(tmp_path / "tiny", finished_run)
-    assert done.stdout.count("step 1/6  loss") == 1  # one rank speaks
+def test_a_micro_batch_that_does_not_divide_is_lowered_with_a_line(token_folder, tmp_path, finished_run, caplog):
+    caplog.set_level("INFO")
+    training_run.run(settings(token_folder, tmp_path, train__micro_batch_size=7))
+    assert "train.micro_batch_size is 4, not 7: the largest up to it that divides the 8 sequences" in caplog.text
+    assert tensors(tmp_path / "tiny") == tensors(finished_run)  # whose micro batch is 4
 
 
 def test_overfitting_one_batch_drives_the_loss_to_zero(token_folder, tmp_path):
-    changes = {"train__overfit_batch": True, "train__max_steps": 150, "checkpoint__every": 0, "train__sample_every": 0}
-    config = settings(token_folder, tmp_path, model__n_layer=4, model__n_embd=64, **changes)
+    changes = {"train__overfit_batch": True, "train__max_steps": 60, "checkpoint__every": 0, "train__sample_every": 0}
+    changes |= {"train__total_batch_size": 64, "train__eval_every": 0}
+    config = settings(token_folder, tmp_path, model__n_embd=64, optimizer__min_lr=1e-2, **changes)
     training_run.run(config)
-    assert learned(tmp_path / "tiny")[150]["train/loss"] < 0.05
+    assert learned(tmp_path / "tiny")[60]["train/loss"] < 0.05
 
 
 def test_sinks_are_closed_if_another_one_cannot_be_opened(token_folder, tmp_path, monkeypatch, caplog):
@@ -163,7 +156,10 @@ def test_sinks_are_closed_if_another_one_cannot_be_opened(token_folder, tmp_path
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr(build, "JsonLines", Sink)
     monkeypatch.setattr(build, "Trackers", refuse)
-    with pytest.raises(OSError, match="refused"), build.open_sinks(config.tracking, config.train, directory, None, ()):
+    with (
+        pytest.raises(OSError, match="refused"),
+        build.open_sinks(config, directory, None, ()),
+    ):
         pass
     assert closed == [True]
     assert not progress._display._phases

@@ -70,10 +70,10 @@ def _expand(patterns: Sequence[str]) -> list[str]:
         if os.path.isdir(pattern):
             paths = _list_folder(pattern)
         elif not paths:
-            guess = "" if "*" in pattern else suggest_path(pattern)
-            raise GPT2LabError(
-                f"--input {pattern!r} matches no file{guess or '; quote patterns, and use ** to match any folders'}"
-            )
+            is_pattern = any(character in pattern for character in "*?[")
+            advice = "quote patterns, and use ** to match any folders" if is_pattern else "give a text file or a folder"
+            guess = "" if is_pattern else suggest_path(pattern)
+            raise GPT2LabError(f"--input {pattern!r} matches no file{guess or f'; {advice}'}")
         for path in paths:
             if not path.endswith(SUFFIXES):
                 raise GPT2LabError(f"--input {path}: the suffix must be one of {', '.join(SUFFIXES)}")

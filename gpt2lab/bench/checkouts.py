@@ -1,0 +1,57 @@
+"""The checkouts of other projects that `gpt2lab bench` measures. Imports no torch: a wrong path is found at once."""
+
+from pathlib import Path
+
+from gpt2lab.errors import GPT2LabError
+from gpt2lab.files import suggest_path
+from gpt2lab.options import BenchOptions
+
+FILES = {"nanogpt": "model.py", "build-nanogpt": "train_gpt2.py"}  # what is read, by the name of the rival
+
+
+def folders(options: BenchOptions) -> dict[str, str | None]:
+    """The folder of each checkout that the options name, by the name of the rival.
+
+    Args:
+        options: of the command.
+    """
+    return {"nanogpt": options.nanogpt, "build-nanogpt": options.build_nanogpt}
+
+
+def require(options: BenchOptions) -> None:
+    """Check the files that the options name, before anything is measured.
+
+    Args:
+        options: of the command.
+
+    Raises:
+        GPT2LabError: a checkout is missing or is not one, or a file cannot be written where it should be.
+    """
+    for name, folder in folders(options).items():
+        if folder is not None:
+            find_file(name, folder)
+        elif name in options.rivals:
+            raise GPT2LabError(f"--rivals {name} needs the folder of a checkout: --{name} FOLDER")
+    for option, file in (("--chart", options.chart), ("--profile", options.profile)):
+        if file is not None and Path(file).is_dir():
+            raise GPT2LabError(f"{option} {file} is a folder; give the name of a file")
+        if file is not None and not Path(file).parent.is_dir():
+            raise GPT2LabError(f"{option} {file}: no such folder: {Path(file).parent}{suggest_path(Path(file).parent)}")
+
+
+def find_file(name: str, folder: str) -> Path:
+    """Return the file of a checkout that is read.
+
+    Args:
+        name: of the rival.
+        folder: of the checkout.
+
+    Raises:
+        GPT2LabError: there is no such folder, or it lacks the file.
+    """
+    file = Path(folder) / FILES[name]
+    if not Path(folder).is_dir():
+        raise GPT2LabError(f"--{name} {folder}: no such folder{suggest_path(folder)}")
+    if not file.is_file():
+        raise GPT2LabError(f"--{name} {folder}: no {file.name} there; give the folder of a checkout")
+    return file

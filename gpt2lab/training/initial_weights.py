@@ -1,0 +1,177 @@
+"""The weights that a new run starts from (`train.init_from`), and the architecture that comes with them.
+
+name ─▶ folder or file ─▶ config, weights ─▶ compared with the settings ─▶ Config of the run, InitialWeights
+
+Optimizer, schedule and step count begin anew. A run that has a checkpoint is resumed with its own weights: what it
+started from is then not read, and may be gone.
+"""
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt2lab import progress
+from gpt2lab.config import GPT2_VOCAB_SIZE, SHAPE, Config, GPT2Config
+from gpt2lab.errors import GPT2LabError
+from gpt2lab.model import huggingface, resolve
+from gpt2lab.model.language_model import LanguageModel
+from gpt2lab.model.resolve import ResolvedCheckpoint
+from gpt2lab.system.distributed import DistContext
+from gpt2lab.training.checkpoint import Checkpoint
+
+logger = logging.getLogger(__name__)
+
+_ADAPTED = ("block_size", "vocab_size")  # these fields of the model may differ from those of the weights
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Weights on the CPU, and where they come from."""
+
+    name: str  # as the settings give it
+    source: ResolvedCheckpoint
+    weights: dict[str, Tensor]  # as in a state dict
+    changes: Mapping[str, str]  # what differs from the source, by field of the model
+
+    @torch.no_grad()
+    def load_into(self, model: LanguageModel) -> None:
+        """Copy the weights into a model that has its initial values, and is not sharded yet.
+
+        Rows that the model does not have are cut. New positions keep the model's initial values. New rows of the
+        vocabulary, which no token has, become the mean of the others: their logits are then the mean of all logits, so
+        the padding raises the loss by at most log(V / V_before), 0.001 for 50304.
+
+        The weights are gone afterwards.
+
+        Args:
+            model: of the architecture that `find` returned.
+        """
+        vocabulary = huggingface.vocabulary_tensors(model.config)
+        for name, target in model.state_dict().items():  # the tensors share the memory of the parameters
+            stored = self.weights.pop(name)  # frees its memory as soon as it is copied
+            target[: len(stored)].copy_(stored[: len(target)])
+            if name in vocabulary and len(target) > len(stored):
+                target[len(stored) :].copy_(stored.mean(dim=0))
+
+    def describe(self) -> dict[str, Any]:
+        """The details of the event in events.jsonl."""
+        of_step = {} if self.source.step is None else {"from_step": self.source.step}
+        return {"from": self.name, "path": str(self.source.folder), **of_step, **self.changes}
+
+
+def find(
+    config: Config, given: Collection[str], start: Checkpoint | None, dist: DistContext
+) -> tuple[Config, InitialWeights | None]:
+    """Read the weights that `train.init_from` names, and put their architecture in place of `model:`.
+
+    Args:
+        config: all settings.
+        given: dotted names of the settings on the command line, which must not contradict the weights.
+        start: the checkpoint that the run resumes from, whose architecture and `train.init_from` are kept; None: a new
+            run.
+        dist: the ranks; rank 0 downloads.
+
+    Returns:
+        The settings of the run, and the weights; None if the run resumes or starts from random weights.
+
+    Raises:
+        GPT2LabError: the model cannot be found or read, or a setting on the command line contradicts it.
+    """
+    name = config.train.init_from
+    if start is not None:
+        return _keep_origin(config, given, start), None
+    if name is None:
+        return config, None
+    try:
+        source = dist.on_main(lambda: resolve.find_checkpoint(name, mirror=config.data.mirror))
+        if not source.folder.exists():  # a machine with another cache than that of rank 0
+            source = resolve.find_checkpoint(name, mirror=config.data.mirror)
+        with progress.Phase("reading the weights"):
+            stored, weights = resolve.read(source)
+    except GPT2LabError as error:
+        raise GPT2LabError(f"train.init_from: {error}".replace("--mirror", "--data.mirror")) from error
+    _refuse_contradictions(config.model, given, stored, name)
+    block_size, block_change = _choose_block_size(config.model, given, stored)
+    vocab_size, vocab_change = _choose_vocab_size(config.model, given, stored, name)
+    model = stored.model_copy(update={"block_size": block_size, "vocab_size": vocab_size})
+    changes = {key: text for key, text in zip(_ADAPTED, (block_change, vocab_change), strict=True) if text}
+    place = f" ({source.folder})" if str(source.folder) != name else ""
+    logger.info(f"starting from the weights of {name}{place}")
+    for key, text in changes.items():
+        logger.info(f"model.{key} {getattr(model, key)}: {text}")
+    return config.model_copy(update={"model": model}), InitialWeights(name, source, weights, changes)
+
+
+def _keep_origin(config: Config, given: Collection[str], start: Checkpoint) -> Config:
+    """The settings of a run that resumes: where it began, and if that was a model, its architecture."""
+    name, saved = config.train.init_from, start.state["fingerprint"]["settings"]
+    if name is not None and {"run.resume", "train.init_from"} <= set(given):
+        raise GPT2LabError(
+            f"run.resume {config.run.resume} continues a run, and train.init_from {name} starts a new one; give one of "
+            "them"
+        )
+    origin = saved.get("train.init_from")
+    if name not in (None, origin):
+        began = f"the weights of {origin}" if origin else "random weights"
+        logger.info(
+            f"train.init_from {name} is not read: the run has gone on to step {start.step} from {began}; to start from "
+            f"{name}, give another --run.name"
+        )
+    config = config.model_copy(update={"train": config.train.model_copy(update={"init_from": origin})})
+    if origin is None:
+        return config
+    fields = {field: saved[f"model.{field}"] for field in GPT2Config.model_fields if f"model.{field}" in saved}
+    names = {*given, *(f"model.{field}" for field in SHAPE if "model.size" in given)}
+    kept = {field: getattr(config.model, field) for field in GPT2Config.model_fields if f"model.{field}" in names}
+    # Not validated: `changed_settings` names what contradicts the checkpoint.
+    return config.model_copy(update={"model": GPT2Config.model_validate(fields).model_copy(update=kept)})
+
+
+def _refuse_contradictions(model: GPT2Config, given: Collection[str], stored: GPT2Config, name: str) -> None:
+    """Raise if a setting on the command line is not that of the weights."""
+    fields = [field for field in GPT2Config.model_fields if field not in ("size", *_ADAPTED)]
+    for field in fields:
+        asked = f"model.{field}" in given or ("model.size" in given and model.size is not None and field in SHAPE)
+        wanted, value = getattr(model, field), getattr(stored, field)
+        if asked and wanted != value:
+            option = f"model.{field}" if f"model.{field}" in given else "model.size"
+            wanted = getattr(model, option.removeprefix("model."))
+            raise GPT2LabError(
+                f"--{option} {str(wanted).lower()}: {name} has {field} {str(value).lower()}, and a run keeps the "
+                f"architecture of the weights that it starts from; leave --{option} out, or start from another model"
+            )
+
+
+def _choose_block_size(model: GPT2Config, given: Collection[str], stored: GPT2Config) -> tuple[int, str]:
+    """The context window of the run, and how it differs from that of the weights or of the recipe."""
+    wanted, has = model.block_size, stored.block_size
+    if "block_size" not in model.model_fields_set or wanted == has:
+        return has, ""
+    learned = stored.architecture == "gpt2"
+    if wanted < has:
+        return wanted, f"shorter than the model's {has:,}" + ("; the positions after it are cut" if learned else "")
+    if "model.block_size" not in given:
+        return has, f"that of the model; the recipe's {wanted:,} is longer (--model.block_size {wanted} extends it)"
+    new = f"positions from {has:,} on start from random values" if learned else "rotary positions have no weights"
+    return wanted, f"longer than the model's {has:,}; {new}"
+
+
+def _choose_vocab_size(model: GPT2Config, given: Collection[str], stored: GPT2Config, name: str) -> tuple[int, str]:
+    """The rows of the vocabulary, and how they differ from those of the weights or of the recipe."""
+    wanted, has = model.vocab_size, stored.vocab_size
+    if "vocab_size" not in model.model_fields_set or wanted == has:
+        return has, ""
+    if "model.vocab_size" not in given:
+        return has, f"that of the model; the recipe's is {wanted} (--model.vocab_size {wanted} pads or trims it)"
+    if wanted > has:
+        return wanted, f"padded from {has}"
+    if wanted < GPT2_VOCAB_SIZE:
+        raise GPT2LabError(
+            f"--model.vocab_size {wanted} would cut tokens of {name}, which has {has}; only padding beyond "
+            f"{GPT2_VOCAB_SIZE} can be trimmed"
+        )
+    return wanted, f"trimmed from {has}, which was padded"

@@ -1,0 +1,89 @@
+"""The data of a run: one's own text, prepared and trained on in one command."""
+
+import pytest
+
+from gpt2lab import cli
+from gpt2lab.config import DataConfig
+from gpt2lab.data import run_data
+from gpt2lab.data.catalogue import data_folder
+from gpt2lab.data.shards import open_split
+from gpt2lab.errors import GPT2LabError
+from tests.data.corpora import contents
+from tests.runs import learned
+
+BOOK = "".join(f"Chapter {n}. It was a dark night, and number {n * 7919 % 1000} was out.\n" for n in range(400))
+SMALL = ["--model.n_layer", "1", "--model.n_embd", "8", "--model.n_head", "1", "--train.max_steps", "2"]
+SMALL += ["--train.sample_every", "0", "--system.device", "cpu"]
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "book.txt").write_text(BOOK)
+    return "my/book.txt"
+
+
+def test_one_text_file_is_prepared_and_trained_on_in_one_command(book, tmp_path):
+    command = ["train", "--data.source", "files", "--data.input", book, "--run.name", "book", *SMALL]
+    assert cli.main(command) == 0
+    assert sorted(learned(tmp_path / "runs" / "book")) == [0, 1, 2]
+    prepared = contents(tmp_path / "data" / "files" / "book")
+    val, train = (open_split(tmp_path / "data" / "files" / "book", split) for split in ("val", "train"))
+    assert 0.05 < len(val) / (len(val) + len(train)) < 0.16
+    assert cli.main([*command, "--train.eval_every", "1"]) == 0  # finished: nothing to do
+    assert contents(tmp_path / "data" / "files" / "book") == prepared
+
+
+def test_the_text_of_a_folder_and_names_of_folders(book, tmp_path):
+    run_data.prepare(DataConfig(source="files", input="my"))
+    assert (tmp_path / "data" / "files" / "my" / "manifest.json").exists()
+    run_data.prepare(DataConfig(source="files", input=str(tmp_path / "my")))  # the same, by another path
+    for given, folder in (("a b/War & Peace.txt", "War-Peace"), ("...", "text"), ("x.jsonl.gz", "x")):
+        assert data_folder(DataConfig(source="files", input=given)).name in (folder, tmp_path.parent.parent.name)
+
+
+def test_shards_of_another_text_are_never_used(book, tmp_path):
+    run_data.prepare(DataConfig(source="files", input=book))
+    before = contents(tmp_path / "data" / "files" / "book")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "book.txt").write_text(BOOK * 2)
+    with pytest.raises(GPT2LabError, match=r"data/files/book holds shards of another text.*--data\.dir.*--restart"):
+        run_data.prepare(DataConfig(source="files", input="other/book.txt"))
+    (tmp_path / "my" / "book.txt").write_text(BOOK + "The end.\n")
+    with pytest.raises(GPT2LabError, match="another version of my/book.txt"):
+        run_data.prepare(DataConfig(source="files", input=book))
+    assert contents(tmp_path / "data" / "files" / "book") == before
+    run_data.prepare(DataConfig(source="files", input="other/book.txt", dir="data/other"))
+    command = "prepare files --input my/book.txt --out data/files/book --restart"  # as the message says
+    assert cli.main(command.split()) == 0
+    run_data.prepare(DataConfig(source="files", input=book))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.input", "my/book.txt"], "data.input my/book.txt is for data.source files, not stdlib"),
+        (["--data.source", "files"], "data.source files needs data.input"),
+        (
+            ["--data.source", "files", "--data.input", "my/bok.txt"],
+            "--data.input 'my/bok.txt' matches no file; did you mean my/book.txt",
+        ),
+        (["--data.source", "files", "--data.input", "my/book.pdf"], "suffix must be one of"),
+        (["--data.source", "files", "--data.input", "my/short.txt"], "short"),
+        (["--data.source", "files", "--data.dir", "data/none"], "add --data.input"),
+    ],
+)
+def test_mistakes(book, tmp_path, capsys, arguments, message):
+    (tmp_path / "my" / "book.pdf").write_bytes(b"%PDF")
+    (tmp_path / "my" / "short.txt").write_text("word\n")
+    assert cli.main(["train", *arguments]) == 2
+    assert message in (error := capsys.readouterr().err)
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_training_names_the_command_for_fineweb(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(GPT2LabError, match="data/fineweb10B holds no shards of fineweb; .* gpt2lab prepare fineweb "):
+        run_data.prepare(DataConfig(source="fineweb"))
