@@ -18,6 +18,9 @@ from gpt2lab.training import run as training_run
 ARITHMETIC = {
     "quickstart": (6_837_888, 24, 921_600, 1, 24, 1),
     "scaling_cpu": (3_320_640, 24, 1_536_000, 1, 24, 1),
+    "quickstart_modern": (13_259_008, 24, 768_000, 1, 24, 1),
+    "modern_124m": (162_201_600, 512, 1_703_936_000, 8, 64, 1),
+    "modern_24gb": (162_201_600, 128, 1_179_648_000, 1, 16, 8),
     "shakespeare": (124_475_904, 16, 3_276_800, 1, 4, 4),
     "shakespeare_cpu": (6_837_888, 8, 1_228_800, 1, 8, 1),
     "finetune_shakespeare": (124_439_808, 32, 655_360, 1, 1, 32),
@@ -29,14 +32,23 @@ ARITHMETIC = {
     "gpt2_large": (774_030_080, 512, 9_999_745_024, 8, 4, 16),
     "gpt2_xl": (1_557_611_200, 1024, 10_000_269_312, 8, 2, 64),
 }
-SMALL = ("quickstart", "scaling_cpu", "shakespeare_cpu", "finetune_shakespeare")  # gpt2lab's own: no original run
+MODERN = ("quickstart_modern", "modern_124m", "modern_24gb")
+SMALL = (
+    *MODERN,
+    "quickstart",
+    "scaling_cpu",
+    "shakespeare_cpu",
+    "finetune_shakespeare",
+)  # gpt2lab's own: no original run
 # Numbers of processes up to 8 that can share a step of each recipe.
 WORLD_SIZES = {
     "quickstart": {1, 2, 3, 4, 6, 8},
+    "quickstart_modern": {1, 2, 3, 4, 6, 8},
     "scaling_cpu": {1, 2, 3, 4, 6, 8},
     "gpt2_124m": {1, 2, 3, 4, 5, 6, 8},
     "minigpt": {1, 2, 3, 4, 5, 6, 8},
-} | {name: {1, 2, 4, 8} for name in ARITHMETIC.keys() - {"quickstart", "scaling_cpu", "gpt2_124m", "minigpt"}}
+}
+WORLD_SIZES |= {name: {1, 2, 4, 8} for name in ARITHMETIC.keys() - WORLD_SIZES.keys()}
 
 
 def test_every_recipe_is_found():
