@@ -73,9 +73,8 @@ def run(config: Config, extra_sinks: Sequence[Sink] = (), given: Collection[str]
         if initial is not None:
             directory.record_event(0, initial_weights.EVENT, initial.describe())
             initial = None  # frees the memory of its weights
-        sinks = stack.enter_context(
-            build.open_sinks(config.tracking, config.system, config.train, directory, start, extra_sinks)
-        )
+        opened = build.open_sinks(config.tracking, config.system, config.train, directory, start, extra_sinks)
+        sinks = stack.enter_context(opened)
         fingerprint = {"data": data.digest, "settings": config.flat()}
         checkpointer = stack.enter_context(AsyncCheckpointer(config.checkpoint, directory, state, fingerprint, start))
         signals = stack.enter_context(StopSignals())
