@@ -146,14 +146,15 @@ bench)
 train)
     source=fineweb-edu
     [ -d "$DATA" ] || source=stdlib DATA=$WORK/stdlib
-    [ -z "$TINY" ] || MINUTES=0.3
+    micro_steps=32
+    [ -z "$TINY" ] || MINUTES=0.6 micro_steps=2
     # SIGUSR1: save and stop. The same command continues from there.
     limit=$("$PYTHON" -c "print(round($MINUTES * 60))")
     # shellcheck disable=SC2016 # timeout's status 124 is the planned end
     in_time='timeout --signal=USR1 "$0" "$@"; status=$?; [ $status = 124 ] || exit $status'
     try train $((limit + 40)) bash -c "$in_time" "$limit" "$PYTHON" -m gpt2lab train --config gpt2_124m "${shape[@]}" \
         --data.source $source --data.dir "$DATA" --run.out_dir "$logs" --run.name long \
-        --train.total_batch_size $((32 * sequences * block)) --train.micro_batch_size auto --train.hellaswag_every 0 \
+        --train.total_batch_size $((micro_steps * sequences * block)) --train.micro_batch_size auto --train.hellaswag_every 0 \
         --train.eval_every 50 --train.eval_tokens $((sequences * 16 * block)) --train.sample_every 200 \
         --checkpoint.every 200 --optimizer.warmup_steps 50 --train.max_steps "${STEPS:-480}"
     gpt2lab report 40 report "$logs/long"
