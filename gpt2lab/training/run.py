@@ -14,7 +14,6 @@ import torch
 
 from gpt2lab.config import Config
 from gpt2lab.errors import GPT2LabError, RunStoppedError
-from gpt2lab.system import device as devices
 from gpt2lab.system import precision as precisions
 from gpt2lab.system.signals import StopSignals
 from gpt2lab.tracking.metrics import Sink
@@ -33,8 +32,7 @@ def run(config: Config, extra_sinks: Sequence[Sink] = (), given: Collection[str]
     Args:
         config: all settings.
         extra_sinks: also receive the values of each step, on rank 0.
-        given: dotted names of the settings on the command line: `model.*` among them must agree with
-            `train.init_from`.
+        given: dotted names of the settings on the command line, for `initial_weights.find`.
 
     Raises:
         GPT2LabError: an error that the user can correct.
@@ -53,8 +51,7 @@ def run(config: Config, extra_sinks: Sequence[Sink] = (), given: Collection[str]
 
         # Open the data, and what measures the model on it.
         precision = precisions.choose(config.system.precision, dist.device)
-        plan = config.batch_plan(dist.world_size, devices.micro_batch_tokens(dist.device))
-        plan = memory.lower_on_cpu(plan, config.model.block_size, dist.device)
+        plan = memory.plan_batches(config, dist.world_size, dist.device)
         data = build.build_data(config.data, config.model, config.run, plan, dist)
         evaluators = build_evaluators(config.train, config.model, config.run, data, directory, plan, dist, precision)
         changed = changed_settings(start, config, data.digest, directory.holds(start)) if start else {}
