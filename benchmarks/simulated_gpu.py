@@ -32,7 +32,7 @@ def _always(value: object) -> mock.Mock:
     return mock.Mock(return_value=value)
 
 
-def _no_padding(_: torch.Tensor) -> int:
+def _no_padding(w: torch.Tensor) -> int:  # noqa: ARG001
     return 0
 
 

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from gpt2lab import __version__, cli_parser, logs, options, progress
 from gpt2lab.errors import GPT2LabError, LostRankError, RunStoppedError, did_you_mean
+from gpt2lab.scaling.options import ScalingOptions
+from gpt2lab.sweep.options import SweepOptions
 from gpt2lab.system import startup
 
 EPILOG = """\
@@ -19,6 +21,7 @@ gpt2lab train --config config/gpt2_124m.yaml   GPT-2 124M
 gpt2lab evaluate --model-checkpoint runs/x     HellaSwag and other tasks, for a run, a directory or a Hub model
 gpt2lab plan --config minigpt --gpu h100-80gb  memory, hours and cost, before you rent
 gpt2lab prepare fineweb-edu                    token shards, from the Hub or a --mirror
+gpt2lab sweep --over optimizer.max_lr=1e-3,2e-3    a grid of runs, and a page that compares them
 gpt2lab scaling fit runs/sweep                 the law of small runs' losses, to predict a larger one
 gpt2lab sample --model-checkpoint runs/x --prompt "Once"
 gpt2lab export --model-checkpoint runs/x --out out/x    a directory for transformers and other tools
@@ -43,7 +46,8 @@ VERBS = (
     Verb("data", "inspect or verify a directory of shards", options.DataOptions, "gpt2lab.commands:data"),
     Verb("evaluate", "score a model on tasks", options.EvaluateOptions, "gpt2lab.evaluation.run:run"),
     Verb("bench", "time a training step and compare it", options.BenchOptions, "gpt2lab.commands:bench"),
-    Verb("scaling", "predict the loss of larger runs", options.ScalingOptions, "gpt2lab.scaling.run:run"),
+    Verb("sweep", "train a grid of runs; goes on where it stopped", SweepOptions, "gpt2lab.sweep.run:run"),
+    Verb("scaling", "predict the loss of larger runs", ScalingOptions, "gpt2lab.scaling.run:run"),
     Verb("sample", "continue a prompt with a trained model", options.SampleOptions, "gpt2lab.sample:run"),
     Verb("app", "serve a page that compares two models", options.AppOptions, "gpt2lab.app.run:run"),
     Verb("report", "write the page of one or more runs", options.ReportOptions, "gpt2lab.commands:report"),

@@ -145,13 +145,23 @@ def data(options: DataOptions) -> None:
 
 
 def report(options: ReportOptions) -> None:
-    """Write the report of runs, and print the files that were written.
+    """Write the report of runs, or the page of a sweep, and print the files that were written.
 
     Args:
-        options: the runs.
+        options: the runs, or the folder of a sweep.
     """
     from gpt2lab.tracking import report
 
+    folder = Path(options.runs[0])
+    if len(options.runs) == 1 and any((folder / name).is_file() for name in ("sweep.json", "predictions.jsonl")):
+        from gpt2lab.scaling import page as scaling_page
+        from gpt2lab.sweep import page
+
+        if options.out or options.price_per_hour:
+            raise GPT2LabError(f"{folder} is a sweep, whose page takes no --out and no --price-per-hour")
+        write = scaling_page.write if scaling_page.is_scaling_run(folder) else page.write
+        _print(f"wrote {write(folder)}")
+        return
     out = Path(options.out) if options.out else None
     written = report.write(
         *map(Path, options.runs),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from gpt2lab.generation.options import GenerationOptions, Sampling
-from gpt2lab.option_values import names, option, port, quantities, whole_numbers
+from gpt2lab.option_values import names, option, port, whole_numbers
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
@@ -120,7 +120,7 @@ gpt2lab prepare pretokenized --input FOLDER --out OUT        shards of int32 or 
 gpt2lab prepare tinyshakespeare                              1 MB, to try it out
 """
 
-    source: Literal["fineweb-edu", "fineweb", "files", "pretokenized", "tinyshakespeare", "stdlib"] = option(
+    source: Literal["fineweb-edu", "fineweb", "files", "pretokenized", "tinyshakespeare", "stdlib", "cpython"] = option(
         "corpus", flag="source", for_path="gpt2lab prepare files --input"
     )
     out: str | None = option("directory for the shards (default: data/NAME)", None)
@@ -178,51 +178,6 @@ class EvaluateOptions:
     include: str | None = option("directory of more task files for lm_eval:NAME", None)
 
 
-@dataclass(frozen=True, kw_only=True)  # an option without a default follows those of the base class
-class ScalingOptions(SettingsOptions):
-    """Plan small runs, fit scaling laws to their losses, predict larger runs, and recommend a recipe.
-
-    Points are a CSV, run directories, or a folder of runs. A recipe (--config, and settings) is what plan and recommend
-    scale from (default: gpt2_124m), and what predict predicts.
-    """
-
-    RECIPE: ClassVar[str] = "gpt2_124m"
-    EXAMPLES: ClassVar[str] = """\
-gpt2lab scaling plan --config quickstart --flops 1e13:1e14 --runs 12
-gpt2lab scaling fit runs/sweep                                          forms, intervals, warnings
-gpt2lab scaling fit points.csv --n size --d tokens --loss final_loss --json
-gpt2lab scaling predict runs/sweep --config larger.yaml                 recorded in runs/sweep/predictions.jsonl
-gpt2lab scaling predict points.csv --parameters 124M --tokens 10B
-gpt2lab scaling recommend runs/sweep --flops 1e18 --out larger.yaml     a recipe for gpt2lab train
-gpt2lab scaling recommend --gpu-hours 24 --gpu A100
-"""
-
-    action: Literal["plan", "fit", "predict", "recommend"] = option("what to do", flag="action")
-    sources: tuple[str, ...] = option("a CSV, run directories, or a folder of runs", (), flag="sources", nargs="*")
-    n: str = option("CSV: column of the parameters", "parameters")
-    d: str = option("CSV: column of the tokens", "tokens")
-    loss: str = option("CSV: column of the final loss", "loss")
-    counted: Literal["blocks-and-head", "all", "blocks"] = option(
-        "run directories and recipes: parameters that N counts", "blocks-and-head"
-    )
-    bootstraps: int = option("fits to resampled points, for the intervals", 200, at_least=40)
-    flops: tuple[float, ...] | None = option(
-        "plan: range of the runs' FLOPs, 1e13:1e15; recommend: FLOPs of the run", None, parse=quantities
-    )
-    runs: int = option("plan: at most N runs", 12, at_least=9)
-    tokens_per_parameter: float = option("plan: expected optimum, without earlier runs", 20.0, at_least=0.001)
-    speed: float | None = option(
-        "plan: FLOP/s of training, for the time (default: of the runs given)", None, at_least=1
-    )
-    parameters: float | None = option("predict: parameters of the run, such as 124M", None, at_least=1)
-    tokens: float | None = option("predict: tokens of the run, such as 10B", None, at_least=1)
-    gpu_hours: float | None = option("recommend: hours of all GPUs together", None, at_least=0.01)
-    gpu: str | None = option("recommend: name of the GPU, such as A100", None)
-    mfu: float = option("recommend: share of the GPU's peak that training reaches", 0.4, at_least=0.001)
-    out: str | None = option("plan, recommend: file to write (JSON; a recipe)", None)
-    as_json: bool = option(JSON_HELP, False, flag="--json")
-
-
 @dataclass(frozen=True)
 class SampleOptions:
     """Continue a prompt with a trained model. Text is printed as it is generated."""
@@ -266,7 +221,7 @@ class AppOptions:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Write the page of a run, or of several runs for comparison, and draw their curves as PNGs.
+    """Write the page of a run, of several runs for comparison, or of a sweep; draw the curves of runs as PNGs.
 
     Logs of other projects are drawn beside runs: log.txt of build-nanogpt, main.log of llm.c, the console output of
     nanoGPT, logs of modded-nanogpt, and CSV files with columns of steps and losses.
@@ -275,6 +230,7 @@ class ReportOptions:
     EXAMPLES: ClassVar[str] = """\
 gpt2lab report runs/x                 writes runs/x/report.html
 gpt2lab report runs/x runs/y          writes runs/compare_x_y.html
+gpt2lab report runs/x_sweep           writes runs/x_sweep/report.html, the page of a sweep
 gpt2lab report runs/x log/log.txt --tokens-per-step 524288
 """
 

@@ -302,6 +302,7 @@ def test_every_verb_has_its_options_and_defaults():
     required = {"data": ["verify", "x"], "evaluate": ["--model-checkpoint", "x"], "sample": ["--model-checkpoint", "x"]}
     required |= {"app": ["--trained", "x"], "report": ["x"], "export": ["--model-checkpoint", "x"]}
     required |= {"prepare": ["stdlib"], "import": ["x", "--out", "y"], "scaling": ["fit"]}
+    required |= {"sweep": ["--over", "run.seed=1"]}
     for verb in cli.VERBS:
         parsed = cli_parser.parse(verb.options, required.get(verb.name, []), f"gpt2lab {verb.name}")
         for field in dataclasses.fields(verb.options):

@@ -17,6 +17,7 @@ from gpt2lab.training import run as training_run
 # recipe: parameters, sequences a step, tokens of the run; and of the original run GPUs, micro batch, micro-steps a step
 ARITHMETIC = {
     "quickstart": (6_837_888, 24, 921_600, 1, 24, 1),
+    "scaling_cpu": (3_320_640, 24, 1_536_000, 1, 24, 1),
     "shakespeare": (124_475_904, 16, 3_276_800, 1, 4, 4),
     "shakespeare_cpu": (6_837_888, 8, 1_228_800, 1, 8, 1),
     "finetune_shakespeare": (124_439_808, 32, 655_360, 1, 1, 32),
@@ -28,13 +29,14 @@ ARITHMETIC = {
     "gpt2_large": (774_030_080, 512, 9_999_745_024, 8, 4, 16),
     "gpt2_xl": (1_557_611_200, 1024, 10_000_269_312, 8, 2, 64),
 }
-SMALL = ("quickstart", "shakespeare_cpu", "finetune_shakespeare")  # gpt2lab's own: no original run
+SMALL = ("quickstart", "scaling_cpu", "shakespeare_cpu", "finetune_shakespeare")  # gpt2lab's own: no original run
 # Numbers of processes up to 8 that can share a step of each recipe.
 WORLD_SIZES = {
     "quickstart": {1, 2, 3, 4, 6, 8},
+    "scaling_cpu": {1, 2, 3, 4, 6, 8},
     "gpt2_124m": {1, 2, 3, 4, 5, 6, 8},
     "minigpt": {1, 2, 3, 4, 5, 6, 8},
-} | {name: {1, 2, 4, 8} for name in ARITHMETIC.keys() - {"quickstart", "gpt2_124m", "minigpt"}}
+} | {name: {1, 2, 4, 8} for name in ARITHMETIC.keys() - {"quickstart", "scaling_cpu", "gpt2_124m", "minigpt"}}
 
 
 def test_every_recipe_is_found():

@@ -45,9 +45,9 @@ class RunConfig(Section):
 class DataConfig(Section):
     """Training and validation data."""
 
-    source: Literal["stdlib", "tinyshakespeare", "files", "fineweb-edu", "fineweb"] = "stdlib"
-    """stdlib (Python's own texts), tinyshakespeare and files (data.input) are prepared by training; fineweb-edu and
-    fineweb by `gpt2lab prepare`."""
+    source: Literal["stdlib", "cpython", "tinyshakespeare", "files", "fineweb-edu", "fineweb"] = "stdlib"
+    """stdlib (the documentation in Python's library), cpython (its source code), tinyshakespeare and files (data.input)
+    are prepared by training; fineweb-edu and fineweb by `gpt2lab prepare`."""
     input: NotEmpty | None = None
     """Your own text, for data.source files: a text file, or a directory of them."""
     dir: NotEmpty | None = None

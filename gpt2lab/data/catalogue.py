@@ -5,12 +5,13 @@ import shlex
 from pathlib import Path
 
 from gpt2lab.config import DataConfig
-from gpt2lab.data.sources import Source, fineweb, local_files, stdlib, tinyshakespeare
+from gpt2lab.data.sources import Source, cpython, fineweb, local_files, stdlib, tinyshakespeare
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.options import PrepareOptions
 
 DEFAULT_DIRS = {
     "stdlib": "data/stdlib",
+    "cpython": "data/cpython",
     "tinyshakespeare": "data/tinyshakespeare",
     "fineweb-edu": "data/edu_fineweb10B",
     "fineweb": "data/fineweb10B",
@@ -37,8 +38,8 @@ def open_source(options: PrepareOptions) -> Source:
         return local_files.source(options.input, options.text_field)
     if options.source == "tinyshakespeare":
         return tinyshakespeare.source(options.mirror)
-    assert options.source == "stdlib"
-    return stdlib.source() if options.shuffle_seed is None else stdlib.source(options.shuffle_seed)
+    embedded = {"stdlib": stdlib.source, "cpython": cpython.source}[options.source]
+    return embedded() if options.shuffle_seed is None else embedded(options.shuffle_seed)
 
 
 def format_train_command(name: str, folder: Path) -> str:
@@ -48,7 +49,7 @@ def format_train_command(name: str, folder: Path) -> str:
         name: the source.
         folder: folder of the shards.
     """
-    recipe = {"stdlib": "", "tinyshakespeare": " --config shakespeare_cpu"}
+    recipe = {"stdlib": "", "cpython": " --data.source cpython", "tinyshakespeare": " --config shakespeare_cpu"}
     recipe |= {"fineweb-edu": " --config gpt2_124m", "fineweb": " --config gpt2_124m --data.source fineweb"}
     if name in recipe and folder == Path(DEFAULT_DIRS[name]):
         return f"gpt2lab train{recipe[name]}"

@@ -159,9 +159,7 @@ def _recipe(config: Config, shape: tuple[int, ...], dist: DistContext, precision
 def _measure_step(recipe: Config, dist: DistContext, precision: Precision) -> tuple[Config, bool, float]:
     """The recipe, whether its step was compiled, and seconds of a step."""
     batches = recipe.batch_plan(dist.world_size, devices.micro_batch_tokens(dist.device))
-    state = build.build_state(
-        recipe.model, recipe.optimizer, recipe.guard, recipe.system, recipe.run, None, None, dist, precision
-    )
+    state = build.build_state(recipe, None, None, dist, precision)
     model = build.wrap_for_training(state, recipe.train, recipe.system, batches, dist, precision)
     size = (batches.micro_batch_size, recipe.model.block_size)
     idx = torch.randint(recipe.model.vocab_size, size, device=dist.device)

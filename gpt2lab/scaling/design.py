@@ -1,7 +1,9 @@
 """Designs the runs of a scaling fit: sizes on both sides of the expected minimum, for each of several computes."""
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,10 +105,46 @@ def to_json(designs: Sequence[Design], warnings: Sequence[str], speed: float | N
     return {"runs": rows, "flops": total, "seconds": total / speed if speed else None, "warnings": list(warnings)}
 
 
+def read(path: str) -> dict[str, Any]:
+    """Read the file of a plan.
+
+    Args:
+        path: written by `gpt2lab scaling plan --out`.
+
+    Returns:
+        Its content: `config`, `overrides`, and `runs` with their names and settings.
+
+    Raises:
+        GPT2LabError: the file does not exist or is no plan.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GPT2LabError(f"{path}: {error.strerror}; write a plan with gpt2lab scaling plan --out {path}") from None
+    except ValueError:
+        content = None
+    if not (isinstance(content, dict) and _is_plan(content)):
+        raise GPT2LabError(f"{path} is no plan; write one with gpt2lab scaling plan --out FILE")
+    return content
+
+
+def _is_plan(content: Mapping[str, Any]) -> bool:
+    recipes, overrides, runs = (content.get(key) for key in ("config", "overrides", "runs"))
+    return (
+        isinstance(recipes, list)
+        and all(isinstance(recipe, str) for recipe in recipes)
+        and isinstance(overrides, dict)
+        and isinstance(runs, list)
+        and bool(runs)
+        and all(isinstance(run, dict) for run in runs)
+        and all(isinstance(run.get("name"), str) and isinstance(run.get("settings"), dict) for run in runs)
+    )
+
+
 _CHANGED = (
     *(f"model.{key}" for key in SHAPE),
     *(f"train.{key}" for key in ("max_steps", "total_batch_size", "micro_batch_size")),
-    *(f"optimizer.{key}" for key in ("max_lr", "min_lr", "warmup_steps")),
+    *(f"optimizer.{key}" for key in ("max_lr", "min_lr", "embedding_lr", "head_lr", "warmup_steps")),
 )
 
 

@@ -1,21 +1,31 @@
 """Models of other sizes than a recipe's, and the settings that go with them.
 
 The rule: the depth grows with the width, heads keep their size; tokens a step grow with tokens^0.383 (Bergsma et al.
-2025, "Power Lines"); the learning rate falls with 1 / width, as in table 2.1 of the GPT-3 paper, and grows with the
-square root of the tokens a step (Malladi et al. 2022); warm-up stays the same share of the steps.
+2025, "Power Lines"); warm-up stays the same share of the steps. All learning rates grow with the square root of the
+tokens a step (Malladi et al. 2022), and depend on the width:
+
+    AdamW, wider than the recipe      1 / width, as in table 2.1 of the GPT-3 paper
+    AdamW, narrower                   1 / sqrt(width): small models are mostly embedding and head, whose rates nanochat
+                                      scales like this, and 1 / width would give them rates of 0.02 and more
+    Muon (max_lr)                     none (nanochat)
+    embedding_lr, head_lr             1 / sqrt(width) (nanochat)
+
+AdamW's rate stays below `HIGHEST_ADAMW_LR`. Without normalized queries and keys, high rates make the attention logits
+of small models diverge as well (Wortsman et al. 2023). The number is a choice of this project.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gpt2lab.config import SIZES, Config, GPT2Config
+from gpt2lab.config import SIZES, Config, GPT2Config, OptimizerConfig
 from gpt2lab.config.architecture import SHAPE
 from gpt2lab.model import flops
 from gpt2lab.scaling import points
 from gpt2lab.scaling.points import Counted
 
 BATCH_EXPONENT = 0.383
+HIGHEST_ADAMW_LR = 1e-2  # or the recipe's own rate, if that is higher
 _WIDEST = 256  # heads; 16,384 channels for heads of 64
 
 
@@ -73,13 +83,9 @@ def scale(config: Config, model: GPT2Config, tokens: float, counted: Counted) ->
     wanted = base / block * (tokens / (config.train.max_steps * base)) ** BATCH_EXPONENT
     batch = block * _round_to_divisible(wanted)
     steps = max(1, round(tokens / batch))
-    rate = config.model.n_embd / model.n_embd * math.sqrt(batch / base)
     warmup = round(config.optimizer.warmup_steps / config.train.max_steps * steps)
-    optimizer = {
-        "max_lr": float(f"{config.optimizer.max_lr * rate:.3g}"),
-        "min_lr": float(f"{config.optimizer.min_lr * rate:.3g}"),
-        "warmup_steps": warmup,
-    }
+    rates = scale_rates(config.optimizer, model, config.model.n_embd / model.n_embd, batch / base)
+    optimizer = {**rates, "warmup_steps": warmup}
     train = {"max_steps": steps, "total_batch_size": batch, "micro_batch_size": "auto"}
     scaled = config.model_copy(
         update={
@@ -90,6 +96,35 @@ def scale(config: Config, model: GPT2Config, tokens: float, counted: Counted) ->
     )
     trained = steps * batch
     return Design(scaled, points.count_parameters(scaled)[counted], trained, flops.flops_per_token(model) * trained)
+
+
+def scale_rates(
+    optimizer: OptimizerConfig, model: GPT2Config, narrowing: float, batch_growth: float
+) -> dict[str, float | None]:
+    """Scale the learning rates to another width and batch.
+
+    Args:
+        optimizer: of the recipe.
+        model: the architecture to scale to.
+        narrowing: width of the recipe's model, divided by that of `model`.
+        batch_growth: tokens of a step, divided by those of the recipe.
+
+    Returns:
+        Settings of the optimizer by name, rounded to three digits.
+    """
+    by_batch, by_root = math.sqrt(batch_growth), math.sqrt(narrowing * batch_growth)
+    if optimizer.name == "muon":
+        highest = optimizer.max_lr * by_batch
+    else:
+        wanted = optimizer.max_lr * min(narrowing, math.sqrt(narrowing)) * by_batch
+        highest = min(wanted, max(HIGHEST_ADAMW_LR, optimizer.max_lr))
+    rates: dict[str, float | None] = {"max_lr": highest, "min_lr": optimizer.min_lr * highest / optimizer.max_lr}
+    for name, applies in (("embedding_lr", True), ("head_lr", not model.tie_word_embeddings)):
+        rate = getattr(optimizer, name)
+        if rate is None and optimizer.name == "muon" and applies and narrowing != 1:
+            rate = optimizer.max_lr  # which null stands for, and which does not depend on the width
+        rates[name] = rate and rate * by_root
+    return {name: rate and float(f"{rate:.3g}") for name, rate in rates.items()}
 
 
 def _round_to_divisible(sequences: float) -> int:

@@ -23,6 +23,8 @@ UNKNOWNS = {"approach3": 5, "coupled": 4}
 _GRID = np.geomspace(0.05, 1.5, 16)  # exponents to start from
 _STARTS = 3  # points of the grid to continue from
 _SMALLEST_LOG = -50.0  # of E and the factors: a term that vanishes does not become zero
+_SMALLEST_EXPONENT = 1e-4  # a term with less is a constant; keeps the optimum of a law defined
+_LARGEST_LOG = 600.0  # of an optimal N or D: a law from a few points may put it beyond the range of floats
 _LARGEST_EXPONENT = 5.0  # keeps factors within the range of floats; real exponents are below 2
 
 
@@ -55,8 +57,10 @@ class Law(NamedTuple):
     def optimum(self, flops: float) -> tuple[float, float]:
         """N and D of the lowest loss with 6 N D = `flops` (Hoffmann et al. 2022, equation 4)."""
         a, b = self.optimal_exponents()
-        ratio = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
-        return float(ratio * (flops / 6) ** a), float((flops / 6) ** b / ratio)
+        logs = np.log([self.alpha, self.A, self.beta, self.B, flops / 6])
+        ratio = (logs[0] + logs[1] - logs[2] - logs[3]) / (self.alpha + self.beta)
+        n, d = np.exp(np.clip([ratio + a * logs[4], b * logs[4] - ratio], -_LARGEST_LOG, _LARGEST_LOG))
+        return float(n), float(d)
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ def fit(form: Form, n: Array, d: Array, loss: Array, start: Law | None = None) -
 
 
 def _exponents(theta: Array) -> Array:
-    return np.exp(np.minimum(theta[[3, -1]], np.log(_LARGEST_EXPONENT)))
+    return np.exp(np.clip(theta[[3, -1]], np.log(_SMALLEST_EXPONENT), np.log(_LARGEST_EXPONENT)))
 
 
 def _theta(law: Law, mean_n: float, mean_d: float) -> Array:

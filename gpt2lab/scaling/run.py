@@ -1,4 +1,4 @@
-"""The `scaling` command: plan, fit, predict, recommend."""
+"""The `scaling` command: plan, run, fit, predict, recommend."""
 
 import dataclasses
 import json
@@ -10,10 +10,12 @@ from gpt2lab import config as settings
 from gpt2lab import files, logs
 from gpt2lab.config import Config
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.options import ScalingOptions
-from gpt2lab.scaling import design, fit, points, predict, recommend, table
+from gpt2lab.scaling import design, fit, page, points, predict, recommend, table
 from gpt2lab.scaling.fit import Fits
+from gpt2lab.scaling.options import ScalingOptions
 from gpt2lab.scaling.points import Columns
+from gpt2lab.sweep import grid
+from gpt2lab.sweep import run as sweep_run
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,9 @@ def run(options: ScalingOptions) -> None:
     Args:
         options: the action and its options.
     """
+    if options.action == "run":
+        _run(options)
+        return
     actions = {"plan": _plan, "fit": _fit, "predict": _predict, "recommend": _recommend}
     result, text = actions[options.action](options)
     for warning in result["warnings"]:
@@ -84,6 +89,25 @@ def _plan(options: ScalingOptions) -> tuple[dict[str, Any], str]:
         with files.atomic_write(options.out) as temporary:
             temporary.write_text(json.dumps(result, indent=2) + "\n")
     return result, table.format_plan(result)
+
+
+def _run(options: ScalingOptions) -> None:
+    if len(options.sources) != 1 or options.config:
+        raise GPT2LabError("run takes the file of a plan, which has the recipe: gpt2lab scaling run plan.json")
+    path = options.sources[0]
+    plan = design.read(path)
+    runs = {run["name"]: {key: _as_text(value) for key, value in run["settings"].items()} for run in plan["runs"]}
+    if len(runs) < len(plan["runs"]):
+        raise GPT2LabError(f"{path}: two runs have the same name")
+    if clash := [name for name in options.overrides if any(name in own for own in runs.values())]:
+        raise GPT2LabError(f"--{clash[0]}: the plan sets it for each run")
+    overrides = {key: _as_text(value) for key, value in plan["overrides"].items()} | options.overrides
+    sweep_run.start(grid.build(plan["config"], overrides, runs, Path(path).stem, path), page.write, options.only_print)
+
+
+def _as_text(value: Any) -> str:
+    """A value of a setting as on the command line."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _recommend(options: ScalingOptions) -> tuple[dict[str, Any], str]:

@@ -19,7 +19,9 @@ from typing import Protocol
 from gpt2lab import progress
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-# Schedulers signal every process of a job, and torchrun's agent forwards the signal to its workers: one request.
+SWEEP_VARIABLE = "GPT2LAB_SWEEP"  # in the environment of a run that a sweep has started: the sweep's process id
+# Schedulers signal every process of a job, and so does a terminal; torchrun's agent and a sweep forward the signal to
+# their processes: one request.
 _REPEAT_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
@@ -56,7 +58,9 @@ class StopSignals:
         self.received = 0
         self.describe_loss: Callable[[], str] | None = None
         self.has_progress: Callable[[], bool] = lambda: False
-        self._agent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        sweep = os.environ.get(SWEEP_VARIABLE, "")
+        is_worker = "TORCHELASTIC_RUN_ID" in os.environ
+        self._agent = int(sweep) if sweep.isdecimal() else os.getppid() if is_worker else None
 
     def __enter__(self) -> "StopSignals":
         self._active = threading.current_thread() is threading.main_thread()
@@ -105,7 +109,7 @@ class StopSignals:
         os._exit(128 + number)
 
     def _next_signal(self) -> int:
-        """The number of the next signal; SIGTERM if torchrun's agent is gone, since nothing else would stop us."""
+        """The number of the next signal; SIGTERM if the agent is gone, since nothing else would stop us."""
         while True:
             try:
                 return int.from_bytes(self._reader.recv(1))

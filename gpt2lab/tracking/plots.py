@@ -273,19 +273,33 @@ def format_number(number: float) -> str:
 
 
 def _axes(lines: Sequence[Line], size: tuple[int, int]) -> "tuple[Figure, Axes]":
+    over_tokens = any(line.scale > 1 for line in lines)
+    unit = "minutes of training" if lines[0].minutes is not None else "tokens" if over_tokens else "optimizer step"
+    figure, axes = new_axes(unit, size)
+    axes.locator_params("x", nbins=7 if size == WIDE else 4, integer=True)
+    axes.xaxis.set_major_formatter((lambda x, _: format_number(x)) if over_tokens else "{x:,.0f}")
+    return figure, axes
+
+
+def new_axes(x_label: str, size: tuple[int, int]) -> "tuple[Figure, Axes]":
+    """An empty plot in the style of the pages.
+
+    Args:
+        x_label: of the x axis.
+        size: width and height in points.
+
+    Returns:
+        The figure and its axes.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
     axes = figure.add_subplot()
-    over_tokens = any(line.scale > 1 for line in lines)
-    unit = "minutes of training" if lines[0].minutes is not None else "tokens" if over_tokens else "optimizer step"
-    axes.set_xlabel(unit, color=FAINT, fontsize=FONT)
-    axes.locator_params("x", nbins=7 if size == WIDE else 4, integer=True)
+    axes.set_xlabel(x_label, color=FAINT, fontsize=FONT)
     axes.locator_params("y", nbins=7)
-    axes.xaxis.set_major_formatter((lambda x, _: format_number(x)) if over_tokens else "{x:,.0f}")
     axes.grid(axis="y", color=FAINT, alpha=0.22)
     axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelsize=FONT, labelcolor=FAINT)
+    axes.tick_params(which="both", length=0, labelsize=FONT, labelcolor=FAINT)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
     axes.margins(x=0.02)

@@ -18,10 +18,9 @@ from torch import nn
 from gpt2lab import packages, progress
 from gpt2lab.config import (
     BatchPlan,
+    Config,
     DataConfig,
     GPT2Config,
-    GuardConfig,
-    OptimizerConfig,
     RunConfig,
     SystemConfig,
     TrackingConfig,
@@ -34,6 +33,7 @@ from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import flops, pretrained
 from gpt2lab.system import attention, distributed
 from gpt2lab.system import device as devices
+from gpt2lab.system import precision as precisions
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
 from gpt2lab.tracking import trackers
@@ -67,6 +67,24 @@ def start_ranks(system: SystemConfig) -> Iterator[DistContext]:
         attention.prefer_fastest(dist.device),
     ):
         yield dist
+
+
+def plan_steps(config: Config, dist: DistContext) -> tuple[Precision, BatchPlan]:
+    """Choose the precision of matrix products, and divide the tokens of a step among ranks and micro batches.
+
+    Args:
+        config: its sections system, train and model are used.
+        dist: device and ranks.
+
+    Returns:
+        Both.
+
+    Raises:
+        GPT2LabError: the device does not have the precision, or the tokens do not divide among the ranks.
+    """
+    precision = precisions.choose(config.system.precision, dist.device)
+    plan = config.batch_plan(dist.world_size, devices.micro_batch_tokens(dist.device))
+    return precision, memory.lower_on_cpu(plan, config.model.block_size, dist.device)
 
 
 def check_trackers(tracking: TrackingConfig, directory: RunDirectory) -> None:
@@ -128,11 +146,7 @@ def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchP
 
 @progress.show_as("building the model")
 def build_state(
-    model: GPT2Config,
-    optimizer_config: OptimizerConfig,
-    guard: GuardConfig,
-    system: SystemConfig,
-    run: RunConfig,
+    config: Config,
     start: Checkpoint | None,
     initial: InitialWeights | None,
     dist: DistContext,
@@ -143,11 +157,7 @@ def build_state(
     All global random number generators are seeded; the initial weights are drawn from torch's.
 
     Args:
-        model: the architecture.
-        optimizer_config: of AdamW.
-        guard: which steps are skipped.
-        system: activation checkpointing and sharding.
-        run: the seed.
+        config: its sections model, optimizer, guard, system and run are used.
         start: the checkpoint to restore; None: a new run.
         initial: the weights that a new run starts from; None: random ones.
         dist: device and ranks.
@@ -161,13 +171,14 @@ def build_state(
     """
     import rich.style  # noqa: F401  (its import draws from Python's random numbers, so it comes before they are seeded)
 
-    torch.manual_seed(run.seed)
-    random.seed(run.seed)
-    np.random.seed(run.seed % 2**32)
-    sharded = system.shard and dist.world_size > 1
+    seed = config.run.seed
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    sharded = config.system.shard and dist.world_size > 1
     try:
-        language_model = pretrained.build(model)
-        language_model.trunk.activation_checkpointing = system.activation_checkpointing
+        language_model = pretrained.build(config.model)
+        language_model.trunk.activation_checkpointing = config.system.activation_checkpointing
         if start is not None:
             start.restore_weights(language_model)
         elif initial is not None:
@@ -176,12 +187,12 @@ def build_state(
             dist.shard(language_model, language_model.trunk.blocks)  # moves one block at a time to the device
         language_model.to(dist.device)
     except RuntimeError as error:  # includes torch.OutOfMemoryError; on a CPU torch has no type of its own for it
-        gib = 4 * flops.parameters(model) / 2**30
+        gib = 4 * flops.parameters(config.model) / 2**30
         raise GPT2LabError(
             f"cannot make the model: its weights alone take {gib:,.1f} GiB ({error}); lower model.size or model.n_embd"
         ) from error
-    optimizers = optimizer.build(language_model, optimizer_config, dist, precision.dtype)
-    state = TrainState(language_model, optimizers, Guard(guard), precision.scaler(), sharded)
+    optimizers = optimizer.build(language_model, config.optimizer, dist, precision.dtype)
+    state = TrainState(language_model, optimizers, Guard(config.guard), precision.scaler(), sharded)
     if start is not None:
         start.restore_optimizer(language_model, optimizers)
         state.load_state_dict(start.state)
@@ -270,19 +281,12 @@ def _compile(module: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def open_sinks(
-    tracking: TrackingConfig,
-    system: SystemConfig,
-    train: TrainConfig,
-    directory: RunDirectory,
-    start: Checkpoint | None,
-    extra_sinks: Sequence[Sink],
+    config: Config, directory: RunDirectory, start: Checkpoint | None, extra_sinks: Sequence[Sink]
 ) -> Iterator[list[Sink]]:
     """Open the sinks that receive the values of each step, and close them at the end of the `with` block.
 
     Args:
-        tracking: which trackers are used, and how often the console prints.
-        system: which steps are recorded in a trace.
-        train: the number of steps.
+        config: its sections tracking, train (the number of steps) and system (the steps of a trace) are used.
         directory: holds metrics.jsonl.
         start: the checkpoint that the run resumes from.
         extra_sinks: more sinks, which come last.
@@ -294,16 +298,17 @@ def open_sinks(
         yield []
         return
     first_step, recorded = (start.step, start.recorded) if start else (0, None)
-    terminal, every, log_format = sys.stdout.isatty(), tracking.log_every, tracking.log_format
+    tracking, terminal = config.tracking, sys.stdout.isatty()
     with contextlib.ExitStack() as stack:
         for sink in extra_sinks:
             stack.callback(sink.close)
         # Each is closed also if a later one cannot be opened.
         metrics = stack.enter_context(contextlib.closing(JsonLines(directory.metrics)))
         others = stack.enter_context(contextlib.closing(Trackers(tracking, directory.path, recorded)))
-        console = Console(train.max_steps, first_step, every, terminal=terminal, log_format=log_format)
+        every, log_format = tracking.log_every, tracking.log_format
+        console = Console(config.train.max_steps, first_step, every, terminal=terminal, log_format=log_format)
         stack.callback(console.close)
-        traces = profiling.trace_sinks(system, directory.path, first_step, directory.dist.device)
+        traces = profiling.trace_sinks(config.system, directory.path, first_step, directory.dist.device)
         for trace in traces:
             stack.callback(trace.close)
         yield [metrics, console, others, *traces, *extra_sinks]

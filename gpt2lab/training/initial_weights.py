@@ -25,7 +25,6 @@ from gpt2lab.training.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
-EVENT = "initialized"  # in events.jsonl
 _ADAPTED = ("block_size", "vocab_size")  # these fields of the model may differ from those of the weights
 
 
@@ -35,7 +34,7 @@ class InitialWeights:
 
     name: str  # as the settings give it
     source: ResolvedCheckpoint
-    weights: Mapping[str, Tensor]  # as in a state dict
+    weights: dict[str, Tensor]  # as in a state dict
     changes: Mapping[str, str]  # what differs from the source, by field of the model
 
     @torch.no_grad()
@@ -46,12 +45,14 @@ class InitialWeights:
         vocabulary, which no token has, become the mean of the others: their logits are then the mean of all logits, so
         the padding raises the loss by at most log(V / V_before), 0.001 for 50304.
 
+        The weights are gone afterwards.
+
         Args:
             model: of the architecture that `find` returned.
         """
         vocabulary = huggingface.vocabulary_tensors(model.config)
         for name, target in model.state_dict().items():  # the tensors share the memory of the parameters
-            stored = self.weights[name]
+            stored = self.weights.pop(name)  # frees its memory as soon as it is copied
             target[: len(stored)].copy_(stored[: len(target)])
             if name in vocabulary and len(target) > len(stored):
                 target[len(stored) :].copy_(stored.mean(dim=0))

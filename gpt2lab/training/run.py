@@ -14,10 +14,9 @@ import torch
 
 from gpt2lab.config import Config
 from gpt2lab.errors import GPT2LabError, RunStoppedError
-from gpt2lab.system import precision as precisions
 from gpt2lab.system.signals import StopSignals
 from gpt2lab.tracking.metrics import Sink
-from gpt2lab.training import build, estimate, initial_weights, memory, messages
+from gpt2lab.training import build, estimate, initial_weights, messages
 from gpt2lab.training.async_checkpointer import AsyncCheckpointer
 from gpt2lab.training.disk_space import require_space
 from gpt2lab.training.evaluators import build_evaluators
@@ -50,8 +49,7 @@ def run(config: Config, extra_sinks: Sequence[Sink] = (), given: Collection[str]
         config, initial = initial_weights.find(config, given, start, dist)
 
         # Open the data, and what measures the model on it.
-        precision = precisions.choose(config.system.precision, dist.device)
-        plan = memory.plan_batches(config, dist.world_size, dist.device)
+        precision, plan = build.plan_steps(config, dist)
         data = build.build_data(config.data, config.model, config.run, plan, dist)
         evaluators = build_evaluators(config.train, config.model, config.run, data, directory, plan, dist, precision)
         changed = changed_settings(start, config, data.digest, directory.holds(start)) if start else {}
@@ -61,19 +59,13 @@ def run(config: Config, extra_sinks: Sequence[Sink] = (), given: Collection[str]
         space = require_space(config, directory)
 
         # Build the model and its optimizer, or restore them, and find the micro batch that fits into memory.
-        state = build.build_state(
-            config.model, config.optimizer, config.guard, config.system, config.run, start, initial, dist, precision
-        )
+        state = build.build_state(config, start, initial, dist, precision)
         model = build.wrap_for_training(state, config.train, config.system, plan, dist, precision)
         tps, line, facts = estimate.describe_run(config, model, len(data.val), start.step if start else 0)
         messages.log_summary(config.train, config.optimizer, state, data, model, space, line)
-        directory.prepare(config, start, changed, {"data": data.describe(), **facts})
-        if initial is not None:
-            directory.record_event(0, initial_weights.EVENT, initial.describe())
-            initial = None  # frees the memory of its weights
-        sinks = stack.enter_context(
-            build.open_sinks(config.tracking, config.system, config.train, directory, start, extra_sinks)
-        )
+        origin = initial.describe() if initial else None
+        directory.prepare(config, start, changed, {"data": data.describe(), **facts}, origin)
+        sinks = stack.enter_context(build.open_sinks(config, directory, start, extra_sinks))
         fingerprint = {"data": data.digest, "settings": config.flat()}
         checkpointer = stack.enter_context(AsyncCheckpointer(config.checkpoint, directory, state, fingerprint, start))
         signals = stack.enter_context(StopSignals())

@@ -165,7 +165,12 @@ class RunDirectory:
         return True
 
     def prepare(
-        self, config: Config, start: Checkpoint | None, changed: Mapping[str, str], facts: Mapping[str, Any]
+        self,
+        config: Config,
+        start: Checkpoint | None,
+        changed: Mapping[str, str],
+        facts: Mapping[str, Any],
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
         """Write config.yaml and environment.json, truncate the records to the checkpoint, and log what has changed.
 
@@ -174,14 +179,17 @@ class RunDirectory:
             start: the checkpoint to start from, of this run or of another one; None: from the beginning.
             changed: settings that differ from the checkpoint's, by dotted name.
             facts: more keys of environment.json.
+            origin: the weights that a new run starts from, for events.jsonl; None: random ones.
         """
         self.dist.on_main(lambda: self._write_settings(config, start, facts))
+        if origin is not None:
+            self.record_event(0, "initialized", origin)
         if start is not None:
             for name, change in changed.items():
                 logger.info(f"{name} {change}, from step {start.step} on (a new --run.name starts again)")
             logger.info("resuming after step %d", start.step)
-            origin = {"checkpoint": str(start.path), "world_size": self.dist.world_size}
-            self.record_event(start.step, "resumed", {**origin, **changed})
+            place = {"checkpoint": str(start.path), "world_size": self.dist.world_size}
+            self.record_event(start.step, "resumed", {**place, **changed})
 
     def _write_settings(self, config: Config, start: Checkpoint | None, facts: Mapping[str, Any]) -> None:
         self.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -600,7 +600,7 @@ def test_only_folders_with_token_shards_are_offered(tmp_path):
 
 
 def test_training_names_the_command_for_fineweb(tmp_path):
-    assert set(DEFAULT_DIRS) == {"stdlib", "tinyshakespeare", "fineweb-edu", "fineweb", "files"}
+    assert set(DEFAULT_DIRS) == {"stdlib", "cpython", "tinyshakespeare", "fineweb-edu", "fineweb", "files"}
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(GPT2LabError, match=rf"gpt2lab prepare fineweb-edu --out {folder} .*--data\.dir"):
             prepare("fineweb-edu", folder)

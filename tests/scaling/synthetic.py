@@ -11,6 +11,7 @@ from gpt2lab.scaling import points
 from gpt2lab.scaling.forms import Law
 from gpt2lab.scaling.points import Points
 
+SMALL_LAW = Law(E=1.5, A=60.0, alpha=0.34, B=90.0, beta=0.34)  # its optimum is among models that tests can build
 LAW = Law(E=1.8172, A=482.01, alpha=0.3478, B=2085.43, beta=0.3658)  # Besiroglu et al. 2024
 
 

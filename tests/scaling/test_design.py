@@ -92,6 +92,55 @@ def test_rate_batch_and_warmup_follow_the_rule():
     assert longer.optimizer.warmup_steps == pytest.approx(longer.train.max_steps / 30, abs=1)
 
 
+def test_narrow_models_have_a_rate_that_grows_with_the_root_and_has_a_limit():
+    def rate(n_embd, batch_growth=1.0, **optimizer):
+        model = SMALL.model.model_copy(update={"n_embd": n_embd})
+        changed = SMALL.optimizer.model_copy(update=optimizer)
+        return family.scale_rates(changed, model, SMALL.model.n_embd / n_embd, batch_growth)
+
+    assert rate(64)["max_lr"] == pytest.approx(5e-3 * 2**0.5, rel=1e-2)
+    assert rate(16)["max_lr"] == family.HIGHEST_ADAMW_LR
+    assert rate(16)["min_lr"] == pytest.approx(family.HIGHEST_ADAMW_LR / 10)
+    assert rate(16, max_lr=2e-2)["max_lr"] == 2e-2
+    assert rate(256, 4.0)["max_lr"] == pytest.approx(5e-3)
+
+
+def test_rates_of_muon_do_not_depend_on_the_width_but_those_of_embedding_and_head_do():
+    muon = SMALL.optimizer.model_copy(update={"name": "muon", "max_lr": 0.02, "min_lr": 0.0, "head_lr": 4e-3})
+    modern = SMALL.model.model_copy(update={"architecture": "modern", "tie_word_embeddings": False})
+    wide = family.scale_rates(muon, modern, 1 / 4, 1.0)
+    assert wide == {"max_lr": 0.02, "min_lr": 0.0, "embedding_lr": 0.01, "head_lr": 2e-3}
+    longer = family.scale_rates(muon, modern, 1.0, 4.0)
+    assert longer == {"max_lr": 0.04, "min_lr": 0.0, "embedding_lr": None, "head_lr": 8e-3}
+    tied = family.scale_rates(muon.model_copy(update={"head_lr": None}), SMALL.model, 1 / 4, 1.0)
+    assert tied["head_lr"] is None
+
+
+def test_the_modern_architecture_is_planned_and_recommended(tmp_path):
+    recipe = Config.model_validate(
+        {
+            "model": {"architecture": "modern", "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64},
+            "train": {"max_steps": 600, "total_batch_size": 1536},
+            "optimizer": {"name": "muon", "max_lr": 0.02, "min_lr": 0, "embedding_lr": 0.3, "warmup_steps": 20},
+        }
+    )
+    designs, _ = design.plan(recipe, (1e14, 1e15), 9, "blocks-and-head", None, 1.0)
+    assert {run.config.model.architecture for run in designs} == {"modern"}
+    for run in designs:
+        assert run.flops == flops.flops_per_token(run.config.model) * run.tokens
+        changed = {key: "null" if value is None else value for key, value in design.changed_settings(run).items()}
+        base = {f"{s}.{k}": v for s, values in recipe.model_dump(exclude_unset=True).items() for k, v in values.items()}
+        loaded = settings.load([], base | changed)
+        assert (loaded.model, loaded.optimizer) == (run.config.model, run.config.optimizer)
+    chosen = recommend.recommend(recipe, 1e17, recommend.CHINCHILLA, "blocks-and-head")
+    path = tmp_path / "larger.yaml"
+    path.write_text(recommend.write_recipe(chosen, "small", []))
+    loaded = settings.load([path])
+    assert loaded.model.architecture == "modern"
+    assert loaded.optimizer == chosen.config.optimizer
+    assert loaded.optimizer.embedding_lr / loaded.optimizer.max_lr < 0.3 / 0.02  # wider than the recipe
+
+
 def test_the_family_has_the_published_sizes_and_keeps_the_shape():
     recipe = settings.load(["gpt2_124m"])
     models = list(family.list_models(recipe.model))

@@ -1,5 +1,6 @@
 """Fits of laws to points: known laws are found again, intervals hold them, and doubtful points are named."""
 
+import json
 import time
 
 import numpy as np
@@ -191,3 +192,19 @@ def test_olmo_ladder_predicts_larger_models(shared_data):
         low, high = prediction.interval95
         assert low < loss < high
         assert high - low < 0.1 * loss
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("falls", ["n", "d", "neither"])
+def test_points_that_do_not_determine_the_law_give_finite_numbers(falls):
+    """As while a scaling run is under way: the loss of the first points may not fall with size, or with tokens."""
+    found = grid(3, 3)
+    by = {"n": found.n, "d": found.d, "neither": np.ones(9)}[falls]
+    noise = np.exp(np.random.default_rng(0).normal(0, 0.01, 9))
+    points_ = Points(found.names, found.n, found.d, 2 + 100 * by**-0.3 * noise, found.flops)
+    fits = fit.fit(points_, 20)
+    for form in (fits.approach3, fits.coupled):
+        laws = (form.law, *form.draws)
+        assert np.isfinite([law.optimum(flops) for law in laws for flops in (1e15, 1e25)]).all()
+        assert np.isfinite([*form.interval95().values()]).all()
+    json.dumps(fit.to_json(fits, {}), allow_nan=False)

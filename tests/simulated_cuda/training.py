@@ -42,9 +42,7 @@ def build_trainer(gpu: SimulatedGPU, config: Config) -> tuple[Trainer, Batch, li
     plan = config.batch_plan(1, devices.micro_batch_tokens(device))
     # Parameters cannot move from one device to another while they are fake.
     with device, mock.patch.object(torch.nn.Module, "to", lambda self, _: self):
-        state = build.build_state(
-            config.model, config.optimizer, config.guard, config.system, config.run, None, None, dist, precision
-        )
+        state = build.build_state(config, None, None, dist, precision)
     model = build.wrap_for_training(state, config.train, config.system, plan, dist, precision)
     events: list[Any] = []
     others: Any = SimpleNamespace(

@@ -10,7 +10,7 @@ import pytest
 
 from gpt2lab.tracking import plots, records
 
-STYLE = (Path(plots.__file__).parent / "report.html.j2").read_text()
+STYLE = (Path(plots.__file__).parent / "style.css.j2").read_text()
 LIGHT, DARK = (re.findall(r"--run\d: (#\w{6})", line) for line in STYLE.splitlines() if "--run0:" in line)
 PAPER = {"light": (LIGHT, "#ffffff"), "dark": (DARK, "#14171b")}
 

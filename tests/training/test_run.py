@@ -158,7 +158,7 @@ def test_sinks_are_closed_if_another_one_cannot_be_opened(token_folder, tmp_path
     monkeypatch.setattr(build, "Trackers", refuse)
     with (
         pytest.raises(OSError, match="refused"),
-        build.open_sinks(config.tracking, config.system, config.train, directory, None, ()),
+        build.open_sinks(config, directory, None, ()),
     ):
         pass
     assert closed == [True]

@@ -16,7 +16,7 @@ import inspect
 import platform
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,11 +49,27 @@ def source(seed: int = SHUFFLE_SEED) -> Source:
     Raises:
         GPT2LabError: the source files of the standard library are not installed.
     """
+    return shuffled_source("stdlib", documents(), seed)
+
+
+def shuffled_source(name: str, documents: Iterable[Document], seed: int) -> Source:
+    """Make a source of documents from the standard library. Its revision is the version of Python.
+
+    Args:
+        name: of the source.
+        documents: with unique ids.
+        seed: of their order.
+    """
     # Sorting by a hash is a shuffle that does not depend on the version of a random number generator.
-    shuffled = sorted(documents(), key=lambda document: hashlib.blake2b(f"{seed}/{document.id}".encode()).digest())
-    files = (in_memory_file("stdlib", (document.text for document in shuffled)),)
+    shuffled = sorted(documents, key=lambda document: hashlib.blake2b(f"{seed}/{document.id}".encode()).digest())
+    files = (in_memory_file(name, (document.text for document in shuffled)),)
     revision = f"{platform.python_implementation()} {platform.python_version()}"
-    return Source("stdlib", "stdlib", revision, files, shuffle_seed=seed)
+    return Source(name, name, revision, files, shuffle_seed=seed)
+
+
+def find_library() -> Path:
+    """The folder of the running Python's standard library."""
+    return Path(sysconfig.get_paths()["stdlib"])
 
 
 def documents(folder: Path | None = None) -> Iterator[Document]:
@@ -65,7 +81,7 @@ def documents(folder: Path | None = None) -> Iterator[Document]:
     Raises:
         GPT2LabError: the folder holds no source files (some installations have only compiled files).
     """
-    root = folder or Path(sysconfig.get_paths()["stdlib"])
+    root = folder or find_library()
     seen: set[str] = set()
     for document in (*_read_topics(root / TOPICS), *_read_modules(root, seen)):
         if document.text not in seen:
@@ -87,7 +103,7 @@ def _read_topics(path: Path) -> Iterator[Document]:
 
 def _read_modules(root: Path, seen: set[str]) -> Iterator[Document]:
     """One document for each module with docstrings."""
-    paths = list(_find_modules(root))
+    paths = list(find_modules(root))
     for path in progress.track(paths, "reading Python's documentation"):
         name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
         tree = _parse(path)
@@ -96,12 +112,20 @@ def _read_modules(root: Path, seen: set[str]) -> Iterator[Document]:
             yield Document(f"module/{name}", "\n\n\n".join(sections) + "\n")
 
 
-def _find_modules(root: Path) -> Iterator[Path]:
+def find_modules(root: Path) -> Iterator[Path]:
+    """List the source files of a standard library, sorted, without tests, tables and other packages.
+
+    Args:
+        root: its folder.
+
+    Yields:
+        The paths.
+    """
     for path in sorted(root.iterdir()):
         if path.is_dir() and not path.is_symlink():
             # Folders such as `config-3.11-x86_64-linux-gnu` are not packages.
             if path.name not in _SKIPPED_FOLDERS and path.name.isidentifier():
-                yield from _find_modules(path)
+                yield from find_modules(path)
         elif path.suffix == ".py" and not path.name.startswith("_sysconfigdata"):
             yield path
 
