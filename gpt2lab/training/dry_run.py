@@ -43,8 +43,7 @@ def run(config: Config, overrides: Mapping[str, str] | None = None) -> None:
     start = directory.find_checkpoint()
     if start or Path(config.train.init_from or "").exists():  # a model of the Hub would be downloaded
         config, _ = initial_weights.find(config, overrides, start, alone)
-    batches = config.batch_plan(world_size, devices.micro_batch_tokens(device))
-    batches = memory.lower_on_cpu(batches, config.model.block_size, device)
+    batches = memory.plan_batches(config, world_size, device)
     if device.type == "cpu":  # on a GPU, training tries what fits
         train = config.train.model_copy(update={"micro_batch_size": batches.micro_batch_size})
         config = config.model_copy(update={"train": train})

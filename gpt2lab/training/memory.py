@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gpt2lab.config import BatchPlan, largest_divisor
+from gpt2lab.config import BatchPlan, Config, largest_divisor
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.system import device as devices
 from gpt2lab.system.distributed import DistContext
@@ -180,6 +180,21 @@ class MicroStepVotes:
         except _RetryError:
             pass
         return None
+
+
+def plan_batches(config: Config, world_size: int, device: torch.device) -> BatchPlan:
+    """Divide the tokens of a step, on a CPU in micro batches that suit it.
+
+    Args:
+        config: all settings.
+        world_size: number of ranks.
+        device: of this rank.
+
+    Raises:
+        GPT2LabError: the tokens do not divide among the ranks.
+    """
+    plan = config.batch_plan(world_size, devices.micro_batch_tokens(device))
+    return lower_on_cpu(plan, config.model.block_size, device)
 
 
 def lower_on_cpu(plan: BatchPlan, block_size: int, device: torch.device) -> BatchPlan:

@@ -31,8 +31,7 @@ def run(config: Config, extra_sinks: Sequence[Sink] = (), given: Collection[str]
     Args:
         config: all settings.
         extra_sinks: also receive the values of each step, on rank 0.
-        given: dotted names of the settings on the command line: `model.*` among them must agree with
-            `train.init_from`.
+        given: dotted names of the settings on the command line, for `initial_weights.find`.
 
     Raises:
         GPT2LabError: an error that the user can correct.
