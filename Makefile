@@ -20,7 +20,7 @@ test: .venv/.installed-dev
 
 # All tests. CI runs these (.ci/run).
 test-all: .venv/.installed-dev
-	$(PYTEST)
+	$(PYTEST) --durations=30
 
 # The fault experiments in full; writes docs/results/faults.md.
 faults: .venv/.installed-dev
