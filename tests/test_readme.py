@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2lab import cli
+from gpt2lab import cli, config
 from tests.test_recipes import ARITHMETIC
 
 REPOSITORY = Path(__file__).parent.parent
@@ -127,10 +127,11 @@ def test_command_in_a_process(command, checkout, tmp_path):
 def test_commands_that_train_for_a_few_steps_reach_the_learning_rate():
     """Otherwise training warns about the documents' own examples."""
     for page in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")):
-        for text in re.findall(r"--train\.max_steps \d+[^`]*", page.read_text()):
-            warmup = re.search(r"--optimizer\.warmup_steps (\d+)", text)
-            assert warmup, f"{page.name}: {text}"
-            assert int(warmup[1]) <= int(text.split()[1])
+        for text in re.findall(r"[^`\n]*--train\.max_steps \d+[^`]*", page.read_text()):
+            steps = int(text.partition("--train.max_steps ")[2].split()[0])
+            warmup, recipe = (re.search(rf"--{name} (\S+)", text) for name in ("optimizer.warmup_steps", "config"))
+            assert warmup or recipe, f"{page.name}: {text}"
+            assert (int(warmup[1]) if warmup else config.load([recipe[1]]).optimizer.warmup_steps) <= steps
 
 
 def test_make_and_pip_commands_are_what_the_files_offer():
