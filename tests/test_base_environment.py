@@ -44,6 +44,7 @@ CASES: list[tuple[str, str | None]] = [
     ("sample --model-checkpoint runs/tiny --prompt a --max-new-tokens 2", None),
     ("app --trained runs/tiny", "app"),
     ("report runs/tiny", None),
+    ("sweep --over run.seed=1,2 --print", None),
     ("export --model-checkpoint runs/tiny --out out/tiny", None),
     ("import a.pt --out out/imported", None),
     ("plan --config minigpt --gpu a100-40gb --gpus 6", None),

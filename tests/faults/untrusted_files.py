@@ -71,7 +71,8 @@ class Checker:
         self.outcome.add(name, problems)
 
     def _modification_times(self, left_out: Path) -> dict[Path, int]:
-        paths = self._folder.rglob("*")
+        """Those of files: the lock of a run, which is deleted at the end, changes that of its folder."""
+        paths = (path for path in self._folder.rglob("*") if path.is_file())
         return {path: path.stat().st_mtime_ns for path in paths if left_out not in path.parents}
 
 

@@ -83,7 +83,7 @@ def test_the_terminal_and_the_page_say_it(make_large_run, capsys):
     assert "gray band" in page
 
 
-def test_the_end_of_a_run_says_it(make_large_run, caplog, monkeypatch):
+def test_the_end_of_a_run_says_it(make_large_run, caplog, monkeypatch, complete_runs):
     monkeypatch.setattr(report, "_draw_charts", lambda *arguments: ([], []))
     folder = make_large_run(3.0)
     directory = SimpleNamespace(path=folder, dist=SimpleNamespace(is_main=True))

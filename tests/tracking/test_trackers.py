@@ -26,6 +26,14 @@ from tests.runs import REPOSITORY, STEPS, command, interrupted_at, learned, reco
 Shown = list[tuple[str, int, float]]  # (metric, step, value) of a tracker
 
 
+@pytest.fixture(autouse=True)
+def _order_of_event_files(monkeypatch):
+    """TensorBoard reads files in the order of their names, whose last number counts the files of a process."""
+    from tensorboard.summary.writer import event_file_writer
+
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(100))  # 9 is after 10
+
+
 def recorded(run: Path) -> Shown:
     """The content of metrics.jsonl; each step once."""
     assert len(learned(run)) == len(records(run))

@@ -182,7 +182,7 @@ def test_an_error_of_all_ranks_is_printed_once(token_folder, tmp_path, option, m
     assert "[rank" not in line
 
 
-@pytest.mark.parametrize("place", ["gpt2lab.config.load", "gpt2lab.training.build.build_data"])
+@pytest.mark.parametrize("place", ["gpt2lab.config.load_with_notes", "gpt2lab.training.build.build_data"])
 @pytest.mark.slow
 def test_an_error_of_one_rank_is_seen(token_folder, tmp_path, place):
     """Before and after the ranks are connected."""
