@@ -185,6 +185,7 @@ def test_a_prediction_holds_the_truth_and_says_when_it_is_far():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_interval_has_the_noise_of_a_run_in_it():
     noise, draws = 0.01, 30
     held = 0
