@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.tracking.records import LARGEST, Curve
+from gpt2lab.tracking.records import LARGEST, Curve, Measured
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _NUMBER = r"([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?|nan|inf)"
 
 
 @dataclass(frozen=True)
-class ForeignLog:
+class ForeignLog(Measured):
     """A log of another project. Steps count optimizer updates, as in a Run: `val/loss` at step n is after n updates."""
 
     name: str
@@ -33,17 +33,6 @@ class ForeignLog:
     format: str
     metrics: Mapping[str, Curve]
     tokens_per_step: int | None  # None if neither the log nor the user says it
-
-    def curve(self, key: str) -> Curve:
-        """A metric; empty if it is not in the log.
-
-        Args:
-            key: of the metric.
-
-        Returns:
-            The curve.
-        """
-        return self.metrics.get(key, Curve(np.empty(0), np.empty(0)))
 
 
 class _Format(NamedTuple):

@@ -43,19 +43,10 @@ class Sample(NamedTuple):
         return f"after step {self.step:,}" if self.step else "before training"
 
 
-@dataclass(frozen=True)
-class Run:
-    """The content of a run directory."""
+class Measured:
+    """What has metrics: a run, or a log of another project."""
 
-    name: str
-    folder: Path
-    settings: Config
-    environment: Mapping[str, Any]
     metrics: Mapping[str, Curve]
-    samples: Sequence[Sample]
-    events: Sequence[Mapping[str, Any]]
-    evaluation: Mapping[str, Any]  # the newest one without a limit (docs/evaluation.md); empty if there is none
-    warnings: Sequence[str]  # about damaged files and values that are not finite
 
     def curve(self, key: str) -> Curve:
         """A metric; empty if it was not measured.
@@ -67,6 +58,21 @@ class Run:
             The curve.
         """
         return self.metrics.get(key, Curve(np.empty(0), np.empty(0)))
+
+
+@dataclass(frozen=True)
+class Run(Measured):
+    """The content of a run directory."""
+
+    name: str
+    folder: Path
+    settings: Config
+    environment: Mapping[str, Any]
+    metrics: Mapping[str, Curve]
+    samples: Sequence[Sample]
+    events: Sequence[Mapping[str, Any]]
+    evaluation: Mapping[str, Any]  # the newest one without a limit (docs/evaluation.md); empty if there is none
+    warnings: Sequence[str]  # about damaged files and values that are not finite
 
     @property
     def source(self) -> str:

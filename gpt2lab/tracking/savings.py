@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gpt2lab.config import GPT2_VOCAB_SIZE
 from gpt2lab.tracking.records import Run
 
 
@@ -61,7 +62,9 @@ def minutes_of_training(run: Run) -> np.ndarray | None:
 def _step_of_loss(run: Run, other: Run) -> float | None:
     """The step, a fraction, where a run reaches the final validation loss of another one; None if it does not."""
     (steps, losses), final = run.curve("val/loss"), other.curve("val/loss").values
-    same_text = run.source == other.source and run.settings.model.vocab_size == other.settings.model.vocab_size
+    # Rows of the vocabulary that only pad it do not change the tokens.
+    same_tokens = len({min(each.settings.model.vocab_size, GPT2_VOCAB_SIZE) for each in (run, other)}) == 1
+    same_text = run.source == other.source and same_tokens
     if not same_text or len(final) < 2 or not (losses <= final[-1]).any():
         return None
     first = int(np.argmax(losses <= final[-1]))

@@ -83,8 +83,7 @@ def plan_steps(config: Config, dist: DistContext) -> tuple[Precision, BatchPlan]
         GPT2LabError: the device does not have the precision, or the tokens do not divide among the ranks.
     """
     precision = precisions.choose(config.system.precision, dist.device)
-    plan = config.batch_plan(dist.world_size, devices.micro_batch_tokens(dist.device))
-    return precision, memory.lower_on_cpu(plan, config.model.block_size, dist.device)
+    return precision, memory.plan_batches(config, dist.world_size, dist.device)
 
 
 def check_trackers(tracking: TrackingConfig, directory: RunDirectory) -> None:

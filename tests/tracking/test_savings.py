@@ -33,7 +33,7 @@ SLOW, FAST = {0: 10.0, 50: 5.0, 100: 4.0}, {0: 10.0, 30: 4.5, 40: 3.5, 60: 3.0}
 
 
 def describe(tmp_path, **changes):
-    slow = make_run(tmp_path, "slow", SLOW, 10)
+    slow = make_run(tmp_path, "slow", SLOW, 10, vocab_size=changes.pop("slow_vocab_size", 300))
     fast = make_run(tmp_path, "fast", FAST, changes.pop("step_ms", 20), **changes)
     return savings.describe([records.read(slow), records.read(fast)])
 
@@ -59,6 +59,10 @@ def test_tokens_count_not_steps(tmp_path):
 @pytest.mark.parametrize("change", [{"source": "tinyshakespeare"}, {"vocab_size": 256}])
 def test_other_text_or_other_tokens_are_not_compared(tmp_path, change):
     assert describe(tmp_path, **change) == []
+
+
+def test_a_padded_vocabulary_has_the_same_tokens(tmp_path):
+    assert "2.9 times fewer tokens" in describe(tmp_path, slow_vocab_size=50257, vocab_size=50304)[0]
 
 
 def test_times_on_other_hardware_are_not_compared(tmp_path):
