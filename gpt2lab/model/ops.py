@@ -249,14 +249,16 @@ class _CrossEntropy(torch.autograd.Function):
         losses = []
         rows = max(1, _FLOAT32_CHUNKS[logits.device.type] // logits.shape[1])
         for part, target in zip(torch.split(logits, rows), torch.split(targets, rows), strict=True):
-            z = part if cap is None else softcap(part.float(), cap)
+            z = part if cap is None else _softcap_(part.float(), cap)
             p = torch.softmax(z, dim=-1, dtype=torch.float32)
             # log-sum-exp by way of the most likely token, whose probability cannot underflow
             log_sum_exp = z.amax(dim=-1, keepdim=True) - p.amax(dim=-1, keepdim=True).log()
             losses.append(log_sum_exp - z.gather(1, target))
             if any(ctx.needs_input_grad):
                 dz = p.scatter_add_(1, target, p.new_full((1, 1), -1.0).expand_as(target))  # p - one_hot(target)
-                part.copy_(dz if cap is None else dz.mul_(1 - (z / cap).square_()))  # derivative of softcap
+                if cap is not None:
+                    dz.addcmul_(dz, z.square_(), value=-1 / cap**2)  # times the derivative of softcap, 1 - (z / cap)^2
+                part.copy_(dz)
                 del dz
             del z, p  # before those of the next rows are computed
         total = counts.sum()
@@ -305,6 +307,11 @@ def softcap(logits: Tensor, cap: float) -> Tensor:
         cap: the bound.
     """
     return torch.tanh(logits / cap).mul_(cap) if not logits.requires_grad else cap * torch.tanh(logits / cap)
+
+
+def _softcap_(logits: Tensor, cap: float) -> Tensor:
+    """`softcap` in place, by tanh(x) = 2 sigmoid(2x) - 1: on a CPU, torch's tanh takes several times as long."""
+    return logits.mul_(2 / cap).sigmoid_().mul_(2 * cap).sub_(cap)
 
 
 def rms_norm(x: Tensor) -> Tensor:
