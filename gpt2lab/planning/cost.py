@@ -8,7 +8,8 @@ from gpt2lab.model import flops
 from gpt2lab.planning.speed import Range
 from gpt2lab.system.gpus import GPU
 
-START_SECONDS, COMPILE_SECONDS = 15.0, 60.0  # docs/performance.md, "Time to the first step", rounded up
+_START_SECONDS = {"gpu": 15.0, "cpu": 4.0}  # docs/performance.md, "Time to the first step", rounded up; GPU: assumed
+_COMPILE_SECONDS = 60.0
 _HELLASWAG_ITEMS, _HELLASWAG_TOKENS = 10_042, 340  # tokens of an item, both conventions, padding included
 _SHORT_SEQUENCES = 0.5  # of the speed of long ones
 _HOST_COPY, _DISK = 20e9, 0.35e9  # bytes/s: GPU to host; a checkpoint with its checksums (docs/results/checkpoint.md)
@@ -48,7 +49,7 @@ def estimate_duration(config: Config, gpu: GPU, tokens_per_second: Range, compil
     )
     saved = math.ceil(train.max_steps / (config.checkpoint.every or train.max_steps))
     checkpoints = saved * 12 * flops.parameters(model) / _HOST_COPY + 12 * flops.parameters(model) / _DISK  # the last
-    start = START_SECONDS + COMPILE_SECONDS * compiled
+    start = _START_SECONDS["cpu" if gpu.is_cpu else "gpu"] + _COMPILE_SECONDS * compiled
     device = tokens / tokens_per_second.estimate + evaluation
     ends = (device * tokens_per_second.estimate / end for end in (tokens_per_second.high, tokens_per_second.low))
     low, high = (seconds + checkpoints + start for seconds in ends)

@@ -117,7 +117,7 @@ def estimate(model: GPT2Config, layout: Layout) -> Memory:
     # Gradients that exist before the backward pass: of earlier micro-steps, or as DistributedDataParallel's buckets.
     early = layout.grad_accum_steps > 1 or layout.gpus > 1
     gradients, logits = 4.0 * N / share, float(element * n * V)
-    softmax = 0.0 if layout.compiled else _softmax_working(n * V, layout, model.architecture == "modern")
+    softmax = 0.0 if layout.compiled else _softmax_working(n * V, layout)
     in_blocks = 12.0 * model.n_layer * C * C if layout.muon else 0.0
     head = element * V * C + 2 * n * C * element if layout.compiled else _head_working(n, C, V, element, layout.device)
 
@@ -182,11 +182,8 @@ def _muon_working(model: GPT2Config, layout: Layout) -> float:
     return elements * max(8.0 + max(iteration, result) / layout.gpus, 12.0 + 4.0 / layout.gpus)
 
 
-def _softmax_working(logits: int, layout: Layout, capped: bool) -> float:
+def _softmax_working(logits: int, layout: Layout) -> float:
     """Some logits in fp32 and their softmax (`cross_entropy` in model/ops.py)."""
-    first = min(_FLOAT32_CHUNK[layout.device], logits)
-    if capped:  # and two factors of the gradient
-        return 16.0 * first
     copies = 2 if layout.precision == "bf16" or layout.device == "cpu" else 1  # torch converts fp16 inside its kernel
     return 4.0 * copies * min(_FLOAT32_CHUNK[layout.device], logits)
 

@@ -126,6 +126,17 @@ def test_training_uses_the_calibration_of_its_device():
     assert here.resolve("bf16", False, 1)[1] == default
 
 
+def test_without_a_calibration_the_estimate_follows_the_speed_of_this_cpu(monkeypatch):
+    here = local.describe(torch.device("cpu"))
+
+    def tokens_per_second(operations_per_second: float) -> float:
+        monkeypatch.setattr(local, "_probe", lambda precision: operations_per_second)
+        gpu, stack = here.resolve("fp32", False, 1)
+        return plan.make(Config(), gpu, stack=stack).outlook.tokens_per_second.estimate
+
+    assert 3 < tokens_per_second(2e12) / tokens_per_second(2e11) < 10  # the memory is as fast as before
+
+
 def test_the_factor_is_estimated_by_measured_time_of_the_steps(monkeypatch):
     """Steps that take as long as a stack factor says have this factor, and the range covers all of them."""
     monkeypatch.setattr(
