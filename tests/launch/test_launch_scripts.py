@@ -222,7 +222,9 @@ def test_the_skypilot_task_copies_runs_to_a_bucket_and_back(task):
     assert (REPOSITORY / config).exists()
 
 
-@pytest.mark.parametrize("name", ["torchrun_multinode.sh", "copy_runs.sh", "slurm.sbatch", "setup", "run"])
+@pytest.mark.parametrize(
+    "name", ["torchrun_multinode.sh", "copy_runs.sh", "slurm.sbatch", "reproduce.sh", "speedrun.sh", "setup", "run"]
+)
 def test_shellcheck_reports_nothing(tmp_path, task, name):
     script = SCRIPTS / name
     if name in task:

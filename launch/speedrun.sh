@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# The same as launch/reproduce.sh with the modern recipe: 1.7B tokens of FineWeb (docs/modern.md).
+#
+#   launch/speedrun.sh [SETTINGS]
+set -euo pipefail
+# 20 shards of 100M tokens: the run uses 1.7B, once
+RECIPE="${RECIPE:-modern_124m}" DATA="${DATA-fineweb --shards 20}" exec "$(dirname "$0")/reproduce.sh" "$@"
