@@ -226,6 +226,34 @@ def test_no_code_of_a_python_file_runs(write, tmp_path):
     assert not (tmp_path / "made").exists()
 
 
+def test_values_of_all_kinds_of_assignments_are_read(write):
+    content = foreign_files.read(
+        write(
+            "B, T = 4, 32\nsteps = 5\nsteps *= 2\nn_head, a, b = 2, 3, 4\na, b = b, a\nlr: float = 1e-3",
+            "config.py",
+        )
+    )
+    assert content.values == {"B": 4, "T": 32, "steps": 10, "n_head": 2, "lr": 1e-3, "a": 4, "b": 3}
+    assert not content.left_out
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "learning_rate = float('3e-3')",
+        "learning_rate = 3e-3\nlearning_rate *= scale",
+        "learning_rate = 3e-3\nif True:\n    learning_rate = 4e-3",
+        "learning_rate, x = read()",
+        "with open('x') as learning_rate: pass",
+    ],
+)
+def test_nanogpt_s_default_does_not_stand_for_a_value_that_only_code_knows(code, write):
+    translated = translation.translate_file(write(f"max_iters = 10\n{code}\n", "config.py"))
+    assert "optimizer.max_lr" not in translated.settings
+    assert "not a literal, so left out: learning_rate" in translated.notes
+    assert translated.settings["optimizer.min_lr"] == 6e-5  # a default of nanoGPT
+
+
 @pytest.mark.parametrize(
     "text",
     ["max_iters = (", "\0", "a = " + "(" * 5000, "a = " + "-" * 200_000 + "1", "a = " + "1+" * 100_000 + "1", ""],
@@ -258,7 +286,9 @@ def test_several_misspelled_names_are_all_in_one_message(write):
 
 # Arguments of gpt2lab train, and what the one line says.
 FLAGS = [
-    (["--init_from=resume"], ["did you mean train.init_from?"]),
+    (["--init_from=resume"], ["the same run.name resumes a run"]),
+    (["--init-from", "gpt2-xl"], ["--train.init_from 'gpt2-xl'"]),
+    (["--gradient_accumulation_steps=5"], ["computed from train.total_batch_size"]),
     (["--dropout", "0.1"], ["dropout: the models have no dropout"]),
     (["--batch_size=12"], ["did you mean train.micro_batch_size?"]),
     (["--learning_rate", "1e-3"], ["did you mean optimizer.max_lr?"]),

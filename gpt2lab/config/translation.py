@@ -157,7 +157,9 @@ def translate_file(file: Path) -> Translation:
     """
     content = foreign_files.read(file)
     is_nanogpt = file.suffix == ".py" and not content.has_code and bool(content.values.keys() & NANOGPT_ONLY)
-    translation = translate(content.values, NANOGPT_DEFAULTS if is_nanogpt else None)
+    # Of a value that is not a literal nothing is known, so nanoGPT's default does not stand for it.
+    defaults = {name: value for name, value in NANOGPT_DEFAULTS.items() if name not in content.left_out}
+    translation = translate(content.values, defaults if is_nanogpt else None)
     settings, notes = dict(translation.settings), list(translation.notes)
     source = Source({name.rpartition(".")[2].lower(): value for name, value in content.values.items()})
     if "train.total_batch_size" not in settings and source.micro_tokens:
@@ -169,7 +171,11 @@ def translate_file(file: Path) -> Translation:
         raise GPT2LabError(f"{file}: no settings that could be translated")
     if not settings.keys() & {"data.dir", "data.source"}:
         notes.append("no data that gpt2lab knows: add data.dir, the folder of the token shards")
-    left_out = dict.fromkeys(name for name in content.left_out if _find_setting(name) not in (None, *settings))
+    left_out = dict.fromkeys(
+        name
+        for name in content.left_out
+        if name not in content.values and (name in CONVERSIONS or _find_setting(name) not in (None, *settings))
+    )
     if left_out and not content.has_code:
         notes.append(f"not a literal, so left out: {', '.join(left_out)}")
     return Translation(translation.items, settings, notes)
