@@ -208,6 +208,28 @@ def test_unusual_values_and_names_give_valid_yaml(write, tmp_path, capsys):
     assert all(name in printed.err for name in ("optimizer.max_lr", "train.max_steps", "run.seed", "bad key"))
 
 
+def test_settings_of_evaluation_are_not_those_of_training(write):
+    text = """
+eval: {batch_size: 8, max_steps: 50, max_iters: 100, interval: 7}
+train: {batch_size: 32, seq_len: 64, max_iters: 5000, warmup_ratio: 0.1}
+validation: {batch_size: 4}
+"""
+    settings = translation.translate_file(write(text)).settings
+    assert settings["train.micro_batch_size"] == 32
+    assert settings["train.max_steps"] == 5000
+    assert settings["optimizer.warmup_steps"] == 500
+    assert settings["train.eval_tokens"] == 100 * 32 * 64
+    assert settings["train.eval_every"] == 7
+
+
+def test_two_values_of_a_setting_are_said(write):
+    translated = translation.translate_file(write("lr: 1e-3\nlearning_rate: 2e-3\nsteps: 5\nmax_iters: 5\n"))
+    assert translated.settings["optimizer.max_lr"] == 2e-3
+    assert [note for note in translated.notes if "both" in note] == [
+        "lr and learning_rate are both optimizer.max_lr; that of learning_rate is taken"
+    ]
+
+
 def test_a_micro_batch_alone_is_a_step_of_one_gpu(write):
     translated = translation.translate_file(write("batch_size: 8\nblock_size: 64\ndata_path: data/x\n"))
     assert translated.settings["train.total_batch_size"] == 512
