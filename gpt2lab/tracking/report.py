@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 # Results of OpenAI's 124M model to compare with. Loss: on FineWeb-Edu's validation shard, measured by build-nanogpt.
 # HellaSwag: acc_norm in the completion convention, which is also that of the runs.
 LOSS_REFERENCES = {
-    "fineweb-edu": Reference("GPT-2 124M: 3.29", 3.2924),
-    "fineweb": Reference("speed records: 3.28", 3.28),  # the target of modded-nanogpt, about llm.c's result
+    "fineweb-edu": Reference("GPT-2 124M: 3.29", 3.2924, right=True),
+    "fineweb": Reference("speed records: 3.28", 3.28, right=True),  # the target of modded-nanogpt, about llm.c's result
 }
 _SHOWN_BASELINES = (("GPT-2 124M", "completion"), ("GPT-3 Small 125M", "other"))
 HELLASWAG_REFERENCES = [Reference("chance: 0.25", 0.25, right=True)] + [

@@ -152,8 +152,8 @@ def test_each_price_has_a_date_and_a_source():
         assert gpu.price_per_hour is None or (gpu.price_date and gpu.price_source), gpu.name
 
 
-# Multiprocessors (compute units), boost clock in MHz, FLOP per cycle of each in bf16 or fp16 accumulated in fp32, and in
-# fp32, dense. GeForce has half of the first rate of workstation and data center GPUs of the same generation.
+# Multiprocessors (compute units), boost clock in MHz, FLOP per cycle of each in bf16 or fp16 accumulated in fp32, and
+# in fp32, dense. GeForce has half of the first rate of workstation and data center GPUs of the same generation.
 UNITS = {
     "a100-40gb": (108, 1410, 2048, 128),
     "a100-80gb": (108, 1410, 2048, 128),
