@@ -149,7 +149,7 @@ def _read_lines(file: Path) -> _Found | None:
         for index, log_format in enumerate(_FORMATS):
             for key, pattern in log_format.patterns.items():
                 if match := pattern.search(line):
-                    decimals = len(match[2].partition(".")[2])  # of fixed number in all formats
+                    decimals = len(match[2].partition(".")[2])  # the same number in all lines of a format
                     if line == text and decimals < digits.get(key, 0):  # the log is being written, or was copied
                         break
                     digits[key] = decimals
