@@ -200,7 +200,7 @@ def _instance(options: type[Options], namespace: argparse.Namespace) -> Options:
 
 def _unknown_option(name: str, arguments: Sequence[str], parser: Parser, settings: Sequence[str]) -> str:
     """The error message about an option that does not exist, and all others if they are settings elsewhere."""
-    from gpt2lab.config import messages, translation
+    from gpt2lab.config import conversions, messages, translation
 
     guess = find_similar(name, parser.flags)
     if settings and (guess is None or "." in name):
@@ -211,7 +211,7 @@ def _unknown_option(name: str, arguments: Sequence[str], parser: Parser, setting
                 unknown[option[2:]] = value if equals else "true" if following[:2] in ("", "--") else following
         return (
             translation.explain_options(unknown)
-            if len(unknown) > 1
+            if len(unknown) > 1 or name[2:].replace("-", "_") in conversions.CONVERSIONS
             else messages.describe_unknown_setting(name[2:], settings)
         )
     return f"unknown option {name}{f'; did you mean {guess}?' if guess else ''} (see {parser.prog} --help)"

@@ -189,8 +189,8 @@ def export(options: ExportOptions) -> None:
         raise GPT2LabError("--public and --dry-run belong to --push OWNER/NAME")
     from gpt2lab.export import push, run
 
-    if options.push and not options.dry_run:
-        push.check(options.push)
+    if options.push:
+        push.check(options.push, needs_login=not options.dry_run)
     with tempfile.TemporaryDirectory(prefix="gpt2lab-export-") as scratch:
         target = None if options.dry_run else options.space or options.out
         folder = target or Path(scratch) / "export"

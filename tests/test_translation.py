@@ -208,6 +208,28 @@ def test_unusual_values_and_names_give_valid_yaml(write, tmp_path, capsys):
     assert all(name in printed.err for name in ("optimizer.max_lr", "train.max_steps", "run.seed", "bad key"))
 
 
+def test_settings_of_evaluation_are_not_those_of_training(write):
+    text = """
+eval: {batch_size: 8, max_steps: 50, max_iters: 100, interval: 7}
+train: {batch_size: 32, seq_len: 64, max_iters: 5000, warmup_ratio: 0.1}
+validation: {batch_size: 4}
+"""
+    settings = translation.translate_file(write(text)).settings
+    assert settings["train.micro_batch_size"] == 32
+    assert settings["train.max_steps"] == 5000
+    assert settings["optimizer.warmup_steps"] == 500
+    assert settings["train.eval_tokens"] == 100 * 32 * 64
+    assert settings["train.eval_every"] == 7
+
+
+def test_two_values_of_a_setting_are_said(write):
+    translated = translation.translate_file(write("lr: 1e-3\nlearning_rate: 2e-3\nsteps: 5\nmax_iters: 5\n"))
+    assert translated.settings["optimizer.max_lr"] == 2e-3
+    assert [note for note in translated.notes if "both" in note] == [
+        "lr and learning_rate are both optimizer.max_lr; that of learning_rate is taken"
+    ]
+
+
 def test_a_micro_batch_alone_is_a_step_of_one_gpu(write):
     translated = translation.translate_file(write("batch_size: 8\nblock_size: 64\ndata_path: data/x\n"))
     assert translated.settings["train.total_batch_size"] == 512
@@ -224,6 +246,34 @@ def test_no_code_of_a_python_file_runs(write, tmp_path):
     content = foreign_files.read(path)
     assert content.values == {"block_size": 64}
     assert not (tmp_path / "made").exists()
+
+
+def test_values_of_all_kinds_of_assignments_are_read(write):
+    content = foreign_files.read(
+        write(
+            "B, T = 4, 32\nsteps = 5\nsteps *= 2\nn_head, a, b = 2, 3, 4\na, b = b, a\nlr: float = 1e-3",
+            "config.py",
+        )
+    )
+    assert content.values == {"B": 4, "T": 32, "steps": 10, "n_head": 2, "lr": 1e-3, "a": 4, "b": 3}
+    assert not content.left_out
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "learning_rate = float('3e-3')",
+        "learning_rate = 3e-3\nlearning_rate *= scale",
+        "learning_rate = 3e-3\nif True:\n    learning_rate = 4e-3",
+        "learning_rate, x = read()",
+        "with open('x') as learning_rate: pass",
+    ],
+)
+def test_nanogpt_s_default_does_not_stand_for_a_value_that_only_code_knows(code, write):
+    translated = translation.translate_file(write(f"max_iters = 10\n{code}\n", "config.py"))
+    assert "optimizer.max_lr" not in translated.settings
+    assert "not a literal, so left out: learning_rate" in translated.notes
+    assert translated.settings["optimizer.min_lr"] == 6e-5  # a default of nanoGPT
 
 
 @pytest.mark.parametrize(
@@ -258,7 +308,9 @@ def test_several_misspelled_names_are_all_in_one_message(write):
 
 # Arguments of gpt2lab train, and what the one line says.
 FLAGS = [
-    (["--init_from=resume"], ["did you mean train.init_from?"]),
+    (["--init_from=resume"], ["the same run.name resumes a run"]),
+    (["--init-from", "gpt2-xl"], ["--train.init_from 'gpt2-xl'"]),
+    (["--gradient_accumulation_steps=5"], ["computed from train.total_batch_size"]),
     (["--dropout", "0.1"], ["dropout: the models have no dropout"]),
     (["--batch_size=12"], ["did you mean train.micro_batch_size?"]),
     (["--learning_rate", "1e-3"], ["did you mean optimizer.max_lr?"]),

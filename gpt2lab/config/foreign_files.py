@@ -3,7 +3,7 @@
 import ast
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,23 +95,54 @@ def _read_python(file: Path) -> ForeignFile:
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        problem = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else "nested too deep"
+        problem = "nested too deep"
+        if isinstance(error, SyntaxError):
+            problem = f"line {error.lineno}: {error.msg}" if error.lineno else error.msg
         raise GPT2LabError(f"{file}: not a Python file: {problem}") from None
     values: dict[str, Any] = {}
     left_out: list[str] = []
     has_code = any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.For | ast.While) for node in tree.body)
     for node in tree.body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
-        for name in (target.id for target in targets if isinstance(target, ast.Name) and value is not None):
-            values.pop(name, None)
-            try:
-                values[name] = _evaluate(value, values)
-            except (_NotLiteralError, ArithmeticError, TypeError, RecursionError):
-                left_out.append(name)
+        if not (has_code and isinstance(node, ast.If | ast.With | ast.Try)):
+            _assign(node, values, left_out)
     return ForeignFile(values, left_out, has_code)
+
+
+def _assign(node: ast.stmt, values: dict[str, Any], left_out: list[str]) -> None:
+    """Enter what a statement assigns; names whose values depend on what code does are left out."""
+    found: list[tuple[str, Any]] = []
+    for name, expression in _assignments(node):
+        try:
+            found.append((name, _evaluate(expression, values)))
+        except (_NotLiteralError, ArithmeticError, TypeError, RecursionError):
+            values.pop(name, None)
+            left_out.append(name)
+    values.update(found)
+
+
+def _assignments(node: ast.stmt) -> Iterator[tuple[str, ast.expr | None]]:
+    """The names that a statement assigns, with their expressions; None for what is no plain assignment."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return  # names in it are its own
+    pairs: list[tuple[ast.expr, ast.expr | None]] = []
+    if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
+        pairs = [(node.target, ast.BinOp(ast.Name(node.target.id, ast.Load()), node.op, node.value))]
+    elif isinstance(node, ast.Assign):
+        pairs = [(target, node.value) for target in node.targets]
+    elif isinstance(node, ast.AnnAssign):
+        pairs = [(node.target, node.value)] if node.value else []
+    else:
+        pairs = [(name, None) for name in ast.walk(node) if isinstance(name, ast.expr)]
+    sequence = ast.Tuple | ast.List
+    for target, value in pairs:
+        if isinstance(target, sequence) and isinstance(value, sequence) and len(target.elts) == len(value.elts):
+            parts: Iterable[tuple[ast.expr, ast.expr | None]] = zip(target.elts, value.elts, strict=True)
+        else:
+            parts = [(target, value)]
+        for part, expression in parts:
+            for name in ast.walk(part):
+                if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store):
+                    yield name.id, expression if name is part else None
 
 
 def _evaluate(node: ast.AST | None, values: Mapping[str, Any]) -> Any:

@@ -80,6 +80,8 @@ class Translation(NamedTuple):
 
 
 _UNKNOWN = "unknown"
+# Sections whose batch_size or max_steps is not that of training. Known names of both are kept: eval.interval.
+_MEASUREMENTS = {"eval", "evaluate", "evaluation", "val", "valid", "validation", "test", "sample", "inference"}
 
 
 def translate(values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> Translation:
@@ -93,16 +95,32 @@ def translate(values: Mapping[str, Any], defaults: Mapping[str, Any] | None = No
         The translation. Settings that ours do not accept are notes.
     """
     everything = {name: value for name, value in (defaults or {}).items() if name not in values} | dict(values)
-    source = Source({name.rpartition(".")[2].lower(): value for name, value in everything.items()})
+    source = _build_source(everything)
     items = [
         _translate_one(name, value, source)._replace(is_default=name not in values)
         for name, value in everything.items()
     ]
     settings: dict[str, Any] = {}
+    origins: dict[str, Item] = {}
+    twice: list[str] = []
     for item in sorted(items, key=lambda item: item.name == "decay_lr"):  # which overrides min_lr
+        for setting, value in item.settings.items():
+            first = origins.setdefault(setting, item)
+            if settings.get(setting, value) != value and not first.is_default and item.name != "decay_lr":
+                twice.append(f"{first.name} and {item.name} are both {setting}; that of {item.name} is taken")
         settings |= item.settings
     accepted, notes = _keep_valid(settings)
-    return Translation(items, accepted, notes)
+    return Translation(items, accepted, [*twice, *notes])
+
+
+def _build_source(values: Mapping[str, Any]) -> Source:
+    return Source(
+        {name.rpartition(".")[2].lower(): value for name, value in values.items() if not _is_of_measurement(name)}
+    )
+
+
+def _is_of_measurement(name: str) -> bool:
+    return not _MEASUREMENTS.isdisjoint(name.lower().split(".")[:-1])
 
 
 def _translate_one(name: str, value: Any, source: Source) -> Item:
@@ -117,6 +135,8 @@ def _translate_one(name: str, value: Any, source: Source) -> Item:
             return Item(name, value, {}, "" if is_same else NO_COUNTERPART[key])
         if setting := _find_setting(key):
             return Item(name, value, *convert_word(setting, value))
+        if _is_of_measurement(name):
+            return Item(name, value, {}, "of evaluation or sampling, not of training; leave it out")
     return Item(name, value, {}, _UNKNOWN)
 
 
@@ -157,9 +177,11 @@ def translate_file(file: Path) -> Translation:
     """
     content = foreign_files.read(file)
     is_nanogpt = file.suffix == ".py" and not content.has_code and bool(content.values.keys() & NANOGPT_ONLY)
-    translation = translate(content.values, NANOGPT_DEFAULTS if is_nanogpt else None)
+    # Of a value that is not a literal nothing is known, so nanoGPT's default does not stand for it.
+    defaults = {name: value for name, value in NANOGPT_DEFAULTS.items() if name not in content.left_out}
+    translation = translate(content.values, defaults if is_nanogpt else None)
     settings, notes = dict(translation.settings), list(translation.notes)
-    source = Source({name.rpartition(".")[2].lower(): value for name, value in content.values.items()})
+    source = _build_source(content.values)
     if "train.total_batch_size" not in settings and source.micro_tokens:
         settings["train.total_batch_size"] = source.micro_tokens
         notes.append(
@@ -169,7 +191,11 @@ def translate_file(file: Path) -> Translation:
         raise GPT2LabError(f"{file}: no settings that could be translated")
     if not settings.keys() & {"data.dir", "data.source"}:
         notes.append("no data that gpt2lab knows: add data.dir, the folder of the token shards")
-    left_out = dict.fromkeys(name for name in content.left_out if _find_setting(name) not in (None, *settings))
+    left_out = dict.fromkeys(
+        name
+        for name in content.left_out
+        if name not in content.values and (name in CONVERSIONS or _find_setting(name) not in (None, *settings))
+    )
     if left_out and not content.has_code:
         notes.append(f"not a literal, so left out: {', '.join(left_out)}")
     return Translation(translation.items, settings, notes)

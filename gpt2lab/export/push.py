@@ -15,11 +15,12 @@ Kind = Literal["model", "space"]
 _HTTP_CLIENTS = ("httpx", "httpx2", "httpcore", "requests", "urllib3")  # of the versions of huggingface_hub
 
 
-def check(repository: str) -> None:
+def check(repository: str, *, needs_login: bool = True) -> None:
     """Check the name of a repository and that there is a login, before anything is exported. Needs no network.
 
     Args:
         repository: OWNER/NAME.
+        needs_login: False for a dry run.
 
     Raises:
         GPT2LabError: the name is not valid, or nobody is logged in.
@@ -34,7 +35,7 @@ def check(repository: str) -> None:
         raise GPT2LabError(f"--push {repository}: {str(error).partition(chr(10))[0]}") from None
     if repository.count("/") != 1:
         raise GPT2LabError(f"--push {repository}: give OWNER/NAME, such as {repository}/gpt2-mine")
-    if not huggingface_hub.get_token():
+    if needs_login and not huggingface_hub.get_token():
         raise GPT2LabError(f"--push {repository}: no login for the Hub; run `hf auth login`, or set $HF_TOKEN")
 
 

@@ -108,7 +108,7 @@ def read(file: Path, tokens_per_step: int | None = None) -> ForeignLog:
 
     Returns:
         The log. Of a step that was logged twice, as after a restart, the later value counts; values that are not finite
-        are left out.
+        are left out, and a value that the end of the file cuts short.
 
     Raises:
         GPT2LabError: the file cannot be read, or is in no known format.
@@ -128,25 +128,31 @@ _Found = tuple[str, dict[str, dict[int, float]], int | None]  # name of the form
 
 
 def _lines(file: Path) -> Iterator[str]:
-    """The lines of a text file; none if it is binary."""
+    """The lines of a text file, with their ends; none if it is binary."""
     with open(file, "rb") as binary:
         if b"\0" in binary.read(4096):
             return
     with open(file, encoding="utf-8-sig", errors="replace") as text:
         while line := text.readline(_MAX_LINE):
-            yield line.rstrip("\r\n")
+            yield line
 
 
 def _read_lines(file: Path) -> _Found | None:
     """Read a log of lines in the format that most of its lines have."""
     points: list[dict[str, dict[int, float]]] = [{} for _ in _FORMATS]
     counts, stated = [0] * len(_FORMATS), None
-    for number, line in enumerate(_lines(file)):
+    digits: dict[str, int] = {}  # of the last value of each metric
+    for number, text in enumerate(_lines(file)):
+        line = text.rstrip("\r\n")
         if number > _MAX_UNKNOWN and not any(counts):
             return None
         for index, log_format in enumerate(_FORMATS):
             for key, pattern in log_format.patterns.items():
                 if match := pattern.search(line):
+                    decimals = len(match[2].partition(".")[2])  # the same number in all lines of a format
+                    if line == text and decimals < digits.get(key, 0):  # the log is being written, or was copied
+                        break
+                    digits[key] = decimals
                     counts[index] += 1
                     step = int(match[1]) + (key == "train/loss" and log_format.first_step == 0)
                     _add(points[index].setdefault(key, {}), step, match[2])
@@ -163,7 +169,7 @@ def _add(values: dict[int, float], step: float, text: str) -> None:
     """Keep a value if it is a finite number, and forget an earlier one of the step."""
     value = float(text)
     values.pop(int(step), None)
-    if math.isfinite(value) and abs(value) < LARGEST and abs(step) < LARGEST:
+    if math.isfinite(value) and abs(value) < LARGEST and 0 <= step < LARGEST:
         values[int(step)] = value
 
 
@@ -190,7 +196,7 @@ def _rows(lines: Iterator[str], delimiter: str) -> Iterator[list[str]]:
 
 def _read_csv(file: Path) -> _Found | None:
     """Read a table with columns of steps and losses, separated by commas, tabs or semicolons; log which were taken."""
-    lines = _lines(file)
+    lines = (line.rstrip("\r\n") for line in _lines(file))
     first = next(lines, "")
     delimiter = max(",;\t", key=first.count)
     header = next(_rows(iter([first]), delimiter), [])
@@ -200,6 +206,8 @@ def _read_csv(file: Path) -> _Found | None:
     points: dict[str, dict[int, float]] = {}
     rates: list[float] = []
     for row in _rows(lines, delimiter):
+        if delimiter == ";":  # of languages that write 3,5 for 3.5
+            row = [cell.replace(",", ".") for cell in row]
         cells = {key: row[index].strip() for key, index in columns.items() if index < len(row) and row[index].strip()}
         try:
             step = float(cells.pop("step"))

@@ -120,10 +120,10 @@ def loss_range(lines: Sequence[Line], reference: Reference | None = None) -> tup
     Returns:
         Lower and upper end; None for the full range, if a run is short.
     """
-    curves = (line.run.curve("train/loss").values for line in lines)
-    losses = [values for values in curves if len(values)]
-    if not losses or min(map(len, losses)) < 2000:
+    curves = [curve for line in lines if len((curve := line.run.curve("train/loss")).steps)]
+    if not curves or min(curve.steps[-1] for curve in curves) < 2000:  # steps: logs often have one in ten or a hundred
         return None
+    losses = [curve.values for curve in curves]
     low = min(float(values.min()) for values in losses)
     top = max(float(np.percentile(values, 95)) for values in losses)
     low = min(low, reference.value if reference else low)

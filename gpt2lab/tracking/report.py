@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 # Results of OpenAI's 124M model to compare with. Loss: on FineWeb-Edu's validation shard, measured by build-nanogpt.
 # HellaSwag: acc_norm in the completion convention, which is also that of the runs.
 LOSS_REFERENCES = {
-    "fineweb-edu": Reference("GPT-2 124M: 3.29", 3.2924),
-    "fineweb": Reference("speed records: 3.28", 3.28),  # the target of modded-nanogpt, about llm.c's result
+    "fineweb-edu": Reference("GPT-2 124M: 3.29", 3.2924, right=True),
+    "fineweb": Reference("speed records: 3.28", 3.28, right=True),  # the target of modded-nanogpt, about llm.c's result
 }
 _SHOWN_BASELINES = (("GPT-2 124M", "completion"), ("GPT-3 Small 125M", "other"))
 HELLASWAG_REFERENCES = [Reference("chance: 0.25", 0.25, right=True)] + [
@@ -155,7 +155,7 @@ def _render(lines: Sequence[Line], runs: Sequence[Run], charts: Sequence[Chart],
         names=[line.run.name for line in lines],
         glyphs=[plots.GLYPHS[line.number % len(plots.GLYPHS)] for line in lines],
         colors=len(plots.COLORS),
-        title=" · ".join(line.run.name for line in lines) if len(lines) <= 3 else f"{len(runs)} runs",
+        title=" · ".join(line.run.name for line in lines) if len(lines) <= 3 else f"{len(lines)} runs",
         figures=_table_rows([summary.figures(run, price_per_hour) for run in runs]),
         charts=charts,
         sample_tables=summary.before_and_after(runs[0]) if single else summary.side_by_side(runs),

@@ -168,6 +168,8 @@ def test_a_dry_run_lists_the_files_without_a_login_and_changes_nothing(hub, sour
         (["--push", "mine"], {}, "OWNER/NAME"),
         (["--push", "me/mi ne"], {}, "me/mi ne"),
         (["--push", "a/b/c"], {}, "a/b/c"),
+        (["--push", "mine", "--dry-run"], {"HF_TOKEN": ""}, "OWNER/NAME"),
+        (["--push", "../x/y", "--dry-run"], {"HF_TOKEN": ""}, "../x/y"),
         (["--public", "--out", "x"], {}, "--push"),
         (["--dry-run", "--out", "x"], {}, "--push"),
         (["--out", "x", "--space", "y"], {}, "--space"),

@@ -150,3 +150,83 @@ def test_peaks_are_dense_and_in_the_ratios_of_their_generation():
 def test_each_price_has_a_date_and_a_source():
     for gpu in gpus.load().values():
         assert gpu.price_per_hour is None or (gpu.price_date and gpu.price_source), gpu.name
+
+
+# Multiprocessors (compute units), boost clock in MHz, FLOP per cycle of each in bf16 or fp16 accumulated in fp32, and
+# in fp32, dense. GeForce has half of the first rate of workstation and data center GPUs of the same generation.
+UNITS = {
+    "a100-40gb": (108, 1410, 2048, 128),
+    "a100-80gb": (108, 1410, 2048, 128),
+    "h100-80gb": (132, 1830, 4096, 256),
+    "h100-pcie": (114, 1620, 4096, 256),
+    "h100-nvl": (132, 1545, 4096, 256),
+    "gh200": (132, 1830, 4096, 256),
+    "h200": (132, 1830, 4096, 256),
+    "h200-nvl": (132, 1545, 4096, 256),
+    "b200": (148, 1860, 8192, 256),
+    "l40s": (142, 2520, 1024, 256),
+    "l40": (142, 2490, 512, 256),
+    "l4": (58, 2040, 1024, 256),
+    "a10": (72, 1695, 1024, 256),
+    "a10g": (80, 1710, 512, 256),
+    "a30": (56, 1440, 2048, 128),
+    "a40": (84, 1740, 1024, 256),
+    "a6000": (84, 1800, 1024, 256),
+    "rtx-6000-ada": (142, 2505, 1024, 256),
+    "v100-16gb": (80, 1530, 1024, 128),
+    "v100-32gb": (80, 1530, 1024, 128),
+    "v100-pcie-16gb": (80, 1380, 1024, 128),
+    "v100-pcie-32gb": (80, 1380, 1024, 128),
+    "t4": (40, 1590, 1024, 128),
+    "titan-rtx": (72, 1770, 1024, 128),
+    "quadro-rtx-6000": (72, 1770, 1024, 128),
+    "quadro-rtx-8000": (72, 1770, 1024, 128),
+    "rtx-2060": (30, 1680, 512, 128),
+    "rtx-2060-super": (34, 1650, 512, 128),
+    "rtx-2070": (36, 1620, 512, 128),
+    "rtx-2070-super": (40, 1770, 512, 128),
+    "rtx-2080": (46, 1710, 512, 128),
+    "rtx-2080-super": (48, 1815, 512, 128),
+    "rtx-2080-ti": (68, 1545, 512, 128),
+    "rtx-3060": (28, 1777, 512, 256),
+    "rtx-3060-ti": (38, 1665, 512, 256),
+    "rtx-3070": (46, 1725, 512, 256),
+    "rtx-3070-ti": (48, 1770, 512, 256),
+    "rtx-3080": (68, 1710, 512, 256),
+    "rtx-3080-ti": (80, 1665, 512, 256),
+    "rtx-3090": (82, 1695, 512, 256),
+    "rtx-3090-ti": (84, 1860, 512, 256),
+    "rtx-4060": (24, 2460, 512, 256),
+    "rtx-4060-ti": (34, 2535, 512, 256),
+    "rtx-4070": (46, 2475, 512, 256),
+    "rtx-4070-super": (56, 2475, 512, 256),
+    "rtx-4070-ti": (60, 2610, 512, 256),
+    "rtx-4070-ti-super": (66, 2610, 512, 256),
+    "rtx-4080": (76, 2505, 512, 256),
+    "rtx-4080-super": (80, 2550, 512, 256),
+    "rtx-4090": (128, 2520, 512, 256),
+    "rtx-5060": (30, 2497, 512, 256),
+    "rtx-5060-ti": (36, 2572, 512, 256),
+    "rtx-5070": (48, 2512, 512, 256),
+    "rtx-5070-ti": (70, 2452, 512, 256),
+    "rtx-5080": (84, 2617, 512, 256),
+    "rtx-5090": (170, 2407, 512, 256),
+    "mi250": (104, 1700, 1024, 256),
+    "mi250x": (110, 1700, 1024, 256),
+    "mi300x": (304, 2100, 2048, 256),
+}
+CLOCKS_OF_FP32 = {"h100-80gb": 1980, "gh200": 1980, "h200": 1980, "b200": 1980}  # above that of tensor cores
+CLOCKS_OF_FP32 |= {"h100-pcie": 1755, "h100-nvl": 1785, "h200-nvl": 1785}
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_peaks_follow_from_units_and_clock(name):
+    gpu = gpus.find(name, gpus.load())
+    units, clock, half_rate, single_rate = UNITS[name]
+    assert gpu.mixed_precision_flops() == pytest.approx(units * clock * 1e6 * half_rate, rel=0.02)
+    single = units * CLOCKS_OF_FP32.get(name, clock) * 1e6 * single_rate
+    assert gpu.peak_flops("fp32") == pytest.approx(single, rel=0.025)
+
+
+def test_every_gpu_is_checked_by_its_units():
+    assert UNITS.keys() == {gpu.name for gpu in gpus.load().values() if not gpu.is_cpu}

@@ -68,9 +68,32 @@ def test_a_restarted_log_counts_each_step_once_and_nan_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        ("10 val 3.1234\n", "20 val 3"),
+        ("10 val 10.1234\n", "20 val 9.1"),
+        ("step 10: train loss 3.1, val loss 3.1234\n", ""),
+    ],
+)
+def test_a_value_that_the_end_of_the_file_cuts_short_is_left_out(start, end, tmp_path):
+    path = tmp_path / "log.txt"
+    path.write_text(start + (end or start.replace("10", "20", 1)[:-4]))
+    assert list(foreign_logs.read(path).curve("val/loss").steps) == [10]
+    path.write_text(start + start.replace("10", "20", 1).strip())  # complete, but for the end of the line
+    assert list(foreign_logs.read(path).curve("val/loss").steps) == [10, 20]
+
+
+def test_steps_below_zero_are_left_out(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("step,loss\n-5,3\n0,4\n7,3\n")
+    assert list(foreign_logs.read(path).curve("train/loss").steps) == [0, 7]
+
+
+@pytest.mark.parametrize(
     ("text", "rate"),
     [
         ("step;tokens;val_loss\n10;5000;3.1\n20;10000;3.0\n", 500),
+        ("step;tokens;val_loss\n10;5000;3,1\n20;10000;3,0\n", 500),
         ('"Step","run-1 - val/loss","run-1 - val/loss__MIN"\n10,3.1,2\n', None),
         ("\ufeffglobal_step\teval_loss\n10\t3.1\nbad\t\n", None),
     ],
@@ -122,6 +145,7 @@ def test_a_log_is_drawn_beside_a_run(make_run, tmp_path, capsys):
     assert "optimizer step" in html
     assert "log.txt (build-nanogpt): validation loss 7.550 at step 29" in html
     assert "--tokens-per-step" in html
+    assert "<title>a · log.txt" in html
     loss = re.search(r"<svg.*?</svg>", html, re.DOTALL)
     assert loss
     assert {"var(--run0)", "var(--run1)"} <= set(re.findall(r"var\(--run\d\)", loss[0]))
@@ -143,3 +167,8 @@ def test_a_log_needs_a_run(tmp_path):
     log = write_log(tmp_path)
     with pytest.raises(GPT2LabError, match="name a run directory"):
         report.write(log)
+
+
+def test_the_title_of_many_counts_the_logs(make_run, tmp_path):
+    logs = [write_log(tmp_path, f"{name}.txt") for name in "abc"]
+    assert "<title>4 runs" in report.write(make_run(), *logs)[0].read_text()

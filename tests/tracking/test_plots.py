@@ -94,6 +94,9 @@ def test_the_loss_axis_of_a_long_run_leaves_out_its_first_steps(make_run):
     assert high < 3.5
     assert 0.95 <= shown.mean() < 1
     assert plots.loss_range([long, short]) is None
+    sparse = records.Curve(*(values[::50] for values in losses))  # as the logs of others are
+    few = short._replace(run=dataclasses.replace(short.run, metrics={"train/loss": sparse}))
+    assert plots.loss_range([long, few])
     assert plots.loss_figure([long]).axes[0].get_ylim() == plots.loss_range([long])
 
 
