@@ -127,7 +127,7 @@ def read_config(folder: str | Path) -> GPT2Config:
     path = Path(folder) / CONFIG
     values = weight_files.read_json(path)
     model_type = values.get("model_type")  # of any type
-    architecture = next((name for name, layout in _LAYOUTS.items() if layout.MODEL_TYPE == model_type), None)
+    architecture = next((name for name, layout in _LAYOUTS.items() if model_type == layout.MODEL_TYPE), None)
     if architecture is None:
         known = " and ".join(layout.MODEL_TYPE for layout in _LAYOUTS.values())
         raise GPT2LabError(f"{path}: model_type is {reprlib.repr(model_type)}; only {known} can be read")
