@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 QUIET = >.venv/$(1).log 2>&1 || { cat .venv/$(1).log; exit 1; }
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: train test test-all faults lint dist clean
+.PHONY: train test test-all faults lint docs dist clean
 
 train: .venv/.installed
 	@$(BIN)/gpt2lab train
@@ -30,6 +30,10 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in build/site. Warnings are errors, broken links among them.
+docs: .venv/.installed-dev
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/site
 
 # Builds the wheel, installs it in an empty environment outside the checkout, and trains ten steps with it.
 DIST_STEPS := --train.max_steps 10 --train.eval_every 10 --train.eval_tokens 1024 --train.sample_every 0 \
