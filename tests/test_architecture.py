@@ -74,7 +74,7 @@ ALLOWED = {
         "system",
     },
     "training.trainer": {"training", "model", "planning.speed", "tracking.metrics", "system"},
-    "training.memory": {"system", "training.run_directory"},
+    "training.memory": {"planning.memory", "system", "training.run_directory"},
     "training.state": {"model", "system", "training.guard"},
     "training.batches": {"data"},
     "training.run_directory": {
