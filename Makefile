@@ -5,8 +5,14 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# After a command: its output goes to a file, and is shown in full if the command fails. pip warns of many things.
-QUIET = >.venv/$(1).log 2>&1 || { cat .venv/$(1).log; exit 1; }
+# $(call QUIETLY,NAME,COMMAND) runs a command. Its output goes to a file, and is shown in full if the command fails: pip
+# warns of many things. On a terminal, the seconds are counted meanwhile.
+QUIETLY = [ ! -t 1 ] || (n=0; while sleep 1 && kill -0 $$$$ 2>/dev/null; do n=$$((n + 1)); printf '\r%s s ' $$n; done) & \
+	{ $(2); } >.venv/$(1).log 2>&1; status=$$?; kill $$! 2>/dev/null; [ ! -t 1 ] || printf '\r      \r'; \
+	[ $$status = 0 ] || { cat .venv/$(1).log; exit 1; }
+# Where that index is out of reach, the next command installs the default build.
+CPU_TORCH = $(PIP) install --retries 1 --timeout 15 -c constraints.txt torch \
+	--index-url https://download.pytorch.org/whl/cpu || true
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 .PHONY: train test test-all faults lint docs dist clean
@@ -40,7 +46,7 @@ DIST_STEPS := --train.max_steps 10 --train.eval_every 10 --train.eval_tokens 102
 	--optimizer.warmup_steps 2
 dist: .venv/.installed
 	rm -rf dist
-	@$(PIP) wheel --no-deps --wheel-dir dist . $(call QUIET,wheel)
+	@$(call QUIETLY,wheel,$(PIP) wheel --no-deps --wheel-dir dist .)
 	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	echo "installing dist/*.whl in an empty environment"; \
 	$(PYTHON) -m venv "$$folder/venv"; \
@@ -58,11 +64,13 @@ clean:
 	@test -n "$(PYTHON)" || { echo "gpt2lab needs Python 3.11 or newer; to name one: make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "installing into .venv (the first time takes a minute or more)"
 	@mkdir -p .venv
-	@$(PYTHON) -m venv .venv $(call QUIET,venv)
-	@$(PIP) install -r requirements.txt $(call QUIET,install)
+	@$(call QUIETLY,venv,$(PYTHON) -m venv .venv)
+	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && ! $(BIN)/python -c 'import torch' 2>/dev/null; then \
+		echo "no NVIDIA driver: first the CPU build of torch, which is much smaller"; $(call QUIETLY,torch,$(CPU_TORCH)); fi
+	@$(call QUIETLY,install,$(PIP) install -r requirements.txt)
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed
 	@echo "installing the test tools into .venv"
-	@$(PIP) install -c constraints.txt -e '.[dev]' $(call QUIET,install-dev)
+	@$(call QUIETLY,install-dev,$(PIP) install -c constraints.txt -e '.[dev]')
 	@touch $@

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gpt2lab import __version__, cli_parser, logs, options, progress
+from gpt2lab import __version__, cli_parser, logs, options, packages, progress
 from gpt2lab.errors import GPT2LabError, LostRankError, RunStoppedError, did_you_mean
 from gpt2lab.scaling.options import ScalingOptions
 from gpt2lab.sweep.options import SweepOptions
@@ -105,6 +105,12 @@ def _run(arguments: list[str]) -> int:
         line = logs.wrap(f"gpt2lab: {'' if rank == '0' else f'[rank {rank}] '}{text}", sys.stderr)
         print(f"{line}\n{getattr(error, 'details', '')}", end="", file=sys.stderr)
         return error.status if isinstance(error, GPT2LabError) else 2
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "gpt2lab":
+            raise  # a bug
+        advice = packages.format_install_command(error.name, None)
+        print(logs.wrap(f"gpt2lab: the package {error.name} is missing: {advice}", sys.stderr), file=sys.stderr)
+        return 2
     except RunStoppedError as stop:
         if rank == "0":
             print(logs.wrap(f"gpt2lab: {stop}", sys.stderr), file=sys.stderr)

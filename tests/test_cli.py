@@ -337,3 +337,13 @@ def test_training_on_fineweb_names_the_command_that_prepares_it(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "--data.source", "fineweb-edu", "--data.dir", "/x y"]) == 2
     assert "gpt2lab prepare fineweb-edu --out '/x y'" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_one_line_with_the_command_that_installs_it(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_run_verb", lambda arguments: importlib.import_module("surely_missing.figure"))
+    assert cli.main(["report"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("gpt2lab: the package surely_missing is missing: pip install ")
+    monkeypatch.setattr(cli, "_run_verb", lambda arguments: importlib.import_module("gpt2lab.surely_missing"))
+    with pytest.raises(ModuleNotFoundError):  # a bug
+        cli.main(["report"])

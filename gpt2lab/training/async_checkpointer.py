@@ -118,7 +118,7 @@ class AsyncCheckpointer:
             with progress.Phase(f"writing checkpoint {snapshot.step:,}"):
                 checkpoint.write(folder, snapshot)
             self.written = snapshot.step
-            checkpoint.prune(folder, snapshot.step, keep.keep_last, keep.keep_every, keep.keep_best)
+            checkpoint.prune(folder, keep.keep_last, keep.keep_every, keep.keep_best)
         except OSError as error:
             raise GPT2LabError(f"{folder}: cannot keep a checkpoint: {error}; repair the disk and run again") from error
         self.report.refresh()

@@ -190,17 +190,16 @@ def read(path: Path) -> Checkpoint:
     raise GPT2LabError(f"{path}: state.json lacks step, rng, or its run's settings or data; it was changed by hand")
 
 
-def prune(folder: Path, newest: int, keep_last: int, keep_every: int, keep_best: bool = False) -> None:
-    """Remove old checkpoints. Those after step `newest` stay and do not count: they are damaged, and written again.
+def prune(folder: Path, keep_last: int, keep_every: int, keep_best: bool = False) -> None:
+    """Remove old checkpoints.
 
     Args:
         folder: the `checkpoints` folder of a run.
-        newest: the step of the newest intact checkpoint.
         keep_last: keep so many of the newest.
         keep_every: keep the multiples of this step; 0: none.
         keep_best: keep the one with the lowest validation loss, of those that were evaluated at their step.
     """
-    present = [(step, path) for step, path in list_checkpoints(folder) if step <= newest]
+    present = list_checkpoints(folder)
     losses = [(loss, step) for step, path in present if (loss := _val_loss(path)) is not None]
     best = min(losses)[1] if keep_best and losses else None
     for step, path in present[:-keep_last]:

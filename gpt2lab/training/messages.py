@@ -36,10 +36,11 @@ def log_done(directory: RunDirectory, began: float) -> None:
         directory: of the run.
         began: `time.perf_counter()` at the beginning.
     """
+    page = directory.path / "report.html"  # missing where it could not be drawn
     logger.info(
         f"done in {format_duration(time.perf_counter() - began)}\n"
-        f"the report, for a browser: {directory.path}/report.html\n"
-        f"to continue a prompt: gpt2lab sample --model-checkpoint {directory.path}"
+        + (f"the report, for a browser: {page}\n" if page.exists() else "")
+        + f"to continue a prompt: gpt2lab sample --model-checkpoint {directory.path}"
     )
 
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -193,6 +194,8 @@ class RunDirectory:
 
     def _write_settings(self, config: Config, start: Checkpoint | None, facts: Mapping[str, Any]) -> None:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        if start is not None and self.holds(start):
+            self._set_aside_after(start.step)
         if start is None and self.metrics.is_file() and self.metrics.stat().st_size:
             logger.warning(
                 f"{self.path} has records of an earlier start but no checkpoint: training starts again at step 0, and "
@@ -210,6 +213,16 @@ class RunDirectory:
         with files.atomic_write(self.path / "environment.json") as temporary:
             environment = _environment(self.dist) | {"parameters": flops.parameters(config.model), **facts}
             temporary.write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+
+    def _set_aside_after(self, step: int) -> None:
+        """Rename the checkpoints after the newest intact one: they would count among those that are kept."""
+        for later, path in resolve.list_checkpoints(self.checkpoints):
+            if later > step:
+                aside = path.with_name(f"damaged_{path.name}")
+                if aside.exists():
+                    shutil.rmtree(aside)
+                path.rename(aside)
+                logger.warning("%s is damaged and set aside; remove it to free its space", aside)
 
     def record_event(self, step: int, event: str, details: Mapping[str, Any]) -> None:
         """Append a line to events.jsonl.

@@ -92,9 +92,8 @@ def test_only_damaged_checkpoints_are_an_error_and_no_checkpoints_are_not(folder
 def test_pruning_keeps_the_newest_and_multiples_of_keep_every(tmp_path):
     for step in range(1, 11):
         (tmp_path / f"step_{step:08d}").mkdir()
-    (tmp_path / "step_00000050").mkdir()  # a damaged one, later than the newest
-    checkpoint.prune(tmp_path, newest=10, keep_last=2, keep_every=4)
-    assert [step for step, _ in list_checkpoints(tmp_path)] == [4, 8, 9, 10, 50]
+    checkpoint.prune(tmp_path, keep_last=2, keep_every=4)
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [4, 8, 9, 10]
 
 
 def test_too_little_space_is_refused_before_anything_is_written(tmp_path, monkeypatch):
@@ -116,9 +115,9 @@ def test_pruning_keeps_the_intact_checkpoint_with_the_lowest_validation_loss(tmp
     for step, loss in enumerate([3.0, 2.0, 1.0, 4.0, None, 5.0], start=1):
         checkpoint.write(tmp_path, taken(step, model, adamw, val_loss=loss))
     (tmp_path / "step_00000003" / "state.json").write_text("{")
-    checkpoint.prune(tmp_path, newest=6, keep_last=1, keep_every=0, keep_best=True)
+    checkpoint.prune(tmp_path, keep_last=1, keep_every=0, keep_best=True)
     assert [step for step, _ in list_checkpoints(tmp_path)] == [2, 6]
-    checkpoint.prune(tmp_path, newest=6, keep_last=1, keep_every=0)
+    checkpoint.prune(tmp_path, keep_last=1, keep_every=0)
     assert [step for step, _ in list_checkpoints(tmp_path)] == [6]
 
 

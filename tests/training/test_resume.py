@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from gpt2lab import files
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import DirectoryLock
 from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.model.resolve import list_checkpoints
+from gpt2lab.system.distributed import DistContext
 from gpt2lab.training import run as training_run
+from gpt2lab.training.run_directory import RunDirectory
 from tests.runs import STEPS, interrupted_at, learned, records, settings, tensors
 
 
@@ -145,14 +149,27 @@ def test_a_second_process_is_refused(token_folder, tmp_path):
         training_run.run(settings(token_folder, tmp_path))
 
 
-def test_damaged_later_checkpoints_do_not_count_for_keep_last(finished_run, tmp_path, token_folder, monkeypatch):
+def test_a_damaged_checkpoint_is_set_aside_and_takes_no_place_of_an_intact_one(
+    finished_run, tmp_path, token_folder, monkeypatch
+):
     shutil.copytree(finished_run, tmp_path / "tiny")
     checkpoints = tmp_path / "tiny" / "checkpoints"
-    (checkpoints / f"step_{STEPS:08d}" / "model.safetensors").write_bytes(b"")
-    with interrupted_at(STEPS, monkeypatch):
-        training_run.run(settings(token_folder, tmp_path, checkpoint__keep_last=1, checkpoint__every=1))
-    training_run.run(settings(token_folder, tmp_path))
+    newest = checkpoints / f"step_{STEPS:08d}"
+    newest = newest.rename(checkpoints / f"step_{STEPS - 1:08d}")  # as saved by Ctrl-C: no later step writes it again
+    (newest / "model.safetensors").write_bytes(b"")
+    training_run.run(settings(token_folder, tmp_path, checkpoint__keep_last=2))
+    assert [step for step, _ in list_checkpoints(checkpoints)] == [STEPS - 2, STEPS]
+    assert (checkpoints / f"damaged_{newest.name}").is_dir()
     assert learned(tmp_path / "tiny") == learned(finished_run)
+
+
+def test_the_message_of_a_stop_names_the_newest_intact_checkpoint(finished_run, tmp_path, token_folder, monkeypatch):
+    shutil.copytree(finished_run, tmp_path / "tiny")
+    (tmp_path / "tiny" / "checkpoints" / f"step_{STEPS:08d}" / "model.safetensors").write_bytes(b"")
+    with interrupted_at(STEPS - 1, monkeypatch):
+        training_run.run(settings(token_folder, tmp_path))
+    directory = RunDirectory(settings(token_folder, tmp_path).run, DistContext(0, 1, torch.device("cpu")))
+    assert f"step_{STEPS - 2:08d} is kept" in directory.resume_hint()
 
 
 @pytest.mark.parametrize("kill_at", [1, 5, 6])
