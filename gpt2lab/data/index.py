@@ -70,8 +70,8 @@ def index_shards(input_folder: str | Path, folder: str | Path | None = None, tex
             raise GPT2LabError(f"{folder} holds other shards, such as {other[0].name}; give another --out")
         size = 2 * sum(len(part.tokens) for part in parts if part.tokens is not None)
         require_space([SpaceNeeded(folder, size, "converted shards")], "free some space, or give another --out")
-        for part in parts:
-            _write_part(part, folder)
+        if folder.resolve() != input_folder.resolve():
+            _write_parts(parts, folder)
         entries, documents, tokens = _check(folder, {part.name for part in parts})
         info = {"source": "pretokenized", "text": text, "revision": input_folder.resolve().name}
         shards.write_manifest(folder, info, documents, tokens, entries)
@@ -122,14 +122,24 @@ def _hold_out(parts: list[Part]) -> list[Part]:
     for part, array in zip(parts, arrays, strict=True):
         cut = min(max(0, border - position), len(array))
         stem = Path(part.name).stem
-        before, _, after = stem.rpartition("train")
+        at = stem.lower().rindex("train")  # as `shards.split_of` finds it
         if cut == len(array):
             divided.append(part)
         else:
             divided += [Part(f"{stem}.npy", part.file, array[:cut])] * (cut > 0)
-            divided.append(Part(f"{before}val{after}.npy", part.file, array[cut:]))
+            divided.append(Part(f"{stem[:at]}val{stem[at + 5 :]}.npy", part.file, array[cut:]))
         position += len(array)
     return divided
+
+
+def _write_parts(parts: list[Part], folder: Path) -> None:
+    """Link or write all shards. Until then the folder is marked: some of them must not pass for all."""
+    unfinished = folder / shards.PREPARING
+    with atomic_write(unfinished) as temporary:
+        temporary.touch()
+    for part in parts:
+        _write_part(part, folder)
+    unfinished.unlink()
 
 
 def _write_part(part: Part, folder: Path) -> None:

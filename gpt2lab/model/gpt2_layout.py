@@ -6,6 +6,7 @@ OpenAI's models on the Hub: names without `transformer.`, and the causal mask st
 """
 
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,9 @@ def more_fields(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     activation = values.get("activation_function", "gelu_new")
     if activation not in list(_ACTIVATIONS):  # it may be of any type
         known = ", ".join(_ACTIVATIONS)
-        raise GPT2LabError(f"{path}: activation_function is {activation!r}; only models with {known} can be read")
+        raise GPT2LabError(
+            f"{path}: activation_function is {reprlib.repr(activation)}; only models with {known} can be read"
+        )
     return {"activation": _ACTIVATIONS[activation]}
 
 

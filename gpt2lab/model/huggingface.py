@@ -7,6 +7,7 @@ GPT-2 is stored as `gpt2_layout.py` says, the modern architecture as `nanochat_l
 """
 
 import json
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -125,17 +126,22 @@ def read_config(folder: str | Path) -> GPT2Config:
     """
     path = Path(folder) / CONFIG
     values = weight_files.read_json(path)
-    architectures = {layout.MODEL_TYPE: name for name, layout in _LAYOUTS.items()}
-    if (architecture := architectures.get(values.get("model_type"))) is None:
-        known = " and ".join(architectures)
-        raise GPT2LabError(f"{path}: model_type is {values.get('model_type')!r}; only {known} can be read")
+    model_type = values.get("model_type")  # of any type
+    architecture = next((name for name, layout in _LAYOUTS.items() if model_type == layout.MODEL_TYPE), None)
+    if architecture is None:
+        known = " and ".join(layout.MODEL_TYPE for layout in _LAYOUTS.values())
+        raise GPT2LabError(f"{path}: model_type is {reprlib.repr(model_type)}; only {known} can be read")
     layout = _LAYOUTS[architecture]
     if missing := [key for key in layout.FIELDS.values() if values.get(key) is None]:
         raise GPT2LabError(f"{path}: {', '.join(missing)} missing; use the {CONFIG} that belongs to the weights")
+    for key in layout.FIELDS.values():
+        if not isinstance(values[key], int | float | str):  # not a list, of which `fixed` would compute
+            raise GPT2LabError(f"{path}: {key}: should be a number, found {reprlib.repr(values[key])}")
     for key, value in layout.fixed(values).items():
         if values.get(key, value) != value:
             raise GPT2LabError(
-                f"{path}: {key} is {values[key]!r}, {layout.MODEL_TYPE} has {value!r}; this model cannot be read"
+                f"{path}: {key} is {reprlib.repr(values[key])}, {layout.MODEL_TYPE} has {reprlib.repr(value)}; this "
+                "model cannot be read"
             )
     fields = {field: values[key] for field, key in layout.FIELDS.items()}
     fields |= {"architecture": architecture, "tie_word_embeddings": values.get("tie_word_embeddings", True)}
@@ -164,7 +170,8 @@ def make_config(path: Path, fields: Mapping[str, Any], names: Mapping[str, str] 
         first = error.errors()[0]
         field = str(first["loc"][0]) if first["loc"] else "model"
         message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-        raise GPT2LabError(f"{path}: {(names or {}).get(field, field)}: {message}, found {first['input']!r}") from None
+        found = reprlib.repr(first["input"])
+        raise GPT2LabError(f"{path}: {(names or {}).get(field, field)}: {message}, found {found}") from None
 
 
 def write_config(folder: Path, config: GPT2Config, dtype: torch.dtype) -> None:
@@ -201,6 +208,11 @@ def _to_file_layout(name: str, tensor: Tensor, config: GPT2Config) -> Tensor:
 def _match_tensors(folder: Path, stored: list[StoredTensor], config: GPT2Config) -> dict[str, StoredTensor]:
     """The stored tensors by their names in a state dict: those needed, no others, with checked shapes."""
     layout = _LAYOUTS[config.architecture]
+    if config.n_layer > len(stored):  # a wrong number could ask for names without end
+        raise GPT2LabError(
+            f"{folder / CONFIG}: {config.n_layer:,} layers, but the weights are {len(stored):,} tensors; use {CONFIG} "
+            "and weights of one model"
+        )
     expected = shapes(config)
     matched: dict[str, StoredTensor] = {}
     unexpected = []

@@ -10,15 +10,15 @@ code. This one can do neither. It knows only the instructions that `torch.save` 
     anything else                ─▶ numbers, text, lists, dicts, or the file is refused
 
 `pickletools` of the standard library splits the bytes into instructions. Each takes constant time and memory, also in a
-file that was made to be expensive: keys of dicts are text (others are left out), which alone has hashes that a file
-cannot choose; nothing is copied; numbers that count something are limited.
+file that was made to be expensive: keys of dicts are short text (others are left out), which alone has hashes that a
+file cannot choose and is compared in constant time; nothing is copied; numbers that count something are limited.
 """
 
 import io
 import math
 import pickletools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 
@@ -28,6 +28,7 @@ _MAX_PROTOCOL = 5
 _MAX_DIMENSIONS = 8
 _MAX_ARGUMENTS = 16  # of a call
 _MAX_NUMBER = 2**48  # of elements
+_MAX_KEY = 1024  # characters; a dict compares equal keys character by character
 
 _STORAGE_DTYPES = {
     "FloatStorage": torch.float32,
@@ -203,7 +204,7 @@ class _Machine:
         if type(target) is not dict:
             raise PickleError("stores items in something that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if isinstance(key, str):
+            if _is_key(key):
                 target[key] = value
 
     def make_name(self, module: object, name: object) -> None:
@@ -250,10 +251,14 @@ class _Machine:
             raise PickleError(f"holds a {show(type_)}; only {', '.join(_STORAGE_DTYPES)} can be read")
         if view not in ([], [None]):
             raise PickleError("was written by a torch that is too old; load it there and save it with a newer one")
-        if not isinstance(key, str) or not _is_count(numel):
+        if not _is_key(key) or not _is_count(numel):
             raise PickleError("describes the storage of a tensor wrongly")
         self.storages[key] = Storage(key, _STORAGE_DTYPES[type_.name], numel)
         self.stack.append(self.storages[key])
+
+
+def _is_key(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and len(value) <= _MAX_KEY
 
 
 def _is_count(value: object) -> bool:

@@ -123,6 +123,10 @@ def read_safetensors(path: Path) -> list[StoredTensor]:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise GPT2LabError(f"{path}: cannot read it: {error}; download or save it again") from error
+    except (RuntimeError, TypeError):  # torch's, with many lines
+        raise GPT2LabError(
+            f"{path}: cannot read it: a tensor in it has a shape that is not possible; download or save it again"
+        ) from None
     return [StoredTensor(path, name, tensor) for name, tensor in tensors.items()]
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gpt2lab import cli
+from gpt2lab.data import index
 from gpt2lab.data.index import index_shards
 from gpt2lab.data.loader import Loader
 from gpt2lab.data.shards import MANIFEST, open_split
@@ -106,6 +107,29 @@ def test_the_end_of_train_is_val_where_there_is_none(tmp_path, caplog):
     index_shards(tmp_path, tmp_path / "out")
     assert (read(tmp_path / "out", "train"), read(tmp_path / "out", "val")) == (train, val)
     assert "is sound: 4 shards" in verify(tmp_path / "out")
+
+
+def test_names_with_capitals_are_divided_in_their_order(tmp_path):
+    tokens = text(30_000)
+    tokens.astype("<i4").tofile(tmp_path / "zTrain.bin")
+    index_shards(tmp_path, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.npy")) == ["zTrain.npy", "zval.npy"]
+    assert read(tmp_path / "out", "train") + read(tmp_path / "out", "val") == tokens.tolist()
+
+
+def test_a_conversion_that_was_interrupted_is_not_trained_on(tmp_path, monkeypatch):
+    """The shards of train that are there must not be divided as if they were all."""
+    for name in ("train_0", "train_1", "val_0"):
+        np.save(tmp_path / f"{name}.npy", text(20_000).astype(np.int32))
+    write = index._write_part
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "_write_part", lambda part, out: write(part, out) if part.name != "val_0.npy" else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            index_shards(tmp_path, tmp_path / "out")
+    with pytest.raises(GPT2LabError, match="is incomplete; run the same prepare command again"):
+        open_split(tmp_path / "out", "train")
+    index_shards(tmp_path, tmp_path / "out")
+    assert len(read(tmp_path / "out", "train")) == 40_000
 
 
 def test_a_run_records_that_val_was_held_out(token_folder, tmp_path):

@@ -227,6 +227,8 @@ LAUGHS = b")" + b"q\x63h\x63\x86" * 200  # a pair of a pair of ..., each twice t
 DEEP = b")" + b"\x85" * 500_000
 COLLISIONS = b"".join(b"\x8a\x0a" + (n * (2**61 - 1)).to_bytes(10, "little") + b"Ns" for n in range(1, 200_000))
 HUGE = b"\x8b" + struct.pack("<i", 2**20) + b"\x7f" * 2**20  # an integer of a million bytes
+TWINS = text("x" * 7_900_000) + b"q\x00" + text("x" * 7_900_000) + b"q\x01"  # equal texts, each an object of its own
+STORAGES = b"".join(b"(" + text("storage") + b"ctorch\nFloatStorage\nh" + n + b"NK\x04tQ" for n in (b"\x00", b"\x01"))
 MANY_ITEMS = b"".join(text(f"{n}") + b"Ns" for n in range(50_000))
 
 LIMITS = {
@@ -262,6 +264,11 @@ LIMITS = {
     "deep as heads": in_config(DEEP),
     "deep marks": zipped(b"\x80\x02" + b"(" * 900_000 + b"t" * 900_000 + b"."),
     "keys with equal hashes": zipped(b"\x80\x02}" + COLLISIONS + b"."),
+    "long keys that are equal": zipped(b"\x80\x02" + TWINS + b"}" + b"h\x00Nsh\x01Ns" * 80_000 + b"."),
+    "long keys of storages": zipped(b"\x80\x02" + TWINS + STORAGES * 25_000 + b"."),
+    "long keys in the old form": lambda path: FORMS["old form, pickle 4"](
+        path, b"\x80\x02" + TWINS + b"](" + b"h\x00h\x01" * 120_000 + b"e."
+    ),
     "attributes again and again": zipped(b"\x80\x02}" + MANY_ITEMS + b"q\x00cx\ny\n)\x81" + b"h\x00b" * 200_000 + b"."),
     "a call with many arguments": zipped(b"\x80\x02ccollections\nOrderedDict\n(" + b"N" * 100_000 + b"tR."),
     "a huge integer as heads": in_config(HUGE),
@@ -361,6 +368,13 @@ def test_a_file_without_checksums_is_read():
         start = data.find(b"PK\x01\x02", start + 1)
     Path("x.pt").write_bytes(data)
     assert same_weights(model, GPT2.from_pretrained("x.pt"))
+
+
+def test_long_keys_are_not_compared():
+    long = "x" * 2000
+    assert pickle_reader.read(io.BytesIO(dumps({long: 1, "a": 2})))[0] == {"a": 2}
+    with pytest.raises(pickle_reader.PickleError, match="describes the storage of a tensor wrongly"):
+        pickle_reader.read(io.BytesIO(dumps(Stored(key=long))))
 
 
 @pytest.mark.slow

@@ -214,6 +214,10 @@ def test_damaged_config(folder, content):
     ("changes", "message"),
     [
         ({"model_type": "llama"}, "model_type is 'llama'"),
+        ({"model_type": ["gpt2"]}, r"model_type is \['gpt2'\]"),
+        ({"n_embd": {}, "n_inner": 64}, "n_embd: should be a number, found {}"),
+        ({"layer_norm_epsilon": [1] * 10_000}, r"layer_norm_epsilon is \[1.{,100}$"),
+        ({"n_layer": 10**12}, "1,000,000,000,000 layers, but the weights are 28 tensors"),
         ({"n_head": ...}, "n_head missing"),
         ({"n_layer": None, "n_positions": ...}, "n_layer, n_positions missing"),
         ({"activation_function": "relu"}, "activation_function is 'relu'"),
@@ -238,7 +242,10 @@ def test_unsupported_config(folder, changes, message):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda t: {"other": torch.ones(1)}, "tensor transformer.wte.weight and 27 more missing"),
+        (
+            lambda t: {"other": torch.ones(1), "more": torch.ones(1)},
+            "tensor transformer.wte.weight and 27 more missing",
+        ),
         (lambda t: t.update(score=torch.ones(1)), "tensor score unexpected"),
         (lambda t: t.update({"wte.weight": torch.ones(50, 16)}), "tensor wte.weight unexpected"),
         (
@@ -284,6 +291,13 @@ def test_damaged_weights(folder, damage):
     path = folder / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
     assert_refused(folder, "model.safetensors: ")
+
+
+def test_an_impossible_shape(folder):
+    """The library accepts it, since it has no bytes."""
+    header = json.dumps({"transformer.wte.weight": {"dtype": "F32", "shape": [0, 2**63], "data_offsets": [0, 0]}})
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    assert_refused(folder, "model.safetensors: .* shape that is not possible")
 
 
 def test_a_huge_header_is_not_read(folder, monkeypatch):
