@@ -129,7 +129,8 @@ def test_commands_that_train_for_a_few_steps_reach_the_learning_rate():
     for page in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")):
         for text in re.findall(r"[^`\n]*--train\.max_steps \d+[^`]*", page.read_text()):
             steps = int(text.partition("--train.max_steps ")[2].split()[0])
-            warmup, recipe = (re.search(rf"--{name} (\S+)", text) for name in ("optimizer.warmup_steps", "config"))
+            names = ("optimizer.warmup_steps", "config")
+            warmup, recipe = (re.search(rf"--(?:over )?{name}[ =]([^\s,]+)", text) for name in names)
             assert warmup or recipe, f"{page.name}: {text}"
             assert (int(warmup[1]) if warmup else config.load([recipe[1]]).optimizer.warmup_steps) <= steps
 
