@@ -65,7 +65,7 @@ clean:
 	@echo "installing into .venv (the first time takes a minute or more)"
 	@mkdir -p .venv
 	@$(call QUIETLY,venv,$(PYTHON) -m venv .venv)
-	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && ! $(BIN)/python -c 'import torch' 2>/dev/null; then \
+	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && ! $(BIN)/python -c 'import torch' >/dev/null 2>&1; then \
 		echo "no NVIDIA driver: first the CPU build of torch, which is much smaller"; $(call QUIETLY,torch,$(CPU_TORCH)); fi
 	@$(call QUIETLY,install,$(PIP) install -r requirements.txt)
 	@touch $@
