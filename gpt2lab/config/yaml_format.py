@@ -31,19 +31,45 @@ def dump(content: Mapping[str, Any]) -> str:
 
 def read(file: Path) -> Mapping[Any, Any]:
     """Read a YAML 1.2 mapping: `6e-4` is a number, `on` is text; repeated keys and Python tags are errors."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except ValueError as error:  # not UTF-8
+        raise GPT2LabError(f"{file}: not valid YAML: {error}") from None
+    except OSError as error:
+        raise GPT2LabError(f"{file}: cannot read it: {error.strerror}") from None
+    return parse(text, file)
+
+
+def parse(text: str, file: object, *, aliases: bool = True) -> Mapping[Any, Any]:
+    """Parse a YAML 1.2 mapping, as `read` does.
+
+    Args:
+        text: the YAML.
+        file: where it is from, for messages.
+        aliases: allow `*name`. A few of them in a text of a stranger can stand for more values than memory holds.
+
+    Returns:
+        The mapping; empty if the text is.
+
+    Raises:
+        GPT2LabError: it is not valid YAML, or not a mapping.
+    """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.events import AliasEvent
 
     try:
-        content = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+        if not aliases and any(isinstance(event, AliasEvent) for event in YAML(typ="safe", pure=True).parse(text)):
+            raise GPT2LabError(f"{file}: has a YAML alias (*name), which is not allowed here; write out the value")
+        content = YAML(typ="safe", pure=True).load(text)
+    except GPT2LabError:
+        raise
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = str(error.problem).partition(" with value")[0]  # the values of a repeated key can be huge
         raise GPT2LabError(f"{file}: line {line}: not valid YAML: {problem}") from None
-    except (YAMLError, ValueError, RecursionError) as error:  # not UTF-8, impossible dates or numbers, nested too deep
+    except (YAMLError, ValueError, RecursionError) as error:  # impossible dates or numbers, nested too deep
         raise GPT2LabError(f"{file}: not valid YAML: {error}") from None
-    except OSError as error:
-        raise GPT2LabError(f"{file}: cannot read it: {error.strerror}") from None
     if content is None:
         return {}
     if not isinstance(content, Mapping):
