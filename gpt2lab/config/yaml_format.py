@@ -7,6 +7,8 @@ from typing import Any
 
 from gpt2lab.errors import GPT2LabError
 
+_MAX_DEPTH = 20
+
 
 def dump(content: Mapping[str, Any]) -> str:
     """Write YAML that readers of YAML 1.1 and 1.2 read alike.
@@ -40,13 +42,14 @@ def read(file: Path) -> Mapping[Any, Any]:
     return parse(text, file)
 
 
-def parse(text: str, file: object, *, aliases: bool = True) -> Mapping[Any, Any]:
+def parse(text: str, file: object, *, simple: bool = False) -> Mapping[Any, Any]:
     """Parse a YAML 1.2 mapping, as `read` does.
 
     Args:
         text: the YAML.
         file: where it is from, for messages.
-        aliases: allow `*name`. A few of them in a text of a stranger can stand for more values than memory holds.
+        simple: refuse aliases (`*name`) and deep nesting. In a text of a stranger, a few aliases can stand for more
+            values than memory holds, and brackets take time with the square of their depth.
 
     Returns:
         The mapping; empty if the text is.
@@ -56,11 +59,10 @@ def parse(text: str, file: object, *, aliases: bool = True) -> Mapping[Any, Any]
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
-    from ruamel.yaml.events import AliasEvent
 
     try:
-        if not aliases and any(isinstance(event, AliasEvent) for event in YAML(typ="safe", pure=True).parse(text)):
-            raise GPT2LabError(f"{file}: has a YAML alias (*name), which is not allowed here; write out the value")
+        if simple:
+            _check_simple(text, file)
         content = YAML(typ="safe", pure=True).load(text)
     except GPT2LabError:
         raise
@@ -75,6 +77,18 @@ def parse(text: str, file: object, *, aliases: bool = True) -> Mapping[Any, Any]
     if not isinstance(content, Mapping):
         raise GPT2LabError(f"{file}: expected sections such as 'train:', found {type(content).__name__}")
     return content
+
+
+def _check_simple(text: str, file: object) -> None:
+    from ruamel.yaml import YAML, events
+
+    depth = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        if isinstance(event, events.AliasEvent):
+            raise GPT2LabError(f"{file}: has a YAML alias (*name), which is not allowed here; write out the value")
+        depth += isinstance(event, events.CollectionStartEvent) - isinstance(event, events.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise GPT2LabError(f"{file}: is nested more than {_MAX_DEPTH} levels deep")
 
 
 def parse_scalar(text: str) -> Any:

@@ -171,7 +171,7 @@ def _load(path: Path, read: Callable[[str], bytes], limit: int | None) -> Bundle
 def _parse_config(content: bytes, file: str) -> _Config:
     """The tasks of core.yaml, with different labels."""
     text = _decode(content, file)
-    mapping = yaml_format.parse(text, file, aliases=False)
+    mapping = yaml_format.parse(text, file, simple=True)
     try:
         config = _Config.model_validate(mapping)
     except ValidationError as error:
