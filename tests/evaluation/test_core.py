@@ -47,10 +47,10 @@ def answer(model, tokenizer, type_: str, items: list[dict], index: int, shots: i
         texts = [f"{start}{item['query']}{delimiter}{choice}" for choice in item["choices"]]
     all_ids = [encode(tokenizer, text) for text in texts]
     if type_ == "schema":
-        common = len(os.path.commonprefix([ids[::-1] for ids in all_ids]))
+        common = len(common_start([ids[::-1] for ids in all_ids]))
         begins = [len(ids) - common for ids in all_ids]
     else:
-        begins = [len(os.path.commonprefix(all_ids))] * len(texts)
+        begins = [len(common_start(all_ids))] * len(texts)
     means = [mean_loss(model, ids, begin) for ids, begin in zip(all_ids, begins, strict=True)]
     return means.index(min(means))
 
@@ -61,6 +61,13 @@ def solved(type_: str, item: dict, delimiter: str) -> str:
     if type_ == "schema":
         return item["context_options"][item["gold"]] + delimiter + item["continuation"]
     return item["query"] + delimiter + item["choices"][item["gold"]]
+
+
+def common_start(all_ids: list[list[int]]) -> list[int]:
+    length = 0
+    while all(ids[: length + 1] == all_ids[0][: length + 1] and len(ids) > length for ids in all_ids):
+        length += 1
+    return all_ids[0][:length]
 
 
 def encode(tokenizer, text: str) -> list[int]:

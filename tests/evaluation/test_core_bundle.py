@@ -3,7 +3,9 @@
 import hashlib
 import io
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -18,14 +20,15 @@ def folder(tmp_path) -> Path:
     return write_bundle(tmp_path / "eval_bundle", tasks=3)
 
 
-def pack(folder: Path, archive: Path, prefix: str = "eval_bundle/", **more: bytes) -> Path:
+def pack(folder: Path, archive: Path, prefix: str = "eval_bundle/", more: Iterable[str] = ()) -> Path:
+    """An archive of a folder, and of empty members with other names."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and path.name not in more:
+            if path.is_file():
                 file.write(path, prefix + path.relative_to(folder).as_posix())
-        for name, content in more.items():
-            file.writestr(prefix + name, content)
+        for name in more:
+            file.writestr(name, b"")
     return archive
 
 
@@ -49,7 +52,7 @@ def test_places(folder, tmp_path, monkeypatch):
     assert core_bundle.find(tmp_path / "mirror") == archive
     assert core_bundle.find(tmp_path / "mirror", tmp_path) == folder
     assert core_bundle.find(tmp_path / "mirror", folder) == folder
-    other = pack(folder, tmp_path / "other" / "eval_bundle.zip", **{"note.txt": b""})  # any content
+    other = pack(folder, tmp_path / "other" / "eval_bundle.zip", more=["note.txt"])  # any content
     assert core_bundle.find(None, tmp_path / "other") == other
     assert core_bundle.find(tmp_path / "mirror", tmp_path / "mirror") == archive  # has no bundle at its top
 
@@ -148,7 +151,7 @@ def test_damaged_archives_are_one_line(folder, tmp_path):
 
 
 def test_nothing_is_unpacked(folder, tmp_path, monkeypatch):
-    archive = pack(folder, tmp_path / "a" / "eval_bundle.zip", **{"../../escaped.txt": b"", "/tmp/escaped.txt": b""})
+    archive = pack(folder, tmp_path / "a" / "eval_bundle.zip", more=["../../escaped.txt", "/tmp/escaped.txt"])
     before = sorted(tmp_path.rglob("*"))
     core_bundle.load(archive)
     assert sorted(tmp_path.rglob("*")) == before
@@ -173,7 +176,7 @@ def test_a_download_is_checked(folder, tmp_path, monkeypatch):
     archive = pack(folder, tmp_path / "x.zip")
 
     class Response(io.BytesIO):
-        headers: dict[str, str] = {}
+        headers: ClassVar[dict[str, str]] = {}
 
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Response(archive.read_bytes()))
     with pytest.raises(GPT2LabError, match="sha256"):
