@@ -91,8 +91,7 @@ def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
     precision = precisions.choose(options.precision, dist.device)
     with progress.Phase("loading the model"):
         model = pretrained.from_pretrained(checkpoint).to(dist.device).eval()
-    parameters = model.num_parameters()
-    logger.info(f"{checkpoint.folder}: {parameters:,} parameters; {dist.device.type}, {precision.name}")
+    logger.info(f"{checkpoint.folder}: {model.num_parameters():,} parameters; {dist.device.type}, {precision.name}")
     batch_tokens = options.batch_tokens
     figures = {
         name: _score(model, tokenizer, name, task, batch_tokens, dist, precision) for name, task in evaluations.items()
