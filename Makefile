@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 QUIET = >.venv/$(1).log 2>&1 || { cat .venv/$(1).log; exit 1; }
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: train test test-all faults lint dist clean
+.PHONY: train test test-all faults lint docs dist clean
 
 train: .venv/.installed
 	@$(BIN)/gpt2lab train
@@ -31,7 +31,11 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Builds the wheel, installs it in an empty environment outside the checkout, and trains ten steps with it.
+# The site, in build/site. Warnings are errors, broken links among them.
+docs: .venv/.installed-dev
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/site
+
+# Builds the wheel, installs it in an empty environment outside the checkout; trains ten steps, samples and plans with it.
 DIST_STEPS := --train.max_steps 10 --train.eval_every 10 --train.eval_tokens 1024 --train.sample_every 0 \
 	--optimizer.warmup_steps 2
 dist: .venv/.installed
@@ -42,7 +46,9 @@ dist: .venv/.installed
 	$(PYTHON) -m venv "$$folder/venv"; \
 	"$$folder/venv/bin/python" -m pip --disable-pip-version-check install -c constraints.txt dist/*.whl \
 		>"$$folder/pip.log" 2>&1 || { cat "$$folder/pip.log"; exit 1; }; \
-	cd "$$folder"; venv/bin/gpt2lab train $(DIST_STEPS)
+	cd "$$folder"; venv/bin/gpt2lab train $(DIST_STEPS); \
+	venv/bin/gpt2lab sample --model-checkpoint runs/quickstart --prompt "Return the" --max-new-tokens 8; \
+	venv/bin/gpt2lab plan --config minigpt --gpu a100-40gb --gpus 6
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -101,7 +101,7 @@ mkdir -p "$OUT" "$logs"
 : >"$OUT/$what.jsonl"
 trap stop TERM INT
 
-try gpu 20 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
+[ -n "$TINY" ] || try gpu 20 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
 try environment 60 "$PYTHON" -c "
 import json, torch
 from gpt2lab.bench.measure import environment

@@ -45,7 +45,9 @@ def measure_memory(sizes: list[int], n_layer: int) -> None:
         print(f"{size:3} sequences: {counted:6.2f} GiB, by MemTracker {tracked:6.2f} GiB", flush=True)
 
 
-def count_traffic(sequences: int, n_layer: int, show: int, inductor_pads: bool) -> None:
+def count_traffic(
+    architecture: str, sequences: int, n_layer: int, show: int, inductor_pads: bool, default_options: bool
+) -> None:
     """Print the GB that Inductor's kernels move in forward and backward pass of a micro-step, and the largest."""
     import torch._dynamo.device_interface as interfaces
     import torch._functorch.config as functorch
@@ -56,8 +58,8 @@ def count_traffic(sequences: int, n_layer: int, show: int, inductor_pads: bool) 
     from triton.backends.compiler import GPUTarget
 
     from gpt2lab.config import GPT2Config
-    from gpt2lab.model import ops
-    from gpt2lab.model.gpt2 import GPT2
+    from gpt2lab.model import ops, pretrained
+    from gpt2lab.training import build
 
     if inductor_pads:
         ops._padding = _no_padding
@@ -113,11 +115,12 @@ def count_traffic(sequences: int, n_layer: int, show: int, inductor_pads: bool) 
         with mock.patch.object(torch._subclasses.FakeTensorMode, "avoid_device_init", True):
             device = torch.device("cuda", 0)
             with mode, device:
-                model = GPT2(GPT2Config(n_layer=n_layer))
+                shape = {"n_head": 6, "vocab_size": 50304} if architecture == "modern" else {}
+                model = pretrained.build(GPT2Config(architecture=architecture, n_layer=n_layer, **shape))
                 x, y = (torch.zeros(sequences, 1024, dtype=torch.int64) for _ in range(2))
             try:
                 with torch.autocast("cuda", torch.bfloat16):
-                    torch.compile(model, dynamic=False)(x, y)
+                    build.compile_step(model, {} if default_options else model.compile_options)(x, y)
             except Exception:  # the generated code cannot run here
                 if len(modules) < 2:
                     raise
@@ -143,6 +146,8 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, nargs="+", default=[8, 16, 32, 64], help="micro batches")
     parser.add_argument("--n-layer", type=int, default=12)
     parser.add_argument("--show", type=int, default=8, help="kernels that are listed")
+    parser.add_argument("--architecture", default="gpt2", choices=("gpt2", "modern"), help="whose traffic is counted")
+    parser.add_argument("--default-options", action="store_true", help="traffic with the compiler's default options")
     parser.add_argument("--inductor-pads", action="store_true", help="traffic as if the model did not pad its head")
     arguments = parser.parse_args()
     if _LOADED not in os.environ:
@@ -157,7 +162,8 @@ def main() -> None:
         measure_memory(arguments.sequences, arguments.n_layer)
     else:
         for sequences in arguments.sequences[-1:]:
-            count_traffic(sequences, arguments.n_layer, arguments.show, arguments.inductor_pads)
+            pads, default = arguments.inductor_pads, arguments.default_options
+            count_traffic(arguments.architecture, sequences, arguments.n_layer, arguments.show, pads, default)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ ALLOWED = {
         "system",
     },
     "training.trainer": {"training", "model", "planning.speed", "tracking.metrics", "system"},
-    "training.memory": {"system", "training.run_directory"},
+    "training.memory": {"planning.memory", "system", "training.run_directory"},
     "training.state": {"model", "system", "training.guard"},
     "training.batches": {"data"},
     "training.run_directory": {
@@ -118,7 +118,7 @@ ALLOWED = {
     "tracking": {"files", "tracking", "evaluation.baselines"},
     "planning.run": {"planning", "model.flops", "logs", "options", "system.cpu", "system.gpus"},
     "planning.calibration": {"planning", "files", "resources", "system.gpus"},
-    "planning.local": {"planning", "system.cpu", "system.gpus"},  # it and calibrate import torch
+    "planning.local": {"planning", "model.ops", "system.cpu", "system.gpus"},  # it and calibrate import torch
     "planning.calibrate": {"planning", "training", "model", "logs", "options", "system"},  # only commands imports it
     "planning": {"planning", "model.flops", "system.gpus"},  # and no torch
     "bench.checkouts": {"files", "options"},

@@ -1,5 +1,6 @@
-"""The wheel: installed in an environment of its own, outside the checkout, it trains."""
+"""The wheel: installed in an environment of its own, outside the checkout, it trains, samples and plans."""
 
+import json
 import os
 import subprocess
 import sys
@@ -44,8 +45,16 @@ def test_the_wheel_contains_the_recipes(environment, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_wheel_trains(environment, tmp_path):
+def test_the_wheel_trains_samples_and_plans(environment, tmp_path):
+    gpt2lab = environment / "bin" / "gpt2lab"
     settings = {"max_steps": 10, "eval_every": 10, "eval_tokens": 1024, "sample_every": 0}
     options = [*(f"--train.{name}={value}" for name, value in settings.items()), "--optimizer.warmup_steps=2"]
-    run(environment / "bin" / "gpt2lab", "train", *options, folder=tmp_path)
-    assert (tmp_path / "runs" / "quickstart" / "checkpoints" / "step_00000010" / "model.safetensors").exists()
+    run(gpt2lab, "train", *options, folder=tmp_path)
+    checkpoint = tmp_path / "runs" / "quickstart" / "checkpoints" / "step_00000010"
+    assert (checkpoint / "model.safetensors").exists()
+    sample = ["--prompt", "Return the", "--max-new-tokens", "4", "--seed", "1"]
+    text = run(gpt2lab, "sample", "--model-checkpoint", "runs/quickstart", *sample, folder=tmp_path)
+    assert text.startswith("Return the")
+    assert len(text.strip()) > len("Return the")
+    plan = run(gpt2lab, "plan", "--config", "minigpt", "--gpu", "a100-40gb", "--gpus", "6", "--json", folder=tmp_path)
+    assert json.loads(plan)

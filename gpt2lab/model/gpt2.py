@@ -10,6 +10,7 @@ Shapes: B batch, T sequence length, C channels (n_embd), V vocabulary, H heads, 
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -103,6 +104,9 @@ class GPT2(LanguageModel):
     """The language model: transformer, output head and loss."""
 
     architecture = "gpt2"
+    # Merge loops before kernels are fused, not after: then the gradient of the residual stream is converted to 16 bits
+    # where it is computed (docs/results/simulated_gpu.md). The modern architecture's rotation would be slower.
+    compile_options: Mapping[str, bool] = {"loop_ordering_after_fusion": False}
 
     def _build(self, config: GPT2Config) -> None:
         self.transformer = Transformer(config)

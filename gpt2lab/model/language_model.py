@@ -1,6 +1,6 @@
 """What training, evaluation and generation need of a model, whatever its architecture: `gpt2.py` or `modern.py`."""
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,6 +99,7 @@ class LanguageModel(nn.Module):
     """
 
     architecture: str  # the value of `model.architecture` that the class implements
+    compile_options: Mapping[str, bool] = {}  # of torch.compile, for the training step
     softcap: float | None = None  # logits are softcap * tanh(logits / softcap)
     lm_head: Linear
 

@@ -43,7 +43,9 @@ _CPU_HEAP_LOGITS, _CPU_HEAP = 0.83, 0.075
 _CPU_HEAP_MUON = 1.5  # of Muon's step, whose tensors are larger than the free pieces
 _NCCL = 0.4e9
 _MAX_BLOCKWISE_LENGTH, _QUERY_BLOCK = 2048, 256  # attention in 16 bits on a CPU (model/ops.py)
-AUTO_FRACTION = 0.9  # of the memory that `train.micro_batch_size auto` uses (training/memory.py)
+# Of `train.micro_batch_size auto`, here and in training (training/memory.py).
+AUTO_FRACTION = 0.9  # of the free memory: evaluations and fragmentation need the rest
+AUTO_TOKENS = 65536  # at most, of a micro batch: larger ones are not faster
 
 
 @dataclass(frozen=True)

@@ -76,9 +76,10 @@ def make(
     available = _available(gpu, gpus)
     limit = available * (_CPU_FRACTION if gpu.is_cpu else memory.AUTO_FRACTION if requested == "auto" else FIT_FRACTION)
     largest = memory.largest_micro_batch(config.model, layout, sequences, limit)
-    size = largest if requested == "auto" else _lowered(plan.micro_batch_size, sequences, largest)
-    if requested == "auto" and gpu.is_cpu:  # training prefers small micro batches there (system/device.py)
-        size = config.batch_plan(gpus, max_micro_tokens=2048).micro_batch_size if largest else 0
+    size = _lowered(plan.micro_batch_size, sequences, largest)
+    if requested == "auto":  # on a CPU, training prefers small micro batches (system/device.py)
+        tokens = 2048 if gpu.is_cpu else memory.AUTO_TOKENS
+        size = min(largest, config.batch_plan(gpus, max_micro_tokens=tokens).micro_batch_size)
     layout = replace(layout, micro_batch_size=max(size, 1), grad_accum_steps=sequences // max(size, 1))
     price = price_per_hour if price_per_hour is not None else gpu.price_per_hour and gpu.price_per_hour * gpus
     stack = stack or speed.default_stack(gpu)

@@ -9,7 +9,8 @@ import logging
 import math
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -258,7 +259,8 @@ def wrap_for_training(
             model.micro_batch_size = memory.find_micro_batch_size(model, size, sequences, reserve)
     model.module = wrapped = wrap()
     if is_compiled(system, dist.device):
-        model.module, model.wrap = _compile(wrapped), lambda: _compile(wrap())
+        options = plain.compile_options
+        model.module, model.wrap = compile_step(wrapped, options), lambda: compile_step(wrap(), options)
         try:
             with progress.Phase("compiling the model"):
                 model.micro_batch_size = memory.find_micro_batch_size(model, model.micro_batch_size, sequences, reserve)
@@ -269,13 +271,24 @@ def wrap_for_training(
     return model
 
 
-def _compile(module: nn.Module) -> nn.Module:
+def compile_step(module: nn.Module, options: Mapping[str, bool]) -> nn.Module:
     """Compile a module for the shape of its inputs. All micro batches of a run have one shape.
 
     Without `dynamic=False` the first smaller micro batch, after memory ran out, would make the compiler generate slower
     code for any shape.
+
+    Args:
+        module: the model, perhaps wrapped.
+        options: of the compiler (`LanguageModel.compile_options`).
+
+    Returns:
+        The module that is compiled when it is first called.
     """
-    return torch.compile(module, dynamic=False)  # type: ignore[return-value]
+    from torch import _inductor
+
+    known = _inductor.list_options()  # another version of torch may lack an option
+    used: dict[str, Any] = {name: value for name, value in options.items() if name in known}
+    return torch.compile(module, dynamic=False, options=used or None)  # type: ignore[return-value]
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gpt2lab.config import BatchPlan, Config, largest_divisor
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.planning.memory import AUTO_FRACTION, AUTO_TOKENS
 from gpt2lab.system import device as devices
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
@@ -22,9 +23,7 @@ from gpt2lab.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-_MEMORY_FRACTION = 0.9  # of the free memory, for `auto`: evaluations and fragmentation need the rest
 _TRIALS = 4  # micro batches from which `auto` estimates
-_MAX_TOKENS = 65536  # of a micro batch by `auto`
 _OUT_OF_MEMORY = 1  # a vote, smaller than the number of any signal
 
 
@@ -279,7 +278,7 @@ def find_micro_batch_size(model: TrainingModel, size: int, sequences: int, reser
 def estimate_micro_batch_size(model: TrainingModel, sequences: int, reserve: int) -> int:
     """Estimate the largest micro batch that fits on a GPU from small ones; memory grows linearly with its size.
 
-    The result has at most `_MAX_TOKENS`: larger ones are not faster.
+    The result has at most `AUTO_TOKENS` tokens: larger ones are not faster.
 
     Args:
         model: runs the micro-steps.
@@ -305,7 +304,7 @@ def estimate_micro_batch_size(model: TrainingModel, sequences: int, reserve: int
     tried = sizes[len(peaks) - 2 : len(peaks)]  # the largest that fit: the first sequences take more memory than others
     bytes_per_sequence = (peaks[-1] - peaks[-2]) / (tried[1] - tried[0])
     free, _ = torch.cuda.mem_get_info(dist.device)
-    available = _MEMORY_FRACTION * (free + torch.cuda.memory_reserved(dist.device)) - reserve - peaks[-1]
+    available = AUTO_FRACTION * (free + torch.cuda.memory_reserved(dist.device)) - reserve - peaks[-1]
     fitting = tried[1] + math.floor(available / max(bytes_per_sequence, 1.0))
-    largest = max(1, min(fitting, _MAX_TOKENS // model.block_size))
+    largest = max(1, min(fitting, AUTO_TOKENS // model.block_size))
     return -dist.all_reduce_max(-largest_divisor(sequences, largest))  # the smallest of the ranks' estimates

@@ -52,6 +52,21 @@ def test_text_files_are_documents_and_small_ones_are_read_together(tmp_path):
     assert len(source.files) == 1
 
 
+@pytest.mark.parametrize("name", ["a.TXT", "a.JSONL", "a.jsonl.GZ", "a.Parquet"])
+def test_suffixes_in_capitals(tmp_path, name):
+    write = corpora.parquet if "Parquet" in name else corpora.jsonl
+    write(tmp_path / name.lower(), ["one text"])
+    if "TXT" in name:
+        (tmp_path / "a.txt").write_text("one text")
+    (tmp_path / name.lower()).rename(tmp_path / name)
+    assert read(local_files.source([str(tmp_path)])) == ["one text"]
+
+
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone text")
+    assert read(local_files.source([str(tmp_path / "a.txt")])) == ["one text"]
+
+
 def test_globs_match_folders_in_order_without_repetitions(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("corpus/b.txt", "corpus/deep/er/a.txt", "more.jsonl", "web.parquet"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpt2lab import cli, config
-from gpt2lab.planning import loss, plan
+from gpt2lab.planning import loss, memory, plan
 from gpt2lab.system import gpus
 from tests.planning.helpers import plan_as_json
 
@@ -31,6 +31,13 @@ def test_a_plan_says_memory_speed_time_and_cost(capsys):
     text = run(capsys, "--config", "minigpt", "--gpu", "a100-40gb", "--gpus", "6", "--price-per-hour", "7.80")
     for word in ("micro batch", "memory", "tokens/s", "MFU", "time", "$7.80 per hour", "bottleneck"):
         assert word in text
+
+
+def test_an_automatic_micro_batch_has_at_most_the_tokens_that_training_allows():
+    """More sequences fit on an H200."""
+    each = plan.make(config.load(["gpt2_124m"]), gpus.load()["h200"])
+    assert (each.micro_batch_size, each.largest_micro_batch_size) == (60, 240)
+    assert each.micro_batch_size * 1024 <= memory.AUTO_TOKENS
 
 
 def list_keys(value, prefix="") -> set[str]:

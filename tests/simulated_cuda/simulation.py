@@ -97,14 +97,16 @@ class SimulatedGPU(TorchDispatchMode):
 
     def answers(self) -> dict[str, Any]:
         """Functions of `torch.cuda`, by name."""
-        total = int(min(self.capacity, 2**60))
-        properties = SimpleNamespace(
-            name=self.name,
-            total_memory=total,
-            major=self.capability[0],
-            minor=self.capability[1],
-            multi_processor_count=132,
-        )
+
+        def total() -> int:
+            return int(min(self.capacity, 2**60))
+
+        def properties(device: object = None) -> SimpleNamespace:
+            major, minor = self.capability
+            return SimpleNamespace(
+                name=self.name, total_memory=total(), major=major, minor=minor, multi_processor_count=132
+            )
+
         return {
             "is_available": lambda: True,
             "is_initialized": lambda: True,
@@ -115,12 +117,12 @@ class SimulatedGPU(TorchDispatchMode):
             "empty_cache": lambda: None,
             "get_device_capability": lambda device=None: self.capability,
             "get_device_name": lambda device=None: self.name,
-            "get_device_properties": lambda device=None: properties,
+            "get_device_properties": properties,
             "memory_allocated": lambda device=None: self.allocated,
             "memory_reserved": lambda device=None: self.allocated,
             "max_memory_allocated": lambda device=None: self.peak,
             "reset_peak_memory_stats": lambda device=None: self.reset_peak(),
-            "mem_get_info": lambda device=None: (int(total - self.allocated), total),
+            "mem_get_info": lambda device=None: (int(total() - self.allocated), total()),
             "is_bf16_supported": lambda *args, **kwargs: self.capability >= (8, 0),
             "is_current_stream_capturing": lambda: False,
             "get_rng_state": lambda device=None: torch.zeros(16, dtype=torch.uint8),

@@ -2,7 +2,6 @@
 
 import pytest
 
-from gpt2lab.errors import GPT2LabError
 from tests.simulated_cuda import training
 from tests.simulated_cuda.simulation import GIB, SimulatedGPU, simulated
 
@@ -27,20 +26,3 @@ def test_auto_uses_most_of_the_memory_up_to_the_size_at_which_a_gpu_is_busy(on_g
     found, needed = on_gpu(find, gib, sequences)
     assert found == size
     assert needed < 0.9 * gib
-
-
-def start(size: str, gib: float) -> str:
-    """What becomes of a run with one sequence at a time: `fits`, or the error."""
-    config = training.settings(model__size=size, train__micro_batch_size=1, train__total_batch_size=1024)
-    with simulated(SimulatedGPU(gib)) as gpu:
-        try:
-            training.build_trainer(gpu, config)
-        except GPT2LabError as error:
-            return str(error)
-        return "fits"
-
-
-@pytest.mark.parametrize(("size", "gib", "outcome"), [("large", 23.2, "fits"), ("xl", 23.2, "out of memory")])
-def test_a_model_fits_on_one_gpu_or_is_refused_as_documented(on_gpu, size, gib, outcome):
-    """docs/distributed.md: gpt2_xl does not fit on one GPU with 24 GB."""
-    assert on_gpu(start, size, gib).startswith(outcome)

@@ -7,11 +7,12 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from gpt2lab.config import Config
+from gpt2lab.config import BatchPlan, Config
 from gpt2lab.system import device as devices
 from gpt2lab.system import precision as precisions
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.training import build
+from gpt2lab.training.state import TrainState
 from gpt2lab.training.trainer import Trainer
 from tests.simulated_cuda.simulation import SimulatedGPU
 
@@ -30,6 +31,21 @@ def settings(**changes: Any) -> Config:
     return Config.model_validate(values)
 
 
+def build_state(config: Config) -> tuple[TrainState, BatchPlan, DistContext, precisions.Precision]:
+    """Build model and optimizer on the simulated GPU, and divide the tokens of a step.
+
+    Args:
+        config: of the run.
+    """
+    device = devices.choose("auto")
+    dist = DistContext(0, 1, device)
+    precision, plan = build.plan_steps(config, dist)
+    # Parameters cannot move from one device to another while they are fake.
+    with device, mock.patch.object(torch.nn.Module, "to", lambda self, _: self):
+        state = build.build_state(config, None, None, dist, precision)
+    return state, plan, dist, precision
+
+
 def build_trainer(gpu: SimulatedGPU, config: Config) -> tuple[Trainer, Batch, list[Any]]:
     """Build a trainer inside `simulated(gpu)`; also its batch, `(sequences, T)`, and the events that it records.
 
@@ -37,12 +53,7 @@ def build_trainer(gpu: SimulatedGPU, config: Config) -> tuple[Trainer, Batch, li
         gpu: where it trains.
         config: of the run.
     """
-    device = devices.choose("auto")
-    dist, precision = DistContext(0, 1, device), precisions.choose(config.system.precision, device)
-    plan = config.batch_plan(1, devices.micro_batch_tokens(device))
-    # Parameters cannot move from one device to another while they are fake.
-    with device, mock.patch.object(torch.nn.Module, "to", lambda self, _: self):
-        state = build.build_state(config, None, None, dist, precision)
+    state, plan, dist, precision = build_state(config)
     model = build.wrap_for_training(state, config.train, config.system, plan, dist, precision)
     events: list[Any] = []
     others: Any = SimpleNamespace(
@@ -51,7 +62,9 @@ def build_trainer(gpu: SimulatedGPU, config: Config) -> tuple[Trainer, Batch, li
         record_event=lambda step, name, details: events.append((step, name, details)),
     )
     trainer = Trainer(config.train, config.optimizer, state, model, others, [], others, others, others, [])
-    x, y = (torch.zeros(plan.sequences, config.model.block_size, dtype=torch.int64, device=device) for _ in range(2))
+    x, y = (
+        torch.zeros(plan.sequences, config.model.block_size, dtype=torch.int64, device=dist.device) for _ in range(2)
+    )
     return trainer, (x, y), events
 
 

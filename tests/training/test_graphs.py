@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from gpt2lab.config import SystemConfig
+from gpt2lab.config import GPT2Config, SystemConfig
+from gpt2lab.model import pretrained
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
@@ -27,7 +28,8 @@ def graphs(monkeypatch):
 
     torch.compiler.reset()
     counter = CompileCounterWithBackend("eager")
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    compile_graph = functools.partial(torch.compile, backend=counter)
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic, options: compile_graph(module, dynamic=dynamic))
     yield counter
     torch.compiler.reset()
 
@@ -63,7 +65,7 @@ def test_with_distributed_data_parallel_there_is_one_graph_too(graphs):
     """The trial does not exchange gradients, and only the last micro-step of a step does."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        module = build._compile(DistributedDataParallel(GPT2(TINY)))
+        module = build.compile_step(DistributedDataParallel(GPT2(TINY)), {})
         dist = DistContext(0, 1, torch.device("cpu"))
         model = TrainingModel(module, lambda: module, 2, TINY.block_size, False, dist, Precision("fp32", "cpu"))
         model.try_micro_step(2)
@@ -74,6 +76,19 @@ def test_with_distributed_data_parallel_there_is_one_graph_too(graphs):
     finally:
         torch.distributed.destroy_process_group()
     assert graphs.frame_count == 1
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"), [("gpt2", {"loop_ordering_after_fusion": False}), ("modern", None)]
+)
+def test_the_step_is_compiled_with_the_options_of_its_architecture(monkeypatch, architecture, options):
+    """Those of this version of torch: another one may not have an option."""
+    compiled: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic, options: compiled.append(options) or module)
+    with torch.device("meta"):
+        model = pretrained.build(GPT2Config(architecture=architecture, n_layer=1, n_head=2, n_embd=64))
+    build.compile_step(model, {**model.compile_options, "unknown": True})
+    assert compiled == [options]
 
 
 @pytest.mark.parametrize(

@@ -40,16 +40,16 @@ def open_file(path: str, field: str = "text") -> SourceFile:
     Raises:
         GPT2LabError: the file cannot be read, or is compressed by zstd and pyarrow is not installed.
     """
-    if path.endswith(".zst"):
+    if path.lower().endswith(".zst"):
         packages.require("pyarrow", path, "data")
-    ratio = _COMPRESSION_RATIO if Path(path).suffix in _COMPRESSIONS else 1
+    ratio = _COMPRESSION_RATIO if Path(path).suffix.lower() in _COMPRESSIONS else 1
     identity = f"{field} {sampled_digest(Path(path))}"
     return SourceFile(path, os.path.getsize(path) * ratio, identity, functools.partial(_list_chunks, path, field))
 
 
 def _list_chunks(path: str, field: str) -> Iterator[Chunk]:
     """Chunks of about 8 MiB of lines."""
-    compression = _COMPRESSIONS.get(Path(path).suffix)
+    compression = _COMPRESSIONS.get(Path(path).suffix.lower())
     line = 1
     for data in _decompress(path, compression) if compression else _read(path):
         yield Chunk(f"{path}, line {line}", functools.partial(_parse, data, path, field, line))

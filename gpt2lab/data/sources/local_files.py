@@ -4,6 +4,7 @@ A .txt file is one document. Consecutive small .txt files form one chunk, so tha
 fast as one of a few large files.
 """
 
+import codecs
 import functools
 import glob
 import hashlib
@@ -40,13 +41,13 @@ def source(patterns: Sequence[str], field: str = "text") -> Source:
     group: list[str] = []
     group_bytes = 0
     for path, next_path in zip(paths, [*paths[1:], ""], strict=True):
-        if path.endswith(".txt"):
+        if _is_text(path):
             group.append(path)
             group_bytes += os.path.getsize(path)
-            if group_bytes >= _GROUP_BYTES or len(group) == _GROUP_FILES or not next_path.endswith(".txt"):
+            if group_bytes >= _GROUP_BYTES or len(group) == _GROUP_FILES or not _is_text(next_path):
                 files.append(_open_texts(group, group_bytes))
                 group, group_bytes = [], 0
-        elif path.endswith(".parquet"):
+        elif path.lower().endswith(".parquet"):
             files.append(parquet.open_file(path, path, field))
         else:
             files.append(jsonl.open_file(path, field))
@@ -59,7 +60,11 @@ def has_files(folder: Path) -> bool:
     Args:
         folder: the folder.
     """
-    return any(path.name.endswith(SUFFIXES) for path in folder.rglob("[!.]*"))
+    return any(path.name.lower().endswith(SUFFIXES) for path in folder.rglob("[!.]*"))
+
+
+def _is_text(path: str) -> bool:
+    return path.lower().endswith(".txt")
 
 
 def _expand(patterns: Sequence[str]) -> list[str]:
@@ -75,7 +80,7 @@ def _expand(patterns: Sequence[str]) -> list[str]:
             guess = "" if is_pattern else suggest_path(pattern)
             raise GPT2LabError(f"--input {pattern!r} matches no file{guess or f'; {advice}'}")
         for path in paths:
-            if not path.endswith(SUFFIXES):
+            if not path.lower().endswith(SUFFIXES):
                 raise GPT2LabError(f"--input {path}: the suffix must be one of {', '.join(SUFFIXES)}")
             matched[path] = None
     return list(matched)
@@ -84,13 +89,13 @@ def _expand(patterns: Sequence[str]) -> list[str]:
 def _list_folder(folder: str) -> list[str]:
     """The files of a folder and its subfolders that can be read, sorted; hidden ones are ignored."""
     files = sorted(path for path in glob.glob(f"{glob.escape(folder)}/**", recursive=True) if os.path.isfile(path))
-    readable = [path for path in files if path.endswith(SUFFIXES)]
+    readable = [path for path in files if path.lower().endswith(SUFFIXES)]
     if not readable:
         raise GPT2LabError(
             f"--input {folder} is a folder without files of a format that is read: {', '.join(SUFFIXES)}"
         )
     if others := len(files) - len(readable):
-        example = next(path for path in files if not path.endswith(SUFFIXES))
+        example = next(path for path in files if not path.lower().endswith(SUFFIXES))
         logger.info(f"{folder}: {others} files of other formats are left out, such as {example}")
     return readable
 
@@ -116,5 +121,5 @@ def _read_texts(paths: list[str], report: Report) -> Texts:
         except UnicodeDecodeError as error:
             report(f"{path} is not UTF-8 text (byte {error.start}); convert it, or leave it out")
         else:
-            texts.append(text)
+            texts.append(text.removeprefix(codecs.BOM_UTF8))  # Windows editors write it; it would be three tokens
     return Texts.join(texts)

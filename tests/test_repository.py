@@ -1,0 +1,114 @@
+"""Files around the code: workflows, Dockerfile, citation and hooks are valid, and agree with the package."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+import gpt2lab
+
+REPOSITORY = Path(__file__).parent.parent
+WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
+CONSTRAINTS = dict(
+    line.split("==") for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if not line.startswith("#")
+)
+
+
+def load(path: Path) -> dict:
+    return YAML(typ="safe").load(path.read_text())
+
+
+def run(tool: str, *arguments: str | Path) -> None:
+    """Run a tool that is installed with the tests' Python."""
+    path = shutil.which(tool, path=str(Path(sys.executable).parent))
+    assert path, f"{tool} is not installed"
+    done = subprocess.run([path, *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("schema", "files"),
+    [
+        ("github-workflows", WORKFLOWS),
+        ("github-issue-forms", sorted((REPOSITORY / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))),
+        ("citation-file-format", [REPOSITORY / "CITATION.cff"]),
+    ],
+)
+def test_files_follow_their_schema(schema, files):
+    assert files
+    run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *files)
+
+
+def test_workflows_have_no_known_weakness():
+    run("zizmor", "--offline", "--no-progress", ".github")
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_actions_are_pinned_and_scripts_are_sound(path, tmp_path):
+    for used in re.findall(r"uses: (.*)", path.read_text()):
+        assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", used), used
+    for job in load(path)["jobs"].values():
+        assert job["timeout-minutes"]
+        for number, step in enumerate(job["steps"]):
+            if "run" in step:
+                script = tmp_path / f"{number}.sh"
+                script.write_text(step["run"])
+                run("shellcheck", "--shell=bash", script)
+
+
+@pytest.mark.parametrize(("name", "job"), [("ci", "checks"), ("release", "build")])
+def test_workflows_run_the_checks_of_ci(name, job):
+    steps = load(REPOSITORY / ".github" / "workflows" / f"{name}.yml")["jobs"][job]["steps"]
+    assert ".ci/run" in [step.get("run") for step in steps]
+
+
+def test_ci_runs_the_oldest_python_and_macos():
+    matrix = load(REPOSITORY / ".github" / "workflows" / "ci.yml")["jobs"]["checks"]["strategy"]["matrix"]
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == f">={matrix['python'][0]}"
+    assert any(job["os"].startswith("macos") for job in matrix["include"])
+
+
+def test_only_the_job_that_publishes_gets_an_identity():
+    jobs = load(REPOSITORY / ".github" / "workflows" / "release.yml")["jobs"]
+    assert [name for name, job in jobs.items() if "id-token" in job.get("permissions", {})] == ["publish"]
+    assert not [step for step in jobs["publish"]["steps"] if "run" in step]
+    assert jobs["publish"]["needs"] == "build"
+
+
+def test_the_dockerfile_is_sound():
+    run("hadolint", "Dockerfile")
+
+
+def test_the_container_has_the_torch_that_readme_names():
+    (index,) = re.findall(r"ARG TORCH_INDEX=(\S+)", (REPOSITORY / "Dockerfile").read_text())
+    assert f"torch --index-url {index}`" in (REPOSITORY / "README.md").read_text()
+    assert f"torch --index-url {index}\n" in (REPOSITORY / "launch" / "skypilot.yaml").read_text()
+
+
+def test_the_container_gets_all_that_the_wheel_is_built_from(tmp_path):
+    lines = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    included = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    pyproject = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    wheel = pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]
+    project = pyproject["project"]
+    needed = {*wheel["packages"], *wheel["force-include"], project["readme"], *project["license-files"]}
+    assert needed | {"pyproject.toml", "constraints.txt"} == included
+
+
+def test_the_citation_is_of_this_version():
+    citation = load(REPOSITORY / "CITATION.cff")
+    assert citation["version"] == gpt2lab.__version__
+    assert citation["license"] == tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["license"]
+
+
+def test_hooks_have_the_versions_of_constraints():
+    hooks = load(REPOSITORY / ".pre-commit-config.yaml")["repos"]
+    versions = {hook["repo"].rpartition("/")[2].removesuffix("-pre-commit"): hook.get("rev") for hook in hooks}
+    for name in ("ruff", "zizmor", "check-jsonschema"):
+        assert versions[name].removeprefix("v") == CONSTRAINTS[name]
