@@ -40,11 +40,28 @@ def read(path: Path, record_type: type[RecordT]) -> list[RecordT]:
         GPT2LabError: the file cannot be read, is empty, or has a line that is not such a record.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        content = path.read_bytes()
     except OSError as error:
         raise GPT2LabError(f"{path}: cannot read it: {error.strerror}") from None
+    return parse(content, record_type, path)
+
+
+def parse(content: bytes, record_type: type[RecordT], path: object) -> list[RecordT]:
+    """Parse the content of a file, as `read` does.
+
+    Args:
+        content: of the file.
+        record_type: what each line must be.
+        path: where the content is from, for messages.
+
+    Returns:
+        The records in the order of the lines.
+
+    Raises:
+        GPT2LabError: it is empty, or has a line that is not such a record.
+    """
     records = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -25,7 +25,7 @@ from gpt2lab.data.loader import fixed_sequences
 from gpt2lab.data.shards import TokenStream, is_ready, open_split
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.evaluation import hellaswag, loss, scoring, table, tasks
+from gpt2lab.evaluation import core, core_bundle, hellaswag, loss, scoring, table, tasks
 from gpt2lab.model import pretrained, resolve
 from gpt2lab.model.language_model import LanguageModel
 from gpt2lab.model.resolve import ResolvedCheckpoint
@@ -38,7 +38,7 @@ from gpt2lab.system.precision import Precision
 logger = logging.getLogger(__name__)
 LM_EVAL = "lm_eval:"
 T = TypeVar("T")
-Evaluation = hellaswag.Evaluation | tasks.Evaluation
+Evaluation = hellaswag.Evaluation | tasks.Evaluation | core_bundle.Bundle
 
 
 def run(options: EvaluateOptions) -> None:
@@ -91,10 +91,11 @@ def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
     precision = precisions.choose(options.precision, dist.device)
     with progress.Phase("loading the model"):
         model = pretrained.from_pretrained(checkpoint).to(dist.device).eval()
-    parameters = model.num_parameters()
-    logger.info(f"{checkpoint.folder}: {parameters:,} parameters; {dist.device.type}, {precision.name}")
+    logger.info(f"{checkpoint.folder}: {model.num_parameters():,} parameters; {dist.device.type}, {precision.name}")
     batch_tokens = options.batch_tokens
-    figures = {name: _score(model, name, task, batch_tokens, dist, precision) for name, task in evaluations.items()}
+    figures = {
+        name: _score(model, tokenizer, name, task, batch_tokens, dist, precision) for name, task in evaluations.items()
+    }
     if harness:
         adapter = harness.Adapter(model, tokenizer, batch_tokens=batch_tokens, dist=dist, precision=precision)
         for name in harness_tasks:
@@ -158,7 +159,13 @@ def _load_all(
 
 
 def _load(tokenizer: Tokenizer, name: str, options: EvaluateOptions, dist: DistContext) -> Evaluation:
-    """Read and tokenize a task."""
+    """Read a task, and tokenize it unless it is CORE."""
+    if name == "core":
+        find_bundle = functools.partial(core_bundle.find, options.mirror, options.data_dir)
+        _find(find_bundle, dist, is_named=False)
+        bundle = core_bundle.load(find_bundle(), limit=options.limit)
+        logger.info(bundle.describe())
+        return bundle
     if name == "hellaswag":
         find_data = functools.partial(hellaswag.find, options.mirror, options.hellaswag_file, options.data_dir)
         data = _find(find_data, dist, is_named=options.hellaswag_file is not None)
@@ -180,9 +187,17 @@ def _find(find: Callable[[], T], dist: DistContext, *, is_named: bool) -> T:
 
 
 def _score(
-    model: LanguageModel, name: str, task: Evaluation, batch_tokens: int | None, dist: DistContext, precision: Precision
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    name: str,
+    task: Evaluation,
+    batch_tokens: int | None,
+    dist: DistContext,
+    precision: Precision,
 ) -> dict[str, Any]:
     """The figures of a task, by JSON key."""
+    if isinstance(task, core_bundle.Bundle):
+        return core.measure(model, tokenizer, task, batch_tokens=batch_tokens, dist=dist, precision=precision)
     greedy = name == "lambada_openai"
     scores = scoring.score(
         model, task.requests, batch_tokens=batch_tokens, greedy=greedy, dist=dist, precision=precision, name=name

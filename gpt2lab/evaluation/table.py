@@ -1,13 +1,14 @@
-"""An evaluation as text: a table of the tasks, published accuracies, and HellaSwag's result line."""
+"""An evaluation as text: tables of the tasks, published results, and the result lines of HellaSwag and CORE."""
 
 import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 from gpt2lab.evaluation import hellaswag
-from gpt2lab.evaluation.baselines import BASELINES
+from gpt2lab.evaluation.baselines import BASELINES, CORE_BASELINES
 
 _WIDTH = 80  # columns of a terminal
+_CORE_HEAD = ("CORE task", "examples", "items", "baseline", "acc", "centered")
 _HEAD = ("task", "acc", "acc_norm", "95% interval", "chance", "items", "format")
 
 
@@ -20,7 +21,7 @@ def render(result: dict[str, Any]) -> str:
     Returns:
         Several lines.
     """
-    tasks = result["tasks"]
+    tasks = {name: figures for name, figures in result["tasks"].items() if name != "core"}
     blocks = []
     scores = [row for name, figures in tasks.items() for row in _split_conventions(name, figures)]
     if scores:
@@ -36,12 +37,26 @@ def render(result: dict[str, Any]) -> str:
         blocks.append(_columns([("published HellaSwag", "acc", "acc_norm", "format"), *published]))
         blocks[-1] += "\n(docs/evaluation.md has the sources)"
         blocks.append(hellaswag.result_line(tasks["hellaswag"]))
+    if "core" in result["tasks"]:
+        blocks += _render_core(result["tasks"]["core"], result.get("limit"))
     if result["val_loss"] is not None:
         blocks.append(
             f"validation loss: {result['val_loss']:.4f} ({result['bits_per_byte']:.4f} bits per byte, "
             f"over {result['val_tokens']:,} tokens)"
         )
     return "\n\n".join(blocks)
+
+
+def _render_core(figures: Mapping[str, Any], limit: int | None) -> list[str]:
+    """Published scores, and CORE's tasks with the score in the last line."""
+    published = _columns([("published CORE", "score"), *((b.model, _format(b.core)) for b in CORE_BASELINES)])
+    rows: list[tuple[str, ...]] = [_CORE_HEAD]
+    for label, task in figures["tasks"].items():
+        accuracies = (_format(task[key]) for key in ("baseline", "acc", "centered"))
+        rows.append((label, str(task["shots"]), str(task["total"]), *accuracies))
+    part = f", at most {limit:,} of each task: not comparable" if limit else ""
+    score = f"CORE: {figures['core']:.4f} (mean of {len(rows) - 1} centered; {figures['total']:,} items{part})"
+    return [f"{published}\n(docs/evaluation.md has the sources)", f"{_columns(rows)}\n{score}"]
 
 
 def _split_conventions(name: str, figures: dict[str, Any]) -> list[tuple[str, dict[str, Any], str]]:

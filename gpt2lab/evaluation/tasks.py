@@ -40,7 +40,7 @@ _URL = f"https://raw.githubusercontent.com/mosaicml/llm-foundry/{_COMMIT}/script
 
 _LINES = (Path(__file__).parent / "tasks.sha256").read_text(encoding="utf-8").splitlines()
 TASKS = {Path(path).stem: (path, digest) for digest, path in map(str.split, _LINES)}  # files of LLM Foundry
-NAMES = ("hellaswag", *TASKS, "everyday")
+NAMES = ("hellaswag", *TASKS, "everyday", "core")
 _ENDS_IN_ANSWER = {"arc_challenge", "arc_easy", "boolq", "piqa"}  # the delimiter of the others is a space
 
 

@@ -89,7 +89,7 @@ def _format_scores(scores: dict[str, Any] | None, run: Run | None = None, key: s
         limit = run.settings.train.hellaswag_limit
         return f"acc_norm {accuracy:.4f}" + (f", of {limit:,} items" if limit else "")
     scores = scores or {}
-    parts = [f"{key} {scores[key]:.4f}" for key in ("acc", "acc_norm") if isinstance(scores.get(key), float)]
+    parts = [f"{key} {scores[key]:.4f}" for key in ("acc", "acc_norm", "core") if isinstance(scores.get(key), float)]
     if "interval95" in scores:
         parts.append("95% interval {:.4f} to {:.4f}".format(*scores["interval95"]))
     parts += [f"{scores['total']:,} items"] if "total" in scores else []

@@ -157,10 +157,16 @@ def run_events(run: Run) -> RunEvents:
 
 
 def benchmarks(run: Run) -> dict[str, str]:
-    """Task -> accuracy of the newest evaluation, with its interval and chance; without tasks that have no accuracy."""
+    """Task -> accuracy of the newest evaluation, with its interval and chance; without tasks that have no accuracy.
+
+    CORE has its score instead.
+    """
     rows: dict[str, str] = {}
     tasks = run.evaluation.get("tasks")
     for task, result in (tasks if isinstance(tasks, Mapping) else {}).items():
+        if isinstance(result, Mapping) and isinstance(result.get("core"), int | float):
+            rows["CORE"] = f"{result['core']:.4f}"
+            continue
         conventions = {task: result} if not isinstance(result, Mapping) or "acc" in result else result
         for convention, values in conventions.items():
             accuracy = values.get("acc_norm", values.get("acc")) if isinstance(values, Mapping) else None

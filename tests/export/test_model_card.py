@@ -72,7 +72,8 @@ def test_missing_results_are_marked_as_not_measured(run, tmp_path):
 
 
 def test_results_of_an_evaluation_of_the_same_step(run, tmp_path):
-    evaluated(run, 6, val_loss=3.05, bits_per_byte=1.01, tasks={"piqa": SCORES, "lm_eval:copa": {"acc": 0.61}})
+    tasks = {"piqa": SCORES, "lm_eval:copa": {"acc": 0.61}, "core": {"core": 0.1139, "tasks": {}, "total": 91_037}}
+    evaluated(run, 6, val_loss=3.05, bits_per_byte=1.01, tasks=tasks)
     evaluated(run, 4, val_loss=1.11)
     front, rows, _ = card(run, tmp_path)
     assert rows["validation loss, nats per token"] == "3.0500"
@@ -80,6 +81,7 @@ def test_results_of_an_evaluation_of_the_same_step(run, tmp_path):
     assert rows["HellaSwag, completion style"] == rows["`piqa`"] == expected
     assert "acc_norm 0.3114" in rows["HellaSwag, harness style"]
     assert rows["`lm_eval:copa`"] == "acc 0.6100"
+    assert rows["`core`"] == "core 0.1139, 91,037 items"
     (result,) = front["model-index"][0]["results"]
     assert result["dataset"]["name"] == "HellaSwag"
     assert result["metrics"][0]["value"] == 0.2955

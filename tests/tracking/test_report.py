@@ -224,6 +224,7 @@ def test_benchmarks_of_the_newest_evaluation(make_run):
         "hellaswag": both,
         "lambada_openai": {"acc": 0.3},
         "lm_eval:odd": {"bleu": 1.0},
+        "core": {"core": 0.1139, "tasks": {"arc_easy": {"acc": 0.41}}, "total": 91_037, "sha256": {}},
         "damaged": 7,
         "b": {"acc": 1, "interval95": 7},
     }
@@ -231,6 +232,7 @@ def test_benchmarks_of_the_newest_evaluation(make_run):
     text = text_of(report.write(folder)[0].read_text())
     assert "hellaswag, completion 0.2970 (0.2881 to 0.3060) hellaswag, harness" in text
     assert "openai 0.3000" in text
+    assert "CORE 0.1139" in text
     assert "bleu" not in text
 
 
