@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gpt2lab import __version__, cli_parser, logs, options, progress
+from gpt2lab import __version__, cli_parser, logs, options, slow_imports
 from gpt2lab.errors import GPT2LabError, LostRankError, RunStoppedError, did_you_mean
 from gpt2lab.scaling.options import ScalingOptions
 from gpt2lab.sweep.options import SweepOptions
@@ -152,9 +152,8 @@ def _run_verb(arguments: list[str]) -> None:
         or getattr(parsed, "as_json", False)
     )
     module, _, function = verb.function.partition(":")
-    with progress.Phase("loading torch"):  # which most of the verbs import
-        function_of_verb = getattr(importlib.import_module(module), function)
-    function_of_verb(parsed)
+    with slow_imports.shown():
+        getattr(importlib.import_module(module), function)(parsed)
 
 
 def _unknown_verb(name: str) -> str:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from gpt2lab import logs, progress
+from gpt2lab import logs
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.options import (
     BenchOptions,
@@ -51,8 +51,7 @@ def train(options: TrainOptions) -> None:
     for warning in notes.find_unusual(settings):
         logger.warning(warning)
 
-    with progress.Phase("loading torch"):  # takes seconds: only once the settings are valid
-        from gpt2lab.training import dry_run, run
+    from gpt2lab.training import dry_run, run  # torch takes seconds: only once the settings are valid
 
     if options.dry_run:
         dry_run.run(settings, options.overrides)
@@ -86,9 +85,8 @@ def bench(options: BenchOptions) -> None:
     from gpt2lab.bench import checkouts
 
     checkouts.require(options)
-    with progress.Phase("loading torch"):
-        from gpt2lab.bench import run
-        from gpt2lab.system import device
+    from gpt2lab.bench import run
+    from gpt2lab.system import device
 
     overrides = options.overrides
     if not options.config:

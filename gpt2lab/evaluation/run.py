@@ -89,7 +89,7 @@ def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
     val_data = _open_validation_data(options, settings)
 
     precision = precisions.choose(options.precision, dist.device)
-    with progress.Phase("loading the model"):
+    with progress.Phase("loading the model", announce=True):
         model = pretrained.from_pretrained(checkpoint).to(dist.device).eval()
     parameters = model.num_parameters()
     logger.info(f"{checkpoint.folder}: {parameters:,} parameters; {dist.device.type}, {precision.name}")
@@ -138,7 +138,7 @@ class _NotAvailableError(GPT2LabError):
     """The file of a task can be neither found nor downloaded."""
 
 
-@progress.show_as("reading the tasks")
+@progress.show_as("reading the tasks", announce=True)
 def _load_all(
     tokenizer: Tokenizer, names: Sequence[str], options: EvaluateOptions, dist: DistContext, *, only_these: bool
 ) -> tuple[dict[str, Evaluation], dict[str, str]]:

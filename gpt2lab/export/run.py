@@ -52,7 +52,7 @@ def export(
     out = Path(out).resolve()
     _check_replaceable(out)
     checkpoint = resolve.find_checkpoint(name, mirror=mirror)
-    with progress.Phase("loading the model"):
+    with progress.Phase("loading the model", announce=True):
         config, weights = resolve.read(checkpoint, DTYPES[dtype])
     for tensor_name, tensor in weights.items():
         if not tensor.isfinite().all():

@@ -87,7 +87,7 @@ class RunDirectory:
             self.dist.on_main(lambda: bool(stack.enter_context(lock)))
             yield
 
-    @progress.show_as("reading the checkpoint")
+    @progress.show_as("reading the checkpoint", announce=True)
     def find_checkpoint(self) -> Checkpoint | None:
         """Find the checkpoint that `run.resume` names. Only rank 0 calls it.
 
