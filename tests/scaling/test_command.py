@@ -23,14 +23,14 @@ def test_fit_prints_one_json_object_and_warns_on_standard_error(tmp_path, capsys
     result = json.loads(shown.out)
     assert result["points"] == 16
     assert result["approach2"] is None
-    assert "learning rate" in phases.begun.err
+    assert "learning rate" in shown.err
 
 
 @pytest.mark.parametrize("arguments", [["fit"], ["predict", "--parameters", "1M", "--tokens", "20M"]])
 def test_a_fit_shows_progress(arguments, tmp_path, phases):
     path = write_csv(tmp_path / "runs.csv", grid(noise=0.01))
     assert scaling(arguments[0], path, *arguments[1:], "--bootstraps", 40) == 0
-    assert [phase.description for phase in phases.begun if phase.announce] == ["fitting the forms"]
+    assert "fitting the forms" in [phase.description for phase in phases.begun if phase.announce]
     assert ("bootstrapping approach 3", 40) in [(phase.description, phase.total) for phase in phases.begun]
 
 
@@ -39,7 +39,7 @@ def test_fit_prints_a_table(tmp_path, capsys):
     assert scaling("fit", sweep, *FEW) == 0
     shown = capsys.readouterr().out
     assert all(
-        word in phases.begun
+        word in shown
         for word in ("approach 3", "coupled", "cannot be fitted", "residuals", "tokens a parameter", "blocks-and-head")
     )
 
@@ -59,7 +59,7 @@ def test_predict_records_the_prediction_of_a_recipe_and_fit_holds_its_run_out(tm
     assert scaling("fit", sweep, "--json", *FEW) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out)["points"] == 12
-    assert "held out" in phases.begun.err
+    assert "held out" in shown.err
 
 
 def test_predict_from_a_csv_records_nothing(tmp_path, capsys):
@@ -76,7 +76,7 @@ def test_plan_writes_its_runs(tmp_path, capsys):
     shown = capsys.readouterr().out
     plan = json.loads(path.read_text())
     assert len(plan["runs"]) == 12
-    assert all(run["name"] in phases.begun for run in plan["runs"])
+    assert all(run["name"] in shown for run in plan["runs"])
     assert plan["config"] == ["quickstart"]
     assert plan["overrides"] == {"model.vocab_size": "512"}
     overrides = {**plan["runs"][0]["settings"], **plan["overrides"]}
