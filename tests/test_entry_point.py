@@ -102,3 +102,25 @@ with slow_imports.shown():
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.stderr == "loading slow\n"
+
+
+MISTAKES = [
+    (["sample", "--model-checkpoint", "runs/quickstrat"], "no such folder; did you mean runs/quickstart?\n"),
+    (["sample", "--model-checkpoint", "runs/x"], "no such folder; give a run directory"),
+    (["evaluate", "--model-checkpoint", "x.pt", "--tasks", "everyday"], "x.pt: no such file; give"),
+    (["evaluate", "--model-checkpoint", "gpt2", "--tasks", "everyda"], "did you mean everyday?"),
+    (["export", "--model-checkpoint", "runs/quickstrat", "--out", "out"], "did you mean runs/quickstart?\n"),
+    (["app", "--trained", "runs/quickstrat"], "did you mean runs/quickstart?\n"),
+    (["app", "--trained", "gpt2", "--untrained", "runs/quickstrat"], "did you mean runs/quickstart?\n"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "part"), MISTAKES)
+def test_a_mistyped_name_is_an_error_before_torch_is_imported(arguments, part, tmp_path):
+    (tmp_path / "runs" / "quickstart" / "checkpoints" / "step_00000001").mkdir(parents=True)
+    code = "import sys; from gpt2lab import packages; from gpt2lab.cli import main; "
+    code += "packages.is_installed = lambda name: True; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    command, environment = [sys.executable, "-c", code, *arguments], os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\n"
+    assert part in done.stderr

@@ -73,9 +73,9 @@ class EncodedCache:
 
         encoded_bytes = text_bytes = tokens = 0
 
-        def count(count_of_bytes: int) -> None:
+        def count_bytes(number: int) -> None:
             nonlocal encoded_bytes
-            encoded_bytes += count_of_bytes
+            encoded_bytes += number
             show()
 
         def show() -> None:
@@ -83,7 +83,7 @@ class EncodedCache:
             phase.update(min(max(encoded_bytes, text_bytes), source.text_bytes), note)
 
         with progress.Phase(f"encoding {source.name}", max(1, source.text_bytes), skip_first=True) as phase:
-            for position, encoded in encode_chunks(missing_chunks(), count):
+            for position, encoded in encode_chunks(missing_chunks(), count_bytes):
                 self._write(position, encoded)
                 text_bytes, tokens = text_bytes + encoded.text_bytes, tokens + len(encoded.tokens)
                 show()
