@@ -27,12 +27,14 @@ def shown() -> Iterator[None]:
 class _Finder(importlib.abc.MetaPathFinder):
     """Finds what `PathFinder` finds, but a module of a slow package is executed in a phase.
 
-    The modules that it imports in turn belong to the same phase. Other threads import without a phase.
+    The modules that it imports in turn belong to the same phase. Other threads import without a phase. Where there is no
+    terminal, a package is announced once, though it may import more of its modules later.
     """
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
         self._is_loading = False
+        self._announced: set[str] = set()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -51,7 +53,8 @@ class _Finder(importlib.abc.MetaPathFinder):
                 return
             self._is_loading = True
             try:
-                with progress.Phase(f"loading {package}", announce=True):
+                with progress.Phase(f"loading {package}", announce=package not in self._announced):
+                    self._announced.add(package)
                     execute(module)
             finally:
                 self._is_loading = False
