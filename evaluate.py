@@ -7,7 +7,7 @@ importing it gives that package.
 import sys
 
 if __name__ == "__main__":
-    from gpt2lab.cli import main
+    from gpt2lab.__main__ import main
 
     raise SystemExit(main(["evaluate", *sys.argv[1:]]))
 

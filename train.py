@@ -2,7 +2,7 @@
 
 import sys
 
-from gpt2lab.cli import main
+from gpt2lab.__main__ import main
 
 if __name__ == "__main__":
     raise SystemExit(main(["train", *sys.argv[1:]]))

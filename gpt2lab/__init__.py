@@ -3,9 +3,10 @@
 from gpt2lab import GPT2, GPT2Config, Tokenizer, from_pretrained
 """
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # what type checkers take for True; importing typing would take most of the time of this module
 if TYPE_CHECKING:
+    from typing import Any
+
     from gpt2lab.config import GPT2Config
     from gpt2lab.data.tokenizer import Tokenizer
     from gpt2lab.model.gpt2 import GPT2
@@ -22,7 +23,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Import a public name on first access, so that `gpt2lab --help` does not import torch."""
     if name not in _MODULES:
         raise AttributeError(f"module 'gpt2lab' has no attribute {name!r}")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gpt2lab import __version__, cli_parser, logs, options, packages, progress
+from gpt2lab import __version__, cli_parser, logs, options, packages, slow_imports
 from gpt2lab.errors import GPT2LabError, LostRankError, RunStoppedError, did_you_mean
 from gpt2lab.scaling.options import ScalingOptions
 from gpt2lab.sweep.options import SweepOptions
@@ -44,12 +44,12 @@ VERBS = (
     Verb("plan", "estimate memory, hours and cost on GPUs", options.PlanOptions, "gpt2lab.commands:plan"),
     Verb("prepare", "make token shards from a corpus", options.PrepareOptions, "gpt2lab.commands:prepare"),
     Verb("data", "inspect or verify a directory of shards", options.DataOptions, "gpt2lab.commands:data"),
-    Verb("evaluate", "score a model on tasks", options.EvaluateOptions, "gpt2lab.evaluation.run:run"),
+    Verb("evaluate", "score a model on tasks", options.EvaluateOptions, "gpt2lab.commands:evaluate"),
     Verb("bench", "time a training step and compare it", options.BenchOptions, "gpt2lab.commands:bench"),
     Verb("sweep", "train a grid of runs; goes on where it stopped", SweepOptions, "gpt2lab.sweep.run:run"),
     Verb("scaling", "predict the loss of larger runs", ScalingOptions, "gpt2lab.scaling.run:run"),
-    Verb("sample", "continue a prompt with a trained model", options.SampleOptions, "gpt2lab.sample:run"),
-    Verb("app", "serve a page that compares two models", options.AppOptions, "gpt2lab.app.run:run"),
+    Verb("sample", "continue a prompt with a trained model", options.SampleOptions, "gpt2lab.commands:sample"),
+    Verb("app", "serve a page that compares two models", options.AppOptions, "gpt2lab.commands:app"),
     Verb("report", "write the page of one or more runs", options.ReportOptions, "gpt2lab.commands:report"),
     Verb("export", "write a model for other tools", options.ExportOptions, "gpt2lab.commands:export"),
     Verb("import", "convert a checkpoint of another project", options.ImportOptions, "gpt2lab.commands:import_file"),
@@ -158,9 +158,8 @@ def _run_verb(arguments: list[str]) -> None:
         or getattr(parsed, "as_json", False)
     )
     module, _, function = verb.function.partition(":")
-    with progress.Phase("loading torch"):  # which most of the verbs import
-        function_of_verb = getattr(importlib.import_module(module), function)
-    function_of_verb(parsed)
+    with slow_imports.shown():
+        getattr(importlib.import_module(module), function)(parsed)
 
 
 def _unknown_verb(name: str) -> str:

@@ -1,6 +1,7 @@
 """What each verb does between the command line and the package that does the work.
 
-Verbs whose package takes the options as they are (evaluate, sample, app) have no function here.
+Mistakes that can be found without torch, whose import takes seconds, are found before it. Verbs whose package takes
+the options as they are (sweep, scaling) have no function here.
 """
 
 import logging
@@ -8,17 +9,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-from gpt2lab import logs, progress
+from gpt2lab import logs
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.options import (
+    AppOptions,
     BenchOptions,
     DataOptions,
+    EvaluateOptions,
     ExportOptions,
     ImportOptions,
     PlanOptions,
     PrepareOptions,
     PrintSettingsOptions,
     ReportOptions,
+    SampleOptions,
     TrainOptions,
 )
 
@@ -44,6 +48,8 @@ def train(options: TrainOptions) -> None:
     if settings.data.dir is not None and settings.data.input is None and "data.source" not in options.overrides:
         run_data.require_shards(settings.data)
     run_data.require_mirror(settings.data)
+    if not options.dry_run:
+        run_data.require_input(settings.data)
     if not options.config:
         logger.info(notes.describe_quickstart(settings, options.overrides))
     elif note := notes.describe_defaults(settings):
@@ -51,13 +57,60 @@ def train(options: TrainOptions) -> None:
     for warning in notes.find_unusual(settings):
         logger.warning(warning)
 
-    with progress.Phase("loading torch"):  # takes seconds: only once the settings are valid
-        from gpt2lab.training import dry_run, run
+    from gpt2lab.training import dry_run, run  # torch takes seconds: only once the settings are valid
 
     if options.dry_run:
         dry_run.run(settings, options.overrides)
     else:
         run.run(settings, given=options.overrides)
+
+
+def evaluate(options: EvaluateOptions) -> None:
+    """Score a model on tasks.
+
+    Args:
+        options: the model and the tasks.
+    """
+    from gpt2lab.evaluation import names as tasks
+    from gpt2lab.model import names
+
+    tasks.check(options.tasks)
+    names.require(options.checkpoint)
+    from gpt2lab.evaluation import run
+
+    run.run(options)
+
+
+def sample(options: SampleOptions) -> None:
+    """Continue a prompt.
+
+    Args:
+        options: the model, the prompt and how to sample.
+    """
+    from gpt2lab.model import names
+
+    names.require(options.checkpoint)
+    from gpt2lab import sample
+
+    sample.run(options)
+
+
+def app(options: AppOptions) -> None:
+    """Serve the page that compares two models.
+
+    Args:
+        options: the models, and where to serve and compute.
+    """
+    from gpt2lab import packages
+    from gpt2lab.model import names
+
+    packages.require("gradio", "gpt2lab app", "app")
+    names.require(options.trained)
+    if options.untrained != "random":
+        names.require(options.untrained)
+    from gpt2lab.app import run
+
+    run.run(options)
 
 
 def plan(options: PlanOptions) -> None:
@@ -86,9 +139,8 @@ def bench(options: BenchOptions) -> None:
     from gpt2lab.bench import checkouts
 
     checkouts.require(options)
-    with progress.Phase("loading torch"):
-        from gpt2lab.bench import run
-        from gpt2lab.system import device
+    from gpt2lab.bench import run
+    from gpt2lab.system import device
 
     overrides = options.overrides
     if not options.config:
@@ -187,6 +239,9 @@ def export(options: ExportOptions) -> None:
         raise GPT2LabError("give --out or --space, a directory, or --push OWNER/NAME (see gpt2lab export --help)")
     if (options.public or options.dry_run) and not options.push:
         raise GPT2LabError("--public and --dry-run belong to --push OWNER/NAME")
+    from gpt2lab.model import names
+
+    names.require(options.checkpoint)
     from gpt2lab.export import push, run
 
     if options.push:
@@ -209,13 +264,13 @@ def import_file(options: ImportOptions) -> None:
     Args:
         options: the file, the directory and the dtype.
     """
-    from gpt2lab.export import run
-
     if not Path(options.file).is_file():
         raise GPT2LabError(
             f"{options.file}: no such file; give a checkpoint of another project, and for a run or a directory use "
             "gpt2lab export"
         )
+    from gpt2lab.export import run
+
     run.export(options.file, options.out, options.dtype, mirror=options.mirror)
 
 

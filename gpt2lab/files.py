@@ -270,8 +270,12 @@ class DirectoryLock:
         if not self._is_current():  # the last owner has removed it since
             os.close(self._file)
             return self.__enter__()
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"pid {os.getpid()} on {os.uname().nodename}".encode(), 0)
+        try:
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, f"pid {os.getpid()} on {os.uname().nodename}".encode(), 0)
+        except OSError as error:
+            self.__exit__()
+            raise cannot_write(self.path, error) from error
         return self
 
     def __exit__(self, *_: object) -> None:

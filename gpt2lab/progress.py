@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 SHOW_AFTER = 0.8  # seconds; shorter phases would only flicker
 LOG_EVERY = 30.0  # seconds between messages where there is no terminal
+ANNOUNCE_AFTER = 2.0  # seconds until the first message of a phase that is announced
 _TICK = 0.25  # seconds between two drawings of the bars
 _BAR_WIDTH = 24
 _MIN_BAR_WIDTH = 4
@@ -44,6 +45,8 @@ class Phase:
         completed: work done before, in an earlier process.
         skip_first: estimate the time left without the first update, which takes longer than the others.
         log: whether messages are logged where there is no terminal.
+        announce: where there is no terminal, log the description after `ANNOUNCE_AFTER`. For what a user waits for
+            before a command prints anything else.
     """
 
     def __init__(
@@ -54,10 +57,11 @@ class Phase:
         completed: float = 0,
         skip_first: bool = False,
         log: bool = True,
+        announce: bool = False,
     ):
         self.description, self.total, self.completed, self.note = description, total, completed, ""
         self.began = self.updated = self.logged = time.monotonic()
-        self.log = log
+        self.log, self.announce = log, announce
         self.shown = False  # a bar was drawn
         self._baseline = None if skip_first else (self.began, completed)
         _display.add(self)
@@ -128,17 +132,18 @@ def track(items: Sequence[T], description: str) -> Iterator[T]:
             phase.advance()
 
 
-def show_as(description: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def show_as(description: str, *, announce: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a function whose whole call is one phase of unknown length.
 
     Args:
         description: of the phase.
+        announce: see `Phase`.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
         def shown(*args: P.args, **kwargs: P.kwargs) -> R:
-            with Phase(description):
+            with Phase(description, announce=announce):
                 return function(*args, **kwargs)
 
         return shown
@@ -193,6 +198,9 @@ class _Display:
     def _log(self) -> None:
         now = time.monotonic()
         for phase in self._phases:
+            if phase.announce and now - phase.began >= ANNOUNCE_AFTER:
+                phase.announce = False
+                logger.info("%s", phase.description)
             if phase.log and now - phase.logged >= LOG_EVERY:
                 phase.logged = now
                 logger.info("%s: %s", phase.description, phase.describe())

@@ -50,7 +50,7 @@ def run(options: SampleOptions) -> None:
     prompt = _read_prompt(options)
     device = devices.choose(options.device)
     checkpoint = resolve.find_checkpoint(options.checkpoint)
-    with progress.Phase("loading the model"):
+    with progress.Phase("loading the model", announce=True):
         model = pretrained.from_pretrained(checkpoint).to(device)
     tokenizer = Tokenizer()
     ids = text.encode(model, tokenizer, prompt)

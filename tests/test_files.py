@@ -1,5 +1,6 @@
 """Writes are complete or absent, damage is detected, and a directory has one owner."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -151,3 +152,13 @@ def test_replacing_a_directory_keeps_the_old_one_until_the_new_one_is_there(fold
     files.verify_digests(folder)
     assert (folder / "a").read_bytes() == b"aaaa"
     assert os.listdir(folder.parent) == ["folder"]
+
+
+def test_a_lock_on_a_full_disk_names_its_path(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as of a file descriptor: without a path
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with pytest.raises(GPT2LabError, match=rf"cannot write {tmp_path}/new/\.lock: No space left"):
+        files.DirectoryLock(tmp_path / "new").__enter__()
+    assert not (tmp_path / "new").exists()

@@ -37,6 +37,15 @@ def test_long_phases_are_logged_with_the_time_left_and_short_ones_are_not(monkey
     wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name == "progress"])
 
 
+def test_an_announced_phase_is_logged_once_by_its_name(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(progress, "ANNOUNCE_AFTER", 0.05)
+    with progress.Phase("loading", announce=True), progress.Phase("a step"):
+        wait_for(lambda: caplog.messages)
+        time.sleep(3 * progress._TICK)
+    assert caplog.messages == ["loading"]
+
+
 def test_the_time_left_is_in_proportion_to_the_work(monkeypatch):
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)

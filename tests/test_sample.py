@@ -142,7 +142,8 @@ def test_a_real_pipe_and_no_pipe_at_all(folder):
         "env": os.environ | {"PYTHONPATH": str(REPOSITORY)},
     }
     piped = subprocess.run(command, input="Zwölf".encode(), **options)
-    assert (piped.returncode, piped.stdout.startswith("Zwölf".encode()), piped.stderr) == (0, True, b"")
+    assert (piped.returncode, piped.stdout.startswith("Zwölf".encode())) == (0, True)
+    assert all(line.startswith(b"loading ") for line in piped.stderr.splitlines())  # on a slow machine
     nothing = subprocess.run(command, stdin=subprocess.DEVNULL, **options)
     assert nothing.stdout.startswith(sample.DEFAULT_PROMPT.encode())
 

@@ -309,7 +309,7 @@ def test_several_misspelled_names_are_all_in_one_message(write):
 # Arguments of gpt2lab train, and what the one line says.
 FLAGS = [
     (["--init_from=resume"], ["the same run.name resumes a run"]),
-    (["--init-from", "gpt2-xl"], ["--train.init_from 'gpt2-xl'"]),
+    (["--init-from", "gpt2-xl"], ["--train.init_from gpt2-xl, a new run"]),
     (["--gradient_accumulation_steps=5"], ["computed from train.total_batch_size"]),
     (["--dropout", "0.1"], ["dropout: the models have no dropout"]),
     (["--batch_size=12"], ["did you mean train.micro_batch_size?"]),
@@ -325,16 +325,17 @@ FLAGS = [
             "--compile",
         ],
         [
-            "--train.micro_batch_size 12;",
+            "--batch_size, ",
+            "did you mean --train.micro_batch_size 12 ",
             "--train.total_batch_size 61440",
             "--optimizer.max_lr 0.001",
             "no dropout",
-            "--system.compile 'on'",
+            "--system.compile on",
         ],
     ),
     (
         ["--device=cuda:1", "--train.max_steps", "5", "--eval-interval", "7"],
-        ["--system.device 'cuda'", "--train.eval_every 7"],
+        ["--system.device cuda", "--train.eval_every 7?"],
     ),
 ]
 

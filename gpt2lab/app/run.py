@@ -42,7 +42,8 @@ def run(options: AppOptions) -> None:
     """
     devices.share_one_heap()  # requests are computed by different threads
     page = prepare(options)
-    addresses = pages.serve(page, options.port, options.host, options.share)
+    with progress.Phase("starting the page", announce=True):
+        addresses = pages.serve(page, options.port, options.host, options.share)
     if pages.is_open(options.host, options.share):
         logger.warning(
             "the page is open to others: who can reach its address can use these models on this machine, without a "
@@ -71,14 +72,17 @@ def prepare(options: AppOptions) -> "gradio.Blocks":
     folder = checkpoint.run
     settings = config.load_run(folder) if folder and (folder / "config.yaml").is_file() else config.Config()
     other = None if options.untrained == "random" else resolve.find_checkpoint(options.untrained)
-    with progress.Phase("loading the models"):
+    with progress.Phase("loading the models", announce=True):
         models = _load_models(options, checkpoint, other, settings.run.seed)
         tokenizer = Tokenizer()
         for _ in compare(models, tokenizer, "Once", GenerationOptions(max_new_tokens=2)):
             pass  # the first tokens are slow: allocations and caches
     examples = (settings.train.sample_prompt, *pages.EXAMPLES)
     max_seconds = pages.MAX_SECONDS if pages.is_open(options.host, options.share) else None
-    return pages.build(models, tokenizer, lambda: record.read(checkpoint.run, checkpoint.step), examples, max_seconds)
+    with progress.Phase("building the page", announce=True):
+        return pages.build(
+            models, tokenizer, lambda: record.read(checkpoint.run, checkpoint.step), examples, max_seconds
+        )
 
 
 def _load_models(

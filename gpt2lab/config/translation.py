@@ -36,7 +36,8 @@ class Item(NamedTuple):
         """
         if self.note == _UNKNOWN:
             return messages.describe_unknown_setting(self.name, _KNOWN)
-        shown = [f"{option}{name} {messages.shorten(value)}" for name, value in self.settings.items()]
+        as_text = _as_word if option else messages.shorten
+        shown = [f"{option}{name} {as_text(value)}" for name, value in self.settings.items()]
         return f"{option}{self.name}: {', '.join([*shown, *([self.note] if self.note else [])]) or 'leave it out'}"
 
 
@@ -231,4 +232,15 @@ def explain_options(values: Mapping[str, str]) -> str:
     """
     parsed = {name: yaml_format.parse_scalar(text) for name, text in values.items()}
     items = translate(parsed).items
-    return f"unknown settings: {'; '.join(item.describe('--') for item in items)}"
+    plain = [item for item in items if item.settings and not item.note]
+    parts = [item.describe("--") for item in items if item not in plain]
+    if plain:  # all of them in one piece, to be copied
+        names = ", ".join(f"--{item.name}" for item in plain)
+        words = " ".join(f"--{name} {_as_word(value)}" for item in plain for name, value in item.settings.items())
+        parts.append(f"{names}: did you mean {words}?")
+    return f"unknown settings: {'; '.join(parts)}" if len(items) > 1 else f"unknown setting {parts[0]}"
+
+
+def _as_word(value: Any) -> str:
+    """A value as on the command line."""
+    return "null" if value is None else shlex.quote(str(value).lower() if isinstance(value, bool) else str(value))

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gpt2lab import progress
 from gpt2lab.data.duplicates import SeenHashes
-from gpt2lab.data.encoder import Encoded
+from gpt2lab.data.encoder import Encoded, OnBytes
 from gpt2lab.data.executors import Chunks, EncodedChunks
 from gpt2lab.data.permutation import permute
 from gpt2lab.data.sources import Position, Source
@@ -43,14 +43,14 @@ class EncodedCache:
     def fill(
         self,
         source: Source,
-        encode_chunks: Callable[[Chunks], EncodedChunks],
+        encode_chunks: Callable[[Chunks, OnBytes], EncodedChunks],
         files: Iterable[int] | None = None,
     ) -> None:
         """Encode the chunks that are missing.
 
         Args:
             source: the corpus.
-            encode_chunks: encodes chunks in parallel.
+            encode_chunks: encodes chunks in parallel, and counts the bytes of text meanwhile.
             files: indices of the files to encode; None for all.
 
         Raises:
@@ -71,12 +71,22 @@ class EncodedCache:
                     if self.read(position) is None:
                         yield position, chunk
 
-        text_bytes = tokens = 0
+        encoded_bytes = text_bytes = tokens = 0
+
+        def count_bytes(number: int) -> None:
+            nonlocal encoded_bytes
+            encoded_bytes += number
+            show()
+
+        def show() -> None:
+            note = f"{tokens:,} tokens" if tokens else ""
+            phase.update(min(max(encoded_bytes, text_bytes), source.text_bytes), note)
+
         with progress.Phase(f"encoding {source.name}", max(1, source.text_bytes), skip_first=True) as phase:
-            for position, encoded in encode_chunks(missing_chunks()):
+            for position, encoded in encode_chunks(missing_chunks(), count_bytes):
                 self._write(position, encoded)
                 text_bytes, tokens = text_bytes + encoded.text_bytes, tokens + len(encoded.tokens)
-                phase.update(min(text_bytes, source.text_bytes), f"{tokens:,} tokens")
+                show()
         for file, count in chunk_counts.items():
             with atomic_write(self._count_path(file)) as path:
                 path.write_text(json.dumps({"units": count}) + "\n", encoding="utf-8")

@@ -14,8 +14,10 @@ import base64
 import functools
 import hashlib
 import os
+import re
 import tempfile
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -31,7 +33,11 @@ from gpt2lab.errors import GPT2LabError
 from gpt2lab.options import PrepareOptions
 
 Counts = npt.NDArray[np.int64]
+OnBytes = Callable[[int], None]  # receives the number of bytes of text that were encoded; may raise to stop
 
+_PIECE = 1 << 20  # characters of a long document that tiktoken encodes at a time, in a fraction of a second
+# No token has white space after another character, so these borders are borders of tokens.
+_BORDER = re.compile(r"(?<=\S)(?=[ \n])")
 _MAX_COMPARED_BYTES = 20_000  # longer documents are not compared, because tiktoken is slow
 # gigatoken caches every word that it has seen. On text with ever new words the cache would grow without limit, so a new
 # instance is made when the process is larger than this, but at most once for every so many bytes of text.
@@ -57,12 +63,13 @@ class Encoded(NamedTuple):
     problems: tuple[str, ...]
 
 
-def encode(options: PrepareOptions, chunk: Chunk) -> Encoded:
+def encode(options: PrepareOptions, chunk: Chunk, on_bytes: OnBytes | None = None) -> Encoded:
     """Read and encode a chunk. The result depends on the chunk alone.
 
     Args:
         options: how to encode: `tokenizer`, `check`, `on_error` and `mirror`.
         chunk: what to encode.
+        on_bytes: called now and then.
 
     Raises:
         BadInputError: something cannot be read, and `on_error` is `stop`.
@@ -77,7 +84,7 @@ def encode(options: PrepareOptions, chunk: Chunk) -> Encoded:
         texts = Texts.join([])
     with _encoder_lock:  # the first worker builds the encoder, the others wait for it
         encoder = _get_encoder(options.tokenizer, options.check, options.mirror)
-    tokens, lengths = encoder.encode(texts, chunk.name)
+    tokens, lengths = encoder.encode(texts, chunk.name, on_bytes)
     return Encoded(tokens, lengths, _hash_documents(tokens, lengths), len(texts.data), tuple(problems))
 
 
@@ -108,12 +115,13 @@ class Encoder:
         self._bytes_since_reset = 0
         self._lock = threading.Lock()
 
-    def encode(self, texts: Texts, name: str = "") -> tuple[Tokens, Counts]:
+    def encode(self, texts: Texts, name: str = "", on_bytes: OnBytes | None = None) -> tuple[Tokens, Counts]:
         """Encode documents.
 
         Args:
             texts: the documents.
             name: name of their chunk, for messages. It also selects the document that is compared.
+            on_bytes: called after each piece of text that tiktoken has encoded, and after all others.
 
         Returns:
             The tokens of all documents with 50256 before each, `(tokens,)` uint16, and the number of tokens of each,
@@ -123,22 +131,29 @@ class Encoder:
             GPT2LabError: gigatoken and tiktoken give different tokens for the document that is compared.
         """
         if self._gigatoken is None:
-            documents = [self._encode_with_tiktoken(texts[row]) for row in range(len(texts))]
+            documents = [self._encode_with_tiktoken(texts[row], on_bytes) for row in range(len(texts))]
             tokens = np.concatenate([np.empty(0, dtype=np.uint16), *documents])
             lengths = np.array([len(document) for document in documents], dtype=np.int64)
         else:
             tokens, lengths = self._encode_with_gigatoken(texts)
+            if on_bytes is not None:
+                on_bytes(len(texts.data))
             for row in unicode_differences.find_documents(texts):  # rare, so copying all tokens does not matter
                 start = int(lengths[:row].sum())
-                document = self._encode_with_tiktoken(texts[row])
+                document = self._encode_with_tiktoken(texts[row], _stop_only(on_bytes))
                 tokens = np.concatenate([tokens[:start], document, tokens[start + lengths[row] :]])
                 lengths[row] = len(document)
             if self._check and len(texts):
-                self._compare(texts, tokens, lengths, name)
+                self._compare(texts, tokens, lengths, name, _stop_only(on_bytes))
         return np.insert(tokens, np.cumsum(lengths) - lengths, EOT), lengths + 1
 
-    def _encode_with_tiktoken(self, text: str) -> Tokens:
-        return np.array(self._tiktoken.encode(text), dtype=np.uint16)
+    def _encode_with_tiktoken(self, text: str, on_bytes: OnBytes | None) -> Tokens:
+        pieces = [np.empty(0, dtype=np.uint16)]
+        for piece in _split(text):
+            pieces.append(np.array(self._tiktoken.encode(piece), dtype=np.uint16))
+            if on_bytes is not None:
+                on_bytes(len(piece.encode()))
+        return np.concatenate(pieces)
 
     def _encode_with_gigatoken(self, texts: Texts) -> tuple[Tokens, Counts]:
         import awkward
@@ -162,18 +177,33 @@ class Encoder:
                 self._gigatoken, self._bytes_since_reset = _build_gigatoken(self._mirror), 0
             return self._gigatoken
 
-    def _compare(self, texts: Texts, tokens: Tokens, lengths: Counts, name: str) -> None:
+    def _compare(self, texts: Texts, tokens: Tokens, lengths: Counts, name: str, on_bytes: OnBytes | None) -> None:
         sizes = np.diff(texts.offsets)
         short = np.flatnonzero(sizes <= _MAX_COMPARED_BYTES)
         # A hash of the name selects another row in every chunk, and the same one each time.
         number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
         row = int(short[number % len(short)]) if len(short) else int(sizes.argmin())
         start = int(lengths[:row].sum())
-        if tokens[start : start + lengths[row]].tolist() != self._tiktoken.encode(texts[row]):
+        expected = self._encode_with_tiktoken(texts[row], on_bytes)
+        if not np.array_equal(tokens[start : start + lengths[row]], expected):
             raise GPT2LabError(
                 f"{name}: gigatoken and tiktoken give different tokens for document {row}; run again with "
                 f"--tokenizer tiktoken, and please report it"
             )
+
+
+def _split(text: str) -> Iterator[str]:
+    """Pieces of a text, at least `_PIECE` long where they can be, that have the same tokens as the whole."""
+    start = 0
+    while len(text) - start > _PIECE and (border := _BORDER.search(text, start + _PIECE)):
+        yield text[start : border.start()]
+        start = border.start()
+    yield text[start:]
+
+
+def _stop_only(on_bytes: OnBytes | None) -> OnBytes | None:
+    """For text that is encoded again: it may be stopped, but has been counted."""
+    return None if on_bytes is None else lambda _: on_bytes(0)
 
 
 _get_encoder = functools.lru_cache(maxsize=4)(Encoder)

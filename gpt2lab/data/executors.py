@@ -12,13 +12,14 @@ Threads are used rather than processes because encoding releases the interpreter
 import functools
 import importlib
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from gpt2lab import packages
-from gpt2lab.data.encoder import Encoded, encode
+from gpt2lab.data.encoder import Encoded, OnBytes, encode
 from gpt2lab.data.sources import Chunk, Position
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.options import PrepareOptions
@@ -44,13 +45,19 @@ def require_packages(options: PrepareOptions) -> None:
         packages.require("datatrove", "--executor slurm", "slurm")
 
 
-def run(options: PrepareOptions, chunks: Chunks) -> EncodedChunks:
+class _StoppedError(Exception):
+    """Nobody waits for this chunk any more."""
+
+
+def run(options: PrepareOptions, chunks: Chunks, on_bytes: OnBytes | None = None) -> EncodedChunks:
     """Encode chunks in parallel and return them in their original order.
 
     Args:
         options: how to encode. With the executor `ray`, the Ray cluster at RAY_ADDRESS is used, or one that is started
             here; else threads. By default there are as many workers as cores.
         chunks: what to encode, with positions.
+        on_bytes: called by the threads with the number of bytes that they have encoded, also within a chunk. Ray's
+            workers do not call it.
 
     Raises:
         GPT2LabError: a chunk could not be encoded.
@@ -58,14 +65,26 @@ def run(options: PrepareOptions, chunks: Chunks) -> EncodedChunks:
     workers = options.workers
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return (_run_ray if options.executor == "ray" else _run_local)(chunks, options, workers)
+    if options.executor == "ray":
+        return _run_ray(chunks, options, workers)
+    return _run_local(chunks, options, workers, on_bytes)
 
 
-def _run_local(chunks: Chunks, options: PrepareOptions, workers: int) -> EncodedChunks:
+def _run_local(chunks: Chunks, options: PrepareOptions, workers: int, on_bytes: OnBytes | None) -> EncodedChunks:
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="encode")
+    stopped, lock = threading.Event(), threading.Lock()
+
+    def count(text_bytes: int) -> None:
+        if stopped.is_set():  # a document of gigabytes would take minutes after Ctrl-C
+            raise _StoppedError
+        if on_bytes is not None:
+            with lock:
+                on_bytes(text_bytes)
+
     try:
-        yield from _in_order(chunks, 2 * workers, lambda chunk: pool.submit(encode, options, chunk).result)
+        yield from _in_order(chunks, 2 * workers, lambda chunk: pool.submit(encode, options, chunk, count).result)
     finally:
+        stopped.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -141,6 +141,8 @@ def discard_if_failed(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
 def require_own_folder(folder: Path) -> None:
     """Check that a folder holds nothing but what preparations write. Hidden files do not count.
 
+    Neither do folders of other preparations: training keeps those of one's own texts in `data/files/NAME`.
+
     Args:
         folder: the output folder; it need not exist.
 
@@ -149,11 +151,11 @@ def require_own_folder(folder: Path) -> None:
     """
     if not folder.is_dir() or (folder / PREPARING).exists() or (folder / MANIFEST).exists():
         return
-    others = sorted(file.name for file in folder.iterdir() if file.name[0] != "." and file not in shard_files(folder))
+    files = [file for file in folder.iterdir() if file.name[0] != "." and file not in shard_files(folder)]
+    others = sorted(file.name for file in files if not any((file / name).exists() for name in (PREPARING, MANIFEST)))
     if others:
         raise GPT2LabError(
-            f"{folder} is not empty, and {others[0]} in it is not from a preparation; give a new or empty folder with "
-            "--out"
+            f"{folder} holds {others[0]!r}, which is not from a preparation; give a new or empty folder with --out"
         )
 
 

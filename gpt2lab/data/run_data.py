@@ -27,6 +27,7 @@ def prepare(data: DataConfig) -> None:
         GPT2LabError: the shards are missing and of a source that takes long to prepare; they are of another text than
             `data.input`; another process is preparing the folder; or the disk refused a write.
     """
+    require_input(data)
     folder = catalogue.data_folder(data)
     inputs = () if data.input is None else (os.path.relpath(data.input),)
     options = PrepareOptions(data.source, input=inputs, mirror=data.mirror, restart=True)
@@ -49,10 +50,7 @@ def prepare(data: DataConfig) -> None:
         )
     if data.source == "files" and not inputs:
         raise GPT2LabError(f"data.dir: {folder} holds no token shards; to make them of your text, add --data.input")
-    try:
-        source = catalogue.open_source(options)
-    except GPT2LabError as error:
-        raise GPT2LabError(str(error).replace("--input", "--data.input")) from error
+    source = catalogue.open_source(options)
     logger.info(make(source, folder, options).line(folder))
 
 
@@ -99,6 +97,19 @@ def require_shards(data: DataConfig) -> None:
     beside = sorted(str(other) for other in folder.parent.glob("*") if _holds_splits(other))
     others = f" (there are {', '.join(beside[:5])}{', …' * (len(beside) > 5)})" if beside else ""
     raise GPT2LabError(f"data.dir: {folder} does not exist{guess or others + advice}")
+
+
+def require_input(data: DataConfig) -> None:
+    """Check that `data.input` is a text, or a folder of texts.
+
+    Args:
+        data: names it, or none.
+
+    Raises:
+        GPT2LabError: it cannot be read, or is empty.
+    """
+    if data.input is not None:
+        local_files.require([data.input], "--data.input")
 
 
 def require_mirror(data: DataConfig) -> None:

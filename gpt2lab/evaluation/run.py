@@ -25,7 +25,8 @@ from gpt2lab.data.loader import fixed_sequences
 from gpt2lab.data.shards import TokenStream, is_ready, open_split
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.evaluation import core, core_bundle, hellaswag, loss, scoring, table, tasks
+from gpt2lab.evaluation import core, core_bundle, hellaswag, loss, names, scoring, table, tasks
+from gpt2lab.evaluation.names import LM_EVAL
 from gpt2lab.model import pretrained, resolve
 from gpt2lab.model.language_model import LanguageModel
 from gpt2lab.model.resolve import ResolvedCheckpoint
@@ -36,7 +37,6 @@ from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.precision import Precision
 
 logger = logging.getLogger(__name__)
-LM_EVAL = "lm_eval:"
 T = TypeVar("T")
 Evaluation = hellaswag.Evaluation | tasks.Evaluation | core_bundle.Bundle
 
@@ -77,7 +77,7 @@ def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
     began = time.perf_counter()
     own_tasks = [name for name in options.tasks if not name.startswith(LM_EVAL)]
     harness_tasks = [name.removeprefix(LM_EVAL) for name in options.tasks if name.startswith(LM_EVAL)]
-    tasks.check_names(own_tasks)
+    names.check(own_tasks)
     harness = _import_harness(harness_tasks, options.include) if harness_tasks else None
     checkpoint = dist.on_main(lambda: resolve.find_checkpoint(options.checkpoint, mirror=options.mirror))
     run = checkpoint.run
@@ -89,7 +89,7 @@ def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
     val_data = _open_validation_data(options, settings)
 
     precision = precisions.choose(options.precision, dist.device)
-    with progress.Phase("loading the model"):
+    with progress.Phase("loading the model", announce=True):
         model = pretrained.from_pretrained(checkpoint).to(dist.device).eval()
     logger.info(f"{checkpoint.folder}: {model.num_parameters():,} parameters; {dist.device.type}, {precision.name}")
     batch_tokens = options.batch_tokens
@@ -139,7 +139,7 @@ class _NotAvailableError(GPT2LabError):
     """The file of a task can be neither found nor downloaded."""
 
 
-@progress.show_as("reading the tasks")
+@progress.show_as("reading the tasks", announce=True)
 def _load_all(
     tokenizer: Tokenizer, names: Sequence[str], options: EvaluateOptions, dist: DistContext, *, only_these: bool
 ) -> tuple[dict[str, Evaluation], dict[str, str]]:

@@ -17,7 +17,6 @@ splits; harness.py gives its accuracies.
 network. Its accuracy can only be compared between models evaluated with gpt2lab.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,10 +26,10 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationInfo
 
 from gpt2lab import resources
 from gpt2lab.data.tokenizer import Tokenizer
-from gpt2lab.errors import GPT2LabError, did_you_mean
 from gpt2lab.evaluation import jsonl, multiple_choice
 from gpt2lab.evaluation.jsonl import Index, Text
 from gpt2lab.evaluation.multiple_choice import Question, count_correct
+from gpt2lab.evaluation.names import TASKS
 from gpt2lab.evaluation.scoring import Request, Scores
 from gpt2lab.files import sha256
 
@@ -38,9 +37,6 @@ _COMMIT = "8c8dd48f72168c5d51e2f7b151595892a8fba43d"
 _URL = f"https://raw.githubusercontent.com/mosaicml/llm-foundry/{_COMMIT}/scripts/eval/local_data"
 
 
-_LINES = (Path(__file__).parent / "tasks.sha256").read_text(encoding="utf-8").splitlines()
-TASKS = {Path(path).stem: (path, digest) for digest, path in map(str.split, _LINES)}  # files of LLM Foundry
-NAMES = ("hellaswag", *TASKS, "everyday", "core")
 _ENDS_IN_ANSWER = {"arc_challenge", "arc_easy", "boolq", "piqa"}  # the delimiter of the others is a space
 
 
@@ -110,23 +106,6 @@ class Evaluation:
             "perplexity": float(np.exp(min(scores.loss.mean(), 700))),  # e^710 is infinite in float64
         }
         return figures | self.source
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Check that tasks exist.
-
-    Args:
-        names: of tasks.
-
-    Raises:
-        GPT2LabError: a task is unknown; names the nearest one and all of them.
-    """
-    for name in names:
-        if name not in NAMES:
-            raise GPT2LabError(
-                f"unknown task {name!r}{did_you_mean(name, NAMES)} (known: {', '.join(NAMES)}; "
-                "or lm_eval:NAME for any task of lm-evaluation-harness)"
-            )
 
 
 def find(name: str, mirror: str | Path | None = None, folder: str | Path | None = None) -> Path:

@@ -52,7 +52,7 @@ def export(
     out = Path(out).resolve()
     _check_replaceable(out)
     checkpoint = resolve.find_checkpoint(name, mirror=mirror)
-    with progress.Phase("loading the model"):
+    with progress.Phase("loading the model", announce=True):
         config, weights = resolve.read(checkpoint, DTYPES[dtype])
     for tensor_name, tensor in weights.items():
         if not tensor.isfinite().all():
@@ -82,7 +82,7 @@ def _check_replaceable(out: Path) -> None:
     if not out.is_dir():
         raise GPT2LabError(f"{out} is a file; {advice}")
     if others := sorted({file.name for file in out.iterdir()} - NAMES - space.NAMES):
-        raise GPT2LabError(f"{out} is not empty, and {others[0]} in it is not from an export; {advice}")
+        raise GPT2LabError(f"{out} holds {others[0]!r}, which is not from an export; {advice}")
     try:
         files.verify_digests(out, required=NAMES - {files.DIGESTS})
     except GPT2LabError as error:

@@ -24,7 +24,6 @@ from gpt2lab.model.pickle_reader import Record, StoredView, show
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 FORMATS = (
     "nanoGPT's ckpt.pt, build-nanogpt's model_*.pt, llm.c's model .bin, a state dict of torch.save with GPT-2's names, "
     "or .safetensors"

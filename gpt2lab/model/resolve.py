@@ -8,7 +8,6 @@ model_19072.pt ─────────────────────�
 
 import logging
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -19,12 +18,11 @@ from torch import Tensor
 from gpt2lab import files, progress, resources
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import foreign, huggingface, weight_files
+from gpt2lab.model import foreign, huggingface, names, weight_files
 
 logger = logging.getLogger(__name__)
 
 _SHORT_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # Forms that a model's weights have on the Hub, best first; only the first that exists is downloaded.
 _WEIGHT_FORMS = (
     (weight_files.SAFETENSORS,),
@@ -71,24 +69,12 @@ def find_checkpoint(name: str | Path, *, mirror: str | Path | None = None) -> Re
     Raises:
         GPT2LabError: nothing has that name, it holds no model, or all checkpoints of a run are damaged.
     """
-    if not isinstance(name, str | os.PathLike) or not str(name):
-        raise GPT2LabError(
-            f"the model's name is {(str(name) and f'{type(name).__name__} {name!r:.60}') or 'empty'}; give a run "
-            "directory, a model's folder or file, or a Hub id such as gpt2"
-        )
+    names.require(name)
     path = Path(name)
     if path.is_dir():
         return _find_in_folder(path)
     if path.is_file():
         return ResolvedCheckpoint(path)
-    if path.suffix in foreign.SUFFIXES:
-        raise GPT2LabError(
-            f"{name}: no such file{_suggest(name)}; give a model's file or folder, a run directory, or a Hub id"
-        )
-    if not is_hub_id(str(name)) or str(name).startswith("runs/"):
-        raise GPT2LabError(
-            f"{name}: no such folder{_suggest(name)}; give a run directory, a model's folder, or a Hub id such as gpt2"
-        )
     return ResolvedCheckpoint(_find_on_hub(str(name), mirror or resources.default_mirror()))
 
 
@@ -111,15 +97,6 @@ def read(checkpoint: ResolvedCheckpoint, dtype: torch.dtype = torch.float32) -> 
     return huggingface.read(checkpoint.folder, dtype)
 
 
-def is_hub_id(name: str) -> bool:
-    """Return whether a name could be that of a model of the Hub, such as `gpt2`.
-
-    Args:
-        name: that is no folder.
-    """
-    return _HUB_ID.fullmatch(name) is not None and not name.startswith("runs/")
-
-
 def hub_repository(name: str) -> str | None:
     """Return the repository on the Hub that a name stands for, such as `openai-community/gpt2`; None for a path.
 
@@ -127,8 +104,8 @@ def hub_repository(name: str) -> str | None:
         name: of a model.
     """
     repository = _SHORT_NAMES.get(name, name)
-    is_path = Path(name).exists() or Path(name).suffix in foreign.SUFFIXES
-    return repository if "/" in repository and is_hub_id(name) and not is_path else None
+    is_path = Path(name).exists() or Path(name).suffix in names.SUFFIXES
+    return repository if "/" in repository and names.is_hub_id(name) and not is_path else None
 
 
 def newest_valid(folder: Path, read: Callable[[Path], T]) -> T | None:
@@ -185,15 +162,6 @@ def _find_newest(run: Path, checkpoints: Path) -> ResolvedCheckpoint:
     return ResolvedCheckpoint(path, run, int(path.name[5:]))
 
 
-def _suggest(name: str | Path) -> str:
-    """The end of an error message: a run or model of a similar name, here or in `runs/`; empty if there is none."""
-    for path in (Path(name), Path("runs") / name):
-        found = files.find_similar_path(path)
-        if found and (list_checkpoints(found / "checkpoints") or (found / huggingface.CONFIG).exists()):
-            return f"; did you mean {found}?"
-    return ""
-
-
 def _find_on_hub(name: str, mirror: str | Path | None) -> Path:
     """A model's folder in the mirror, or in Hugging Face's cache, into which it is downloaded if need be."""
     repository = _SHORT_NAMES.get(name, name)
@@ -218,13 +186,14 @@ def _find_on_hub(name: str, mirror: str | Path | None) -> Path:
     except RepositoryNotFoundError:
         raise GPT2LabError(
             f"{name}: no such folder, and no such model on the Hub, or no access to it (HF_TOKEN)"
-            f"{_suggest(name) or f'; {advice}'}"
+            f"{names.suggest(name) or f'; {advice}'}"
         ) from None
     except Exception as error:  # errors of the network, the cache and the library have no common class
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise GPT2LabError(
-            f"{name}: no such folder, and the Hub cannot be reached{offline}: {reason}{_suggest(name) or f'; {advice}'}"
+            f"{name}: no such folder, and the Hub cannot be reached{offline}: {reason}"
+            f"{names.suggest(name) or f'; {advice}'}"
         ) from None
     forms = ", ".join(form[0] for form in _WEIGHT_FORMS)
     raise GPT2LabError(f"{name}: the Hub, or its cache when offline, has none of {forms} of it; {advice}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt2lab import progress
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.scaling import forms, isoflops
 from gpt2lab.scaling.forms import UNKNOWNS, Array, Form, Law
@@ -103,6 +104,7 @@ class Fits:
         return chosen
 
 
+@progress.show_as("fitting the forms", announce=True)
 def fit(points: Points, draws: int = 200) -> Fits:
     """Fit all forms.
 
@@ -128,6 +130,7 @@ def fit(points: Points, draws: int = 200) -> Fits:
     return Fits(used, outliers, approach3, coupled, approach2, sizes, token_counts, tuple(warnings))
 
 
+@progress.show_as("fitting with other counts of N", announce=True)
 def fit_counts(points: Points) -> dict[str, Law | None]:
     """Fit approach 3 with N counted in each way that the points know, without intervals.
 
@@ -174,7 +177,9 @@ def _fit_form(form: Form, points: Points, draws: int, rng: np.random.Generator) 
     residuals = np.log(points.loss / fitted)
     found = FormFit(form, law, (), residuals, float(points.loss.min()))
     laws = []
-    for _ in range(draws):
+    for _ in progress.track(
+        range(draws), "bootstrapping approach 3" if form == "approach3" else "bootstrapping the coupled form"
+    ):
         noise = rng.choice(found.noise(), len(points)) * rng.choice([-1.0, 1.0], len(points))
         laws.append(forms.fit(form, points.n, points.d, fitted * np.exp(noise), start=law))
     return dataclasses.replace(found, draws=tuple(laws))

@@ -51,6 +51,11 @@ def _load_recipe(options: ScalingOptions) -> Config:
 def _fit(options: ScalingOptions) -> tuple[dict[str, Any], str]:
     found = _read(options)
     fits = fit.fit(found, options.bootstraps)
+    if not (fits.approach3 or fits.coupled or fits.approach2):
+        for warning in found.warnings:
+            logger.warning("%s", warning)
+        reasons = [warning for warning in fits.warnings if warning not in found.warnings]
+        raise GPT2LabError(f"no form can be fitted to {len(found)} points: {'; '.join(reasons)}")
     result = fit.to_json(fits, fit.fit_counts(found))
     return result, table.format_fit(result, options.counted if found.counts else "as in the CSV")
 

@@ -37,8 +37,8 @@ def list_devices(config: Config) -> Sequence[Device]:
     """
     if config.system.device in ("cpu", "mps"):
         return [None]
-    with progress.Phase("loading torch"):
-        import torch
+    import torch
+
     if not torch.cuda.is_available():
         return [None]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -62,7 +62,7 @@ class Process:
         if device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = device
         self.phase = progress.Phase(run.name, run.config.train.max_steps, skip_first=True)
-        with open(self._log, "ab") as output:
+        with open(self._log, "ab") as output, _hold_back_interrupts():
             self._child = Popen(
                 [sys.executable, "-m", "gpt2lab", *sweep.arguments(run)],
                 stdin=DEVNULL,
@@ -139,6 +139,19 @@ def _end_state(process: Process, status: int, stopping: bool, seconds: float) ->
     if stopping and (status < 0 or status > 128):
         return State("stopped", seconds)
     return State("failed", seconds, process.error())
+
+
+@contextlib.contextmanager
+def _hold_back_interrupts() -> Iterator[None]:
+    """Block SIGINT, also for the processes that begin in the context.
+
+    They receive it once they are ready for it (`gpt2lab.__main__`), since Python starts with a traceback otherwise.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _stop(active: Sequence[Process], received: Sequence[int]) -> None:

@@ -139,7 +139,9 @@ def _describe_end(folder: Path, state: State) -> str:
     if state.status == "failed":
         return f"failed: {state.error}"
     if state.status == "stopped":
-        return "stopped and saved"
+        if any((folder / "checkpoints").glob("step_*")):
+            return "stopped and saved"
+        return "stopped before its first step" if record.last_step(folder) < 1 else "stopped, nothing was saved"
     losses = records.read(folder).curve("val/loss").values
     loss = f", validation loss {losses[-1]:.4f}" if len(losses) else ""
     return f"finished in {format_duration(state.seconds)}{loss}"

@@ -9,9 +9,10 @@ import itertools
 import json
 import math
 import re
+import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from gpt2lab import formatting, logs
@@ -56,6 +57,7 @@ class Console:
     ):
         self._max_steps, self._format = max_steps, log_format
         self._progress: Phase | None = None
+        self._terminal = terminal
         self._auto = every == "auto"
         self._every = _round_up(max_steps / LINES_PER_RUN) if every == "auto" else every
         self._started: tuple[int, float] | None = None  # the first step that was logged, and when
@@ -85,7 +87,7 @@ class Console:
         else:
             if due:
                 logs.print_result(self._format_step(step, values, left))
-            for line in format_results(self._name(step), results, self._format) if results else ():
+            for line in format_results(self._name(step), results, self._format, self._columns()) if results else ():
                 logs.print_result(formatting.paint(line, "green", sys.stdout))
         if due:
             self._printed_at, self._seconds, self._tokens = now, 0.0, 0.0
@@ -118,7 +120,10 @@ class Console:
         ]
         if "perf/mfu" in values:
             parts.append(f"MFU {values['perf/mfu']:.0%}")
-        return "  ".join([*parts, left]).rstrip()
+        return _join([*parts, left] if left else parts, self._columns())
+
+    def _columns(self) -> int | None:
+        return shutil.get_terminal_size().columns if self._terminal else None
 
     def _time_left(self, step: int, now: float) -> str:
         """The time to the last step, from the mean since the first step (which compiles), with evaluations."""
@@ -141,13 +146,27 @@ def format_step_name(step: int, max_steps: int) -> str:
     return f"step {step:{len(str(max_steps))}}/{max_steps}"
 
 
-def format_results(name: str, results: Mapping[str, float], log_format: LogFormat) -> list[str]:
+def _join(parts: Sequence[str], columns: int | None) -> str:
+    """The parts in a line, or in more lines where a terminal is narrower: never between a number and its unit."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if columns is None or len(lines[-1]) + 2 + len(part) <= columns:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(f"  {part}")
+    return "\n".join(lines)
+
+
+def format_results(
+    name: str, results: Mapping[str, float], log_format: LogFormat, columns: int | None = None
+) -> list[str]:
     """Lines about measurements.
 
     Args:
         name: of the step.
         results: by metric key.
         log_format: of the lines.
+        columns: of the terminal; None: there is none.
 
     Returns:
         One line; in the short format one for each kind of measurement.
@@ -156,7 +175,7 @@ def format_results(name: str, results: Mapping[str, float], log_format: LogForma
         return [" | ".join([name, *(f"{key}: {value:.4f}" for key, value in results.items())])]
     kinds = itertools.groupby(results.items(), key=lambda item: item[0].partition("/")[0])
     texts = ([_RESULTS.get(key, f"{key} {{:.4g}}").format(value) for key, value in items] for _, items in kinds)
-    return ["  ".join([name, *parts]) for parts in texts]
+    return [_join([name, *parts], columns) for parts in texts]
 
 
 def format_sample(text: str) -> str:

@@ -127,6 +127,8 @@ def read(folder: Path) -> Run:
         GPT2LabError: the folder is no run directory, or its config.yaml or environment.json is damaged.
     """
     if not (folder / "config.yaml").is_file():
+        if runs := sorted(folder.glob("*/config.yaml")):
+            raise GPT2LabError(f"{folder} holds runs, not a run; give some of them, such as {runs[0].parent}")
         problem = "is not a run directory: it has no config.yaml" if folder.exists() else "does not exist"
         in_runs = "" if folder.exists() else suggest_path(folder) or suggest_path(Path("runs") / folder)
         raise GPT2LabError(f"{folder} {problem}{in_runs or '; give a run directory such as runs/quickstart'}")

@@ -119,7 +119,7 @@ def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchP
     """
     folder = catalogue.data_folder(data)
     dist.on_main(lambda: run_data.prepare(data))
-    with progress.Phase("opening the data"):
+    with progress.Phase("opening the data", announce=True):
         train, val = open_split(folder, "train"), open_split(folder, "val")
     loader = Loader(
         train,
@@ -144,7 +144,7 @@ def build_data(data: DataConfig, model: GPT2Config, run: RunConfig, plan: BatchP
     return opened
 
 
-@progress.show_as("building the model")
+@progress.show_as("building the model", announce=True)
 def build_state(
     config: Config,
     start: Checkpoint | None,

@@ -90,7 +90,7 @@ def find(
         source = dist.on_main(lambda: resolve.find_checkpoint(name, mirror=config.data.mirror))
         if not source.folder.exists():  # a machine with another cache than that of rank 0
             source = resolve.find_checkpoint(name, mirror=config.data.mirror)
-        with progress.Phase("reading the weights"):
+        with progress.Phase("reading the weights", announce=True):
             stored, weights = resolve.read(source)
     except GPT2LabError as error:
         raise GPT2LabError(f"train.init_from: {error}".replace("--mirror", "--data.mirror")) from error

@@ -88,7 +88,8 @@ def translate_errors(trainer: Trainer) -> Generator[None, None, None]:
         trainer: what runs inside the context.
 
     Raises:
-        GPT2LabError: in place of a GuardError, torch.OutOfMemoryError, or RuntimeError due to a lost rank.
+        GPT2LabError: in place of a GuardError, torch.OutOfMemoryError, or RuntimeError due to a lost rank; or as
+            raised inside, and after a failed write with the steps that are repeated.
     """
     dist = trainer.dist
     try:
@@ -96,6 +97,10 @@ def translate_errors(trainer: Trainer) -> Generator[None, None, None]:
     except GuardError as error:
         trainer.checkpointer.wait()
         raise GPT2LabError(f"{error}; {trainer.directory.resume_hint()}") from error
+    except GPT2LabError as error:
+        if isinstance(error.__cause__, OSError):  # such as a full disk
+            error.args = (f"{error}; {trainer.describe_loss('repeated')}",)
+        raise
     except torch.OutOfMemoryError as error:
         size = trainer.model.micro_batch_size
         raise GPT2LabError(f"out of memory on {dist.device}: lower train.micro_batch_size (now {size})") from error

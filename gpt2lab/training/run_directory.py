@@ -19,7 +19,7 @@ from typing import Any
 from gpt2lab import __version__, files, progress
 from gpt2lab.config import RENAMED_SETTINGS, Config, GPT2Config, RunConfig, load_run
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import flops, huggingface, resolve
+from gpt2lab.model import flops, huggingface, names, resolve
 from gpt2lab.system.device import describe
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.tracking.metrics import JsonLines, truncate_jsonl
@@ -88,7 +88,7 @@ class RunDirectory:
             self.dist.on_main(lambda: bool(stack.enter_context(lock)))
             yield
 
-    @progress.show_as("reading the checkpoint")
+    @progress.show_as("reading the checkpoint", announce=True)
     def find_checkpoint(self) -> Checkpoint | None:
         """Find the checkpoint that `run.resume` names. Only rank 0 calls it.
 
@@ -247,7 +247,7 @@ def _read_start(resume: str) -> Checkpoint:
         if start is None:
             raise GPT2LabError(f"run.resume {resume}: that run has no checkpoint yet")
         return start
-    if not path.is_dir() and resolve.is_hub_id(resume):
+    if not path.is_dir() and names.is_hub_id(resume):
         raise GPT2LabError(
             f"run.resume {resume}: no such folder; a model of the Hub has only weights. {_WEIGHTS_ONLY.format(resume)}"
         )

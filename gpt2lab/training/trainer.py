@@ -125,13 +125,17 @@ class Trainer:
         if step >= self.train.max_steps or (step and self.checkpointer.is_due(step)):
             self.checkpointer.save(step, self.values)
 
-    def describe_loss(self) -> str:
-        """Return what is lost if the process ends now, as the end of a message."""
+    def describe_loss(self, verb: str = "lost") -> str:
+        """Return what is lost if the process ends now, as the end of a message.
+
+        Args:
+            verb: what is said of these steps, as `lost` or `repeated`.
+        """
         saved = max(self.checkpointer.written, self.first_step)  # which another run may have saved
         since = f"step {saved:,}, the last one that was saved," if saved else "the beginning"
         if self.step == saved:
-            return f"nothing since {since} is lost but an unfinished step or evaluation"
-        return f"the {self.step - saved:,} steps since {since} are lost"
+            return f"nothing since {since} is {verb} but an unfinished step or evaluation"
+        return f"the {self.step - saved:,} steps since {since} are {verb}"
 
     def _stop_reason(self) -> int:
         """The signal that this rank received, or _WRITE_FAILED; 0 to go on."""

@@ -276,6 +276,21 @@ def test_taken_ports_are_logged_and_the_next_one_is_tried(caplog):
         page.serve(blocks, 8500)
 
 
+def test_starting_the_page_shows_progress(monkeypatch, phases):
+    class Page:
+        def block_thread(self):
+            assert not phases.open
+
+    def serve(*_):
+        assert [phase.description for phase in phases.open] == ["starting the page"]
+        return ["http://127.0.0.1:9003/"]
+
+    monkeypatch.setattr(app_run, "prepare", lambda _: Page())
+    monkeypatch.setattr(page, "serve", serve)
+    assert cli.main(["app", "--trained", "x"]) == 0
+    assert [phase.description for phase in phases.begun] == ["starting the page"]
+
+
 def get(address):
     try:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

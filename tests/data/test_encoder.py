@@ -102,6 +102,26 @@ def test_unicode_differences_are_encoded_by_tiktoken():
     assert unicode_differences.find_documents(Texts.join(characters)) == [*range(4657)]
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(PIECES, max_size=60).map(" ".join))
+def test_the_pieces_of_a_long_document_have_the_tokens_of_the_whole(text):
+    counted = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder_module, "_PIECE", 7)
+        tokens, _ = SLOW.encode(Texts.join([text]), on_bytes=counted.append)
+    assert tokens.tolist() == expected([text])
+    assert sum(counted) == len(text.encode())
+
+
+def test_encoding_stops_if_nobody_waits():
+    def stop(_):
+        raise KeyboardInterrupt
+
+    for engine in ("tiktoken", "gigatoken"):
+        with pytest.raises(KeyboardInterrupt):
+            Encoder(engine).encode(Texts.join(["a b " * 100]), on_bytes=stop)
+
+
 def test_a_different_result_is_found_in_every_chunk(monkeypatch):
     """One document of each chunk is compared, so a tokenizer that is always wrong fails on every chunk."""
 

@@ -6,13 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from gpt2lab.config import DataConfig
-from gpt2lab.data import journal, run_data
+from gpt2lab.data import encoder, journal, run_data
 from gpt2lab.data import prepare as preparing
 from gpt2lab.data.catalogue import DEFAULT_DIRS
 from gpt2lab.data.encoded_cache import FOLDER as CACHE
@@ -198,6 +199,27 @@ def interrupted(source, folder, options, after):
     return str(interruption.value)
 
 
+def test_one_large_document_shows_progress_and_ends_soon_after_ctrl_c(tmp_path, monkeypatch, phases):
+    monkeypatch.setattr(encoder, "_PIECE", 1000)
+    pieces, may_end = [], threading.Event()
+    encode = encoder.Tokenizer.encode
+
+    def slowly(self, text):
+        pieces.append(text)
+        if len(pieces) == 3:  # the main thread receives Ctrl-C while it waits for the only chunk
+            assert next(phase for phase in phases.begun if "encoding" in phase.description).completed > 1000
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            may_end.wait(1)
+        return encode(self, text)
+
+    monkeypatch.setattr(encoder.Tokenizer, "encode", slowly)
+    (tmp_path / "large.txt").write_text("some words " * 20_000)
+    source = local_files.source([str(tmp_path / "large.txt")])
+    with pytest.raises(KeyboardInterrupt):
+        make(source, tmp_path / "out", PrepareOptions("files", tokenizer="tiktoken"))
+    assert len(pieces) == 3  # of 220
+
+
 def test_continuing_does_not_start_over(source, expected_files, tmp_path, monkeypatch):
     interrupted(source, tmp_path, SMALL, 15)
     finished = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.npy")}
@@ -205,7 +227,9 @@ def test_continuing_does_not_start_over(source, expected_files, tmp_path, monkey
     read = []
     encode = preparing.executors.encode
     monkeypatch.setattr(
-        preparing.executors, "encode", lambda options, chunk: (read.append(chunk.name), encode(options, chunk))[1]
+        preparing.executors,
+        "encode",
+        lambda options, chunk, *rest: (read.append(chunk.name), encode(options, chunk, *rest))[1],
     )
     make(source, tmp_path, SMALL)
     assert len(read) < 14  # of 24 units

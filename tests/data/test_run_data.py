@@ -1,5 +1,10 @@
 """The data of a run: one's own text, prepared and trained on in one command."""
 
+import os
+import re
+import subprocess
+import sys
+
 import pytest
 
 from gpt2lab import cli
@@ -9,7 +14,7 @@ from gpt2lab.data.catalogue import data_folder
 from gpt2lab.data.shards import open_split
 from gpt2lab.errors import GPT2LabError
 from tests.data.corpora import contents
-from tests.runs import learned
+from tests.runs import REPOSITORY, learned
 
 BOOK = "".join(f"Chapter {n}. It was a dark night, and number {n * 7919 % 1000} was out.\n" for n in range(400))
 SMALL = ["--model.n_layer", "1", "--model.n_embd", "8", "--model.n_head", "1", "--train.max_steps", "2"]
@@ -41,6 +46,39 @@ def test_the_text_of_a_folder_and_names_of_folders(book, tmp_path):
     run_data.prepare(DataConfig(source="files", input=str(tmp_path / "my")))  # the same, by another path
     for given, folder in (("a b/War & Peace.txt", "War-Peace"), ("...", "text"), ("x.jsonl.gz", "x")):
         assert data_folder(DataConfig(source="files", input=given)).name in (folder, tmp_path.parent.parent.name)
+
+
+def test_a_missing_text_is_named_as_it_was_typed_and_before_torch_is_imported(book, tmp_path, capsys):
+    run_data.prepare(DataConfig(source="files", input=book))  # there are shards for a text of this name
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "folder").mkdir()
+    missing = str(tmp_path / "nothing" / "book.txt")
+    for given, part in (
+        (missing, f"{missing!r} matches no file; give a text file"),
+        ("empty.txt", "empty.txt is empty"),
+    ):
+        with pytest.raises(GPT2LabError, match=re.escape(f"--data.input {part}")):
+            run_data.prepare(DataConfig(source="files", input=given))
+    arguments = [["--data.source", "files", "--data.input", given] for given in (missing, "empty.txt", "folder")]
+    for words in arguments:
+        code = "import sys; from gpt2lab.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+        command = [sys.executable, "-c", code, "train", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "2 False", done
+
+
+def test_prepared_texts_live_beside_those_of_training(book, tmp_path):
+    run_data.prepare(DataConfig(source="files", input=book))
+    own = contents(tmp_path / "data" / "files" / "book")
+    assert cli.main(["prepare", "files", "--input", book]) == 0  # into data/files
+    assert cli.main(["prepare", "files", "--input", book, "--restart", "--drop-duplicates"]) == 0
+    assert (tmp_path / "data" / "files" / "manifest.json").exists()
+    run_data.prepare(DataConfig(source="files", input=book))
+    assert contents(tmp_path / "data" / "files" / "book") == own
+    (tmp_path / "other" / "files").mkdir(parents=True)
+    with pytest.raises(GPT2LabError, match="other holds 'files', which is not from a preparation"):
+        run_data.prepare(DataConfig(source="files", input=book, dir="other"))
 
 
 def test_shards_of_another_text_are_never_used(book, tmp_path):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gpt2lab.evaluation import hellaswag, tasks
+from gpt2lab.evaluation import hellaswag, names
 from gpt2lab.evaluation.table import render
 from tests.terminal import COLUMNS
 
@@ -32,7 +32,7 @@ def test_a_task_whose_interval_is_not_above_chance_is_named(low, high, above):
 def test_a_table_of_all_tasks_fits_on_a_terminal():
     figures: dict[str, Any] = {
         name: accuracy(0.25, 0.2, 0.3, 0.25, format="LLM Foundry")
-        for name in tasks.NAMES
+        for name in names.NAMES
         if name not in ("hellaswag", "core")
     }
     styles = {style: accuracy(0.25, 0.2, 0.3, 0.25, correct_norm=2510) for style in hellaswag.CONVENTIONS}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.evaluation import tasks
+from gpt2lab.evaluation import names, tasks
 from gpt2lab.evaluation.scoring import Scores, score
 from gpt2lab.files import sha256
 from tests.evaluation.conftest import write_jsonl
@@ -69,7 +69,7 @@ def test_the_error_names_line_and_field(tokenizer, tmp_path, case):
 
 def test_an_unknown_task_names_the_nearest_one():
     with pytest.raises(GPT2LabError, match=r"hellaswang.* hellaswag\?"):
-        tasks.check_names(["piqa", "hellaswang"])
+        names.check(["piqa", "hellaswang"])
 
 
 def test_a_missing_file_names_the_mirror_option(tmp_path, monkeypatch):
@@ -92,10 +92,10 @@ def test_everyday(tokenizer, model, alone, fp32):
     assert (figures["total"], figures["format"]) == (len(lines), "gpt2lab")
 
 
-@pytest.mark.parametrize("name", sorted(tasks.TASKS))
+@pytest.mark.parametrize("name", sorted(names.TASKS))
 def test_the_published_files(shared_data, tokenizer, name):
     path = tasks.find(name, shared_data)
-    assert sha256(path) == tasks.TASKS[name][1]
+    assert sha256(path) == names.TASKS[name][1]
     task = tasks.load(tokenizer, name, path, limit=20)
     assert len(task.requests) >= 20
     assert all(len(context) and len(tail) for context, tail in task.requests)

@@ -135,7 +135,7 @@ def contents(path):
     [
         ("a file", "out"),
         ("a checkpoint", r"state\.json"),
-        ("other files", r"thesis\.txt"),
+        ("other files", r"holds .thesis\.txt., which is not from an export"),
         ("a changed card", r"README\.md"),
         ("a changed config", r"config\.json"),
         ("an export without digests", "SHA256SUMS"),

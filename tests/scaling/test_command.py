@@ -26,6 +26,25 @@ def test_fit_prints_one_json_object_and_warns_on_standard_error(tmp_path, capsys
     assert "learning rate" in shown.err
 
 
+@pytest.mark.parametrize("arguments", [["fit"], ["predict", "--parameters", "1M", "--tokens", "20M"]])
+def test_a_fit_shows_progress(arguments, tmp_path, phases):
+    path = write_csv(tmp_path / "runs.csv", grid(noise=0.01))
+    assert scaling(arguments[0], path, *arguments[1:], "--bootstraps", 40) == 0
+    assert "fitting the forms" in [phase.description for phase in phases.begun if phase.announce]
+    assert ("bootstrapping approach 3", 40) in [(phase.description, phase.total) for phase in phases.begun]
+
+
+def test_nothing_that_can_be_fitted_is_an_error_and_one_form_is_none(tmp_path, capsys):
+    path = tmp_path / "two.csv"
+    path.write_text("parameters,tokens,loss\n1e6,1e7,4\n2e6,1e7,3.8\n")
+    assert scaling("fit", path, *FEW) == 2
+    error = capsys.readouterr().err
+    assert "gpt2lab: no form can be fitted to 2 points: 2 sizes and 1 token counts" in error
+    assert "warning: two.csv does not say" in error
+    assert scaling("fit", write_csv(tmp_path / "grid.csv", grid()), *FEW, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["approach2"] is None
+
+
 def test_fit_prints_a_table(tmp_path, capsys):
     sweep = write_sweep(tmp_path / "sweep")
     assert scaling("fit", sweep, *FEW) == 0

@@ -13,6 +13,7 @@ import pytest
 
 from gpt2lab import cli
 from gpt2lab.sweep import page, processes
+from gpt2lab.sweep import run as sweep_run
 from gpt2lab.training.trainer import Trainer
 from tests.runs import InterruptedRunError, learned, tensors
 
@@ -119,6 +120,33 @@ def test_a_signal_stops_the_run_under_way_and_the_sweep(recipe, tmp_path, no_pag
     statuses = [row["status"] for row in read(tmp_path / "runs" / "tiny_sweep").values()]
     assert statuses == ["stopped"] + ["waiting"] * 5
     assert "the same command" in capsys.readouterr().err
+
+
+def test_what_a_stopped_run_has_saved_is_said(tmp_path):
+    stopped = sweep_run.State("stopped")
+    assert sweep_run._describe_end(tmp_path / "none", stopped) == "stopped before its first step"
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3}\n')
+    assert sweep_run._describe_end(tmp_path, stopped) == "stopped, nothing was saved"
+    (tmp_path / "checkpoints" / "step_00000003").mkdir(parents=True)
+    assert sweep_run._describe_end(tmp_path, stopped) == "stopped and saved"
+
+
+def test_ctrl_c_while_a_run_starts_leaves_no_traceback(recipe, tmp_path, no_page, monkeypatch, capsys):
+    """The signal reaches the process of the run before Python is ready for it."""
+    popen = processes.Popen
+
+    def start_and_interrupt(*arguments, **options):
+        child = popen(*arguments, **options)
+        child.send_signal(signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # as a terminal, which sends it to both
+        return child
+
+    monkeypatch.setattr(processes, "Popen", start_and_interrupt)
+    assert sweep(recipe, *TWO) == 130
+    folder = tmp_path / "runs" / "tiny_sweep"
+    assert [row["status"] for row in read(folder).values()] == ["stopped", "waiting"]
+    assert next(folder.glob("*.log")).read_text() == "gpt2lab: interrupted\n"
+    assert "stopped before its first step" in capsys.readouterr().out
 
 
 def test_each_gpu_has_one_run_at_a_time(recipe, no_page, monkeypatch):

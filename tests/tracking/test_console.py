@@ -49,6 +49,22 @@ def test_a_short_line_has_the_digits_that_mean_something(capsys):
     assert capsys.readouterr().out == "step   2/600  loss 0.0031  lr 6.0e-5  1.2k tok/s\n"
 
 
+def test_a_narrow_terminal_breaks_lines_between_measurements(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    for terminal, lines in (
+        (True, ["step  9067/19073  loss 3.10  lr 6.0e-5", "  944k tok/s  MFU 38%"]),
+        (False, ["step  9067/19073  loss 3.10  lr 6.0e-5  944k tok/s  MFU 38%"]),
+    ):
+        console = Console(19073, 0, every=1, terminal=terminal)
+        console.log(9067, VALUES | {"perf/mfu": 0.384})
+        console.log(9068, {"val/loss": 3.1078, "val/bits_per_byte": 1.2345})
+        console.close()
+        printed = capsys.readouterr().out.splitlines()
+        assert printed[: len(lines)] == lines
+        results = ["step  9068/19073  val loss 3.108", "  1.234 bits/byte"]
+        assert printed[len(lines) :] == (results if terminal else ["".join(results)])
+
+
 def test_a_rate_is_the_mean_since_the_last_line(capsys):
     console = Console(10, 0, every=2, terminal=False)
     console.log(1, VALUES | {"perf/step_ms": 1000, "perf/tokens_per_second": 3000})

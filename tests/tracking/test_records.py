@@ -63,8 +63,11 @@ def test_only_the_settings_are_required(make_run, tmp_path):
         path.unlink()
     run = records.read(folder)
     assert (run.environment, run.metrics, run.samples, run.events) == ({}, {}, [], [])
-    with pytest.raises(GPT2LabError, match="config.yaml"):
-        records.read(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(GPT2LabError, match=r"config\.yaml"):
+        records.read(tmp_path / "empty")
+    with pytest.raises(GPT2LabError, match=rf"holds runs, not a run; give some of them, such as {folder}"):
+        records.read(folder.parent)
 
 
 def test_damaged_settings_and_environment_are_errors(make_run):

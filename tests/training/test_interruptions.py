@@ -18,6 +18,7 @@ from gpt2lab.generation.text import RowDecoder
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.system.signals import StopSignals
+from gpt2lab.tracking import metrics
 from gpt2lab.training import live_report, memory
 from gpt2lab.training import run as training_run
 from gpt2lab.training.memory import MicroStepVotes, smaller_micro_batch_size
@@ -178,6 +179,19 @@ def test_the_steps_lost_after_a_start_from_another_run_are_counted_from_it(
     training_run.run(settings(token_folder, tmp_path, train__max_steps=STEPS + 3, **start))
     assert f"nothing since step {STEPS}" in told[0]
     assert f"2 steps since step {STEPS}" in told[2]
+
+
+def test_a_disk_that_fills_up_says_what_is_repeated(token_folder, tmp_path, monkeypatch):
+    write = metrics.JsonLines.write
+
+    def refuse(self, record):
+        if record.get("step") == 5 and "train/loss" in record:
+            raise GPT2LabError("cannot write: No space left; free space and run again") from OSError(28, "No space")
+        write(self, record)
+
+    monkeypatch.setattr(metrics.JsonLines, "write", refuse)
+    with pytest.raises(GPT2LabError, match=r"again; the [135] steps since (step [24], .*|the beginning) are repeated"):
+        training_run.run(settings(token_folder, tmp_path))
 
 
 def test_out_of_memory_halves_the_micro_batch(token_folder, tmp_path, finished_run, monkeypatch):

@@ -34,9 +34,10 @@ def source(patterns: Sequence[str], field: str = "text") -> Source:
     Raises:
         GPT2LabError: a pattern matches no file, or a file with another suffix; or all files are empty.
     """
-    paths = _expand(patterns)
-    if not any(map(os.path.getsize, paths)):
-        raise GPT2LabError(f"--input {paths[0]} is empty{f', as all {len(paths)} files are' * (len(paths) > 1)}")
+    paths = require(patterns)
+    for folder in filter(os.path.isdir, patterns):
+        if others := [path for path in _list_files(folder) if not path.lower().endswith(SUFFIXES)]:
+            logger.info(f"{folder}: {len(others)} files of other formats are left out, such as {others[0]}")
     files: list[SourceFile] = []
     group: list[str] = []
     group_bytes = 0
@@ -54,6 +55,25 @@ def source(patterns: Sequence[str], field: str = "text") -> Source:
     return Source("files", "files", f"{len(paths)} files", tuple(files))
 
 
+def require(patterns: Sequence[str], option: str = "--input") -> list[str]:
+    """Check that patterns match files that can be read, and that have text.
+
+    Args:
+        patterns: paths or globs, as for `source`.
+        option: name of the option for messages.
+
+    Returns:
+        The paths of the files, in order, without repetitions.
+
+    Raises:
+        GPT2LabError: see `source`.
+    """
+    paths = _expand(patterns, option)
+    if not any(map(os.path.getsize, paths)):
+        raise GPT2LabError(f"{option} {paths[0]} is empty{f', as all {len(paths)} files are' * (len(paths) > 1)}")
+    return paths
+
+
 def has_files(folder: Path) -> bool:
     """Whether a folder or its subfolders hold a file that `source` reads.
 
@@ -67,36 +87,37 @@ def _is_text(path: str) -> bool:
     return path.lower().endswith(".txt")
 
 
-def _expand(patterns: Sequence[str]) -> list[str]:
+def _expand(patterns: Sequence[str], option: str) -> list[str]:
     matched: dict[str, None] = {}  # keeps the order
     for pattern in patterns:
         found = glob.glob(pattern, recursive=True) or [pattern] * os.path.exists(pattern)  # a name may contain [ or *
         paths = sorted(path for path in found if os.path.isfile(path))
         if os.path.isdir(pattern):
-            paths = _list_folder(pattern)
+            paths = _list_folder(pattern, option)
         elif not paths:
             is_pattern = any(character in pattern for character in "*?[")
             advice = "quote patterns, and use ** to match any folders" if is_pattern else "give a text file or a folder"
             guess = "" if is_pattern else suggest_path(pattern)
-            raise GPT2LabError(f"--input {pattern!r} matches no file{guess or f'; {advice}'}")
+            raise GPT2LabError(f"{option} {pattern!r} matches no file{guess or f'; {advice}'}")
         for path in paths:
             if not path.lower().endswith(SUFFIXES):
-                raise GPT2LabError(f"--input {path}: the suffix must be one of {', '.join(SUFFIXES)}")
+                raise GPT2LabError(f"{option} {path}: the suffix must be one of {', '.join(SUFFIXES)}")
             matched[path] = None
     return list(matched)
 
 
-def _list_folder(folder: str) -> list[str]:
-    """The files of a folder and its subfolders that can be read, sorted; hidden ones are ignored."""
-    files = sorted(path for path in glob.glob(f"{glob.escape(folder)}/**", recursive=True) if os.path.isfile(path))
-    readable = [path for path in files if path.lower().endswith(SUFFIXES)]
+def _list_files(folder: str) -> list[str]:
+    """The files of a folder and its subfolders, sorted; hidden ones are ignored."""
+    return sorted(path for path in glob.glob(f"{glob.escape(folder)}/**", recursive=True) if os.path.isfile(path))
+
+
+def _list_folder(folder: str, option: str) -> list[str]:
+    """The files of a folder and its subfolders that can be read, sorted."""
+    readable = [path for path in _list_files(folder) if path.lower().endswith(SUFFIXES)]
     if not readable:
         raise GPT2LabError(
-            f"--input {folder} is a folder without files of a format that is read: {', '.join(SUFFIXES)}"
+            f"{option} {folder} is a folder without files of a format that is read: {', '.join(SUFFIXES)}"
         )
-    if others := len(files) - len(readable):
-        example = next(path for path in files if not path.lower().endswith(SUFFIXES))
-        logger.info(f"{folder}: {others} files of other formats are left out, such as {example}")
     return readable
 
 

@@ -1,0 +1,58 @@
+"""Names of models, and the errors about those that nothing has. Knows no torch, so that they come at once."""
+
+import os
+import re
+from pathlib import Path
+
+from gpt2lab import files
+from gpt2lab.errors import GPT2LabError
+
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")  # of files of other projects
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name could be that of a model of the Hub, such as `gpt2`.
+
+    Args:
+        name: that is no folder.
+    """
+    return _HUB_ID.fullmatch(name) is not None and not name.startswith("runs/")
+
+
+def require(name: str | Path) -> None:
+    """Check that a name is that of a file or folder that exists, or could be one of a model of the Hub.
+
+    Args:
+        name: of a model.
+
+    Raises:
+        GPT2LabError: it is neither; the message has a similar name that exists.
+    """
+    if not isinstance(name, str | os.PathLike) or not str(name):
+        raise GPT2LabError(
+            f"the model's name is {(str(name) and f'{type(name).__name__} {name!r:.60}') or 'empty'}; give a run "
+            "directory, a model's folder or file, or a Hub id such as gpt2"
+        )
+    path = Path(name)
+    if path.exists():
+        return
+    if path.suffix in SUFFIXES:
+        advice = "; give a model's file or folder, a run directory, or a Hub id"
+        raise GPT2LabError(f"{name}: no such file{suggest(name) or advice}")
+    if not is_hub_id(str(name)):
+        advice = "; give a run directory, a model's folder, or a Hub id such as gpt2"
+        raise GPT2LabError(f"{name}: no such folder{suggest(name) or advice}")
+
+
+def suggest(name: str | Path) -> str:
+    """The end of an error message: a run or model of a similar name, here or in `runs/`; empty if there is none.
+
+    Args:
+        name: that nothing has.
+    """
+    for path in (Path(name), Path("runs") / name):
+        found = files.find_similar_path(path)
+        if found and (any((found / "checkpoints").glob("step_*")) or (found / "config.json").exists()):
+            return f"; did you mean {found}?"
+    return ""
