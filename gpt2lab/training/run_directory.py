@@ -119,10 +119,9 @@ class RunDirectory:
 
     def _started_from(self) -> str:
         """The `run.resume` of the first start: the same command again resumes the run itself."""
-        try:
+        with contextlib.suppress(GPT2LabError):
             return load_run(self.path).run.resume
-        except GPT2LabError:
-            return ""
+        return ""
 
     def resume_hint(self) -> str:
         """Return which checkpoint an interrupted run can be resumed from, as the end of a message."""
@@ -219,8 +218,7 @@ class RunDirectory:
         for later, path in resolve.list_checkpoints(self.checkpoints):
             if later > step:
                 aside = path.with_name(f"damaged_{path.name}")
-                if aside.exists():
-                    shutil.rmtree(aside)
+                shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
                 path.rename(aside)
                 logger.warning("%s is damaged and set aside; remove it to free its space", aside)
 
@@ -233,10 +231,9 @@ class RunDirectory:
             details: more keys of the line, as JSON.
         """
         if self.dist.is_main:
-            file = JsonLines(self.events)
-            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            file.write({"step": step, "time": now, "event": event, **details})
-            file.close()
+            with contextlib.closing(JsonLines(self.events)) as file:
+                now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+                file.write({"step": step, "time": now, "event": event, **details})
 
 
 def _read_start(resume: str) -> Checkpoint:
@@ -269,7 +266,7 @@ def changed_settings(start: Checkpoint, config: Config, data_digest: str, own: b
         own: whether the checkpoint is one of this run, not of another one that `run.resume` names.
 
     Returns:
-        The settings that changed and matter for the result, by dotted name: "changed from 0.2 to 0.1".
+        The settings that changed and matter, by dotted name: "changed from 0.2 to 0.1".
 
     Raises:
         GPT2LabError: one of RESUME_FROZEN changed, or the data; or a new run branches off where the linear schedule
@@ -344,10 +341,10 @@ def _environment(dist: DistContext) -> dict[str, Any]:
 def commit() -> str | None:
     """Return the commit of the checkout the package runs from, with `-dirty` if files differ; None outside one."""
     checkout = Path(__file__).resolve().parents[2]  # named, since the package may be installed into another checkout
-    command = ["git", f"--git-dir={checkout / '.git'}", f"--work-tree={checkout}", "describe"]
+    command = ["git", f"--git-dir={checkout / '.git'}", f"--work-tree={checkout}", "describe", "--always", "--dirty"]
     try:
-        options = ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=10, check=False)
+        command += ["--abbrev=40", "--exclude=*"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

@@ -135,7 +135,8 @@ class Trainer:
         since = f"step {saved:,}, the last one that was saved," if saved else "the beginning"
         if self.step == saved:
             return f"nothing since {since} is {verb} but an unfinished step or evaluation"
-        return f"the {self.step - saved:,} steps since {since} are {verb}"
+        steps = self.step - saved
+        return f"the {steps:,} steps since {since} are {verb}" if steps > 1 else f"the step since {since} is {verb}"
 
     def _stop_reason(self) -> int:
         """The signal that this rank received, or _WRITE_FAILED; 0 to go on."""
