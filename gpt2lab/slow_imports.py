@@ -5,7 +5,7 @@ import importlib.abc
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from gpt2lab import progress
@@ -25,7 +25,7 @@ def shown() -> Iterator[None]:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds what `PathFinder` finds, but a module of a slow package is executed in a phase.
+    """Finds what the other finders find, but a module of a slow package is executed in a phase.
 
     Modules that it imports in turn belong to the same phase. Other threads import without a phase. Where there is no
     terminal, a package is announced once, though it may import more of its modules later.
@@ -42,7 +42,8 @@ class _Finder(importlib.abc.MetaPathFinder):
         package = fullname.partition(".")[0]
         if package not in _PACKAGES or self._is_loading or threading.get_ident() != self._thread:
             return None
-        spec = PathFinder.find_spec(fullname, path, target)
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next((found for finder in others if (found := finder.find_spec(fullname, path, target))), None)
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module

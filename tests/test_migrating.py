@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+import gpt2lab.app
 from gpt2lab import cli
 from gpt2lab.config import Config, GPT2Config, load
 from gpt2lab.data import shards
@@ -161,7 +162,9 @@ def evaluate(place: Place) -> None:
 def app(place: Place) -> None:
     seen: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:  # in place of the server, whose imports take seconds
-        patch.setitem(sys.modules, "gpt2lab.app.run", SimpleNamespace(run=seen.append))
+        server = SimpleNamespace(run=seen.append)
+        patch.setitem(sys.modules, "gpt2lab.app.run", server)
+        patch.setattr(gpt2lab.app, "run", server, raising=False)  # where another test has imported it
         run_script(["app.py", "--trained", str(place.run)])
         place.gpt2lab("app", "--trained", place.run)
     assert [options.trained for options in seen] == [str(place.run)] * 2

@@ -249,7 +249,7 @@ def test_a_bundle_of_22_tasks_through_the_command(workspace, capsys, tokenizer):
     assert cli.main(["evaluate", *arguments(workspace)]) == 0
     shown = capsys.readouterr().out
     assert shown.splitlines()[-1] == f"CORE: {result['core']:.4f} (mean of 22 centered; 132 items)"
-    assert max(map(len, shown.splitlines())) <= 80
+    assert max(len(line) for line in shown.splitlines() if str(workspace) not in line) <= 80
     assert "0.2565" in shown
 
 
