@@ -15,9 +15,10 @@ import torch
 from gpt2lab import config as settings
 from gpt2lab.bench import measure
 from gpt2lab.bench.measure import Check
-from gpt2lab.config import Config
+from gpt2lab.config import GPT2_VOCAB_SIZE, Config
 from gpt2lab.model import gpt2, modern
 from gpt2lab.model.language_model import LanguageModel
+from gpt2lab.system import device as devices
 from gpt2lab.system import precision as precisions
 from gpt2lab.training import optimizer
 from gpt2lab.training.muon import Muon
@@ -38,8 +39,7 @@ class Contender:
         self.optimizers = optimizer.build(self.model, config.optimizer, None, self.precision.dtype)
         self.muon = [each for each in self.optimizers if isinstance(each, Muon)]
         size = (sequences, block_size)
-        self.idx = torch.randint(config.model.vocab_size, size, generator=torch.Generator().manual_seed(1)).to(device)
-        self.idx = self.idx.clamp(max=50_256)
+        self.idx = torch.randint(GPT2_VOCAB_SIZE, size, generator=torch.Generator().manual_seed(1)).to(device)
 
     def forward_and_backward(self) -> None:
         """The gradients of one micro batch."""
@@ -62,9 +62,8 @@ class Contender:
             each.step()
 
 
-def compare_models(rounds: int) -> Iterator[Check]:
+def compare_models(device: torch.device, rounds: int) -> Iterator[Check]:
     """Forward and backward of 124M with 2 sequences of 512 tokens, and Muon's step."""
-    device = torch.device("cpu" if not torch.cuda.is_available() else "cuda")
     tokens = 2 * 512
     faithful, new = (
         Contender(settings.load([recipe], {"model.block_size": "512"}), 2, 512, device)
@@ -87,9 +86,8 @@ def compare_models(rounds: int) -> Iterator[Check]:
     )
 
 
-def measure_share(rounds: int) -> Iterator[Check]:
+def measure_share(device: torch.device, rounds: int) -> Iterator[Check]:
     """Muon's share of a step of quickstart_modern with 8,192 tokens."""
-    device = torch.device("cpu" if not torch.cuda.is_available() else "cuda")
     each = Contender(settings.load(["quickstart_modern"]), 128, 64, device)
     each.forward_and_backward()  # the gradients that `orthogonalize` needs beside whole steps
     gradients = {p: p.grad.clone() for p in each.model.parameters() if p.grad is not None}
@@ -99,14 +97,11 @@ def measure_share(rounds: int) -> Iterator[Check]:
         for p in gradients:
             p.grad = None
 
-    def restore_and_step() -> None:
-        each.step()
-        for p, gradient in gradients.items():
-            p.grad = gradient.clone()
-
     steps, muon = [], []
     for number in range(rounds + 2):
-        steps.append(measure.time_call(restore_and_step, device))
+        steps.append(measure.time_call(each.step, device))
+        for p, gradient in gradients.items():
+            p.grad = gradient.clone()
         muon.append(measure.time_call(orthogonalize, device))
         if number < 2:  # warm-up
             steps, muon = [], []
@@ -122,9 +117,11 @@ def main() -> None:
     """Run the parts and print their figures."""
     parts = {"model": compare_models, "share": measure_share}
     parser = measure.argument_parser(__doc__, list(parts), rounds=5)
-    options = parser.parse_args()
-    print(measure.format_environment(measure.environment(torch.device("cpu"))))
-    measure.run_parts({name: functools.partial(part, options.rounds) for name, part in parts.items()}, options.only)
+    options, device = parser.parse_args(), devices.choose("auto", 0)
+    print(measure.format_environment(measure.environment(device)))
+    measure.run_parts(
+        {name: functools.partial(part, device, options.rounds) for name, part in parts.items()}, options.only
+    )
 
 
 if __name__ == "__main__":

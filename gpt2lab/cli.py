@@ -106,10 +106,12 @@ def _run(arguments: list[str]) -> int:
         print(f"{line}\n{getattr(error, 'details', '')}", end="", file=sys.stderr)
         return error.status if isinstance(error, GPT2LabError) else 2
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "gpt2lab":
+        package = (error.name or "gpt2lab").partition(".")[0]
+        if package == "gpt2lab":
             raise  # a bug
-        advice = packages.format_install_command(error.name, None)
-        print(logs.wrap(f"gpt2lab: the package {error.name} is missing: {advice}", sys.stderr), file=sys.stderr)
+        if rank == "0":
+            advice = packages.format_install_command(package, None)
+            print(logs.wrap(f"gpt2lab: the package {package} is missing: {advice}", sys.stderr), file=sys.stderr)
         return 2
     except RunStoppedError as stop:
         if rank == "0":

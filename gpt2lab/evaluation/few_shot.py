@@ -22,10 +22,10 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Annotated, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import BaseModel, ConfigDict, Field
 
 from gpt2lab.data.tokenizer import EOT, Tokenizer
-from gpt2lab.evaluation.jsonl import Index
+from gpt2lab.evaluation.jsonl import Gold
 from gpt2lab.evaluation.scoring import Request
 
 SEED = 1234  # plus the index of the item
@@ -34,15 +34,7 @@ Ids = tuple[int, ...]
 Text = list[str]  # in parts, so that parts that texts share are encoded once
 
 
-def _check_gold(gold: int, info: ValidationInfo) -> int:
-    options = info.data.get("choices") or info.data.get("context_options") or ()
-    if gold >= len(options):
-        raise ValueError(f"is {gold}, out of range: 0 to {len(options) - 1}")
-    return gold
-
-
 _Options = Annotated[tuple[str, ...], Field(min_length=1)]
-_Gold = Annotated[Index, AfterValidator(_check_gold)]
 
 
 class _Item(BaseModel):
@@ -56,7 +48,7 @@ class ChoiceItem(_Item):
 
     query: str
     choices: _Options
-    gold: _Gold
+    gold: Gold
 
     def solve(self, delimiter: str) -> str:
         """The item as an example."""
@@ -77,7 +69,7 @@ class SchemaItem(_Item):
 
     context_options: _Options
     continuation: str
-    gold: _Gold
+    gold: Gold
 
     def solve(self, delimiter: str) -> str:
         """The item as an example."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, ValidationInfo
 
 from gpt2lab.errors import GPT2LabError
 
@@ -22,8 +22,16 @@ def _check_not_bool(value: object) -> object:
     return value
 
 
+def _check_gold(gold: int, info: ValidationInfo) -> int:
+    choices = info.data.get("choices") or info.data.get("context_options") or ()
+    if gold >= len(choices):
+        raise ValueError(f"is {gold}, out of range: 0 to {len(choices) - 1}")
+    return gold
+
+
 Text = Annotated[str, AfterValidator(_check_not_blank)]
 Index = Annotated[int, BeforeValidator(_check_not_bool), Field(ge=0)]  # may be written as a string
+Gold = Annotated[Index, AfterValidator(_check_gold)]  # of the fields `choices` or `context_options` before it
 
 
 def read(path: Path, record_type: type[RecordT]) -> list[RecordT]:

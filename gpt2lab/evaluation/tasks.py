@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, Field, ValidationInfo
+from pydantic import BaseModel, Field
 
 from gpt2lab import resources
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.evaluation import jsonl, multiple_choice
-from gpt2lab.evaluation.jsonl import Index, Text
+from gpt2lab.evaluation.jsonl import Gold, Text
 from gpt2lab.evaluation.multiple_choice import Question, count_correct
 from gpt2lab.evaluation.names import TASKS
 from gpt2lab.evaluation.scoring import Request, Scores
@@ -40,21 +40,13 @@ _URL = f"https://raw.githubusercontent.com/mosaicml/llm-foundry/{_COMMIT}/script
 _ENDS_IN_ANSWER = {"arc_challenge", "arc_easy", "boolq", "piqa"}  # the delimiter of the others is a space
 
 
-def _check_gold(gold: int, info: ValidationInfo) -> int:
-    choices = info.data.get("choices") or info.data.get("context_options") or ()
-    if gold >= len(choices):
-        raise ValueError(f"is {gold}, out of range: 0 to {len(choices) - 1}")
-    return gold
-
-
 _Choices = Annotated[tuple[Text, ...], Field(min_length=2)]
-_Gold = Annotated[Index, AfterValidator(_check_gold)]
 
 
 class _ChoiceRecord(BaseModel):
     query: Text
     choices: _Choices
-    gold: _Gold
+    gold: Gold
 
     def question(self, delimiter: str) -> Question:
         choices = tuple(choice if choice.startswith(" ") else f" {choice}" for choice in self.choices)
@@ -64,7 +56,7 @@ class _ChoiceRecord(BaseModel):
 class _SchemaRecord(BaseModel):
     context_options: _Choices
     continuation: Text
-    gold: _Gold
+    gold: Gold
 
     def question(self, delimiter: str) -> Question:
         contexts = tuple(_prompt(option, delimiter) for option in self.context_options)

@@ -249,7 +249,7 @@ class _CrossEntropy(torch.autograd.Function):
         losses = []
         rows = max(1, _FLOAT32_CHUNKS[logits.device.type] // logits.shape[1])
         for part, target in zip(torch.split(logits, rows), torch.split(targets, rows), strict=True):
-            z = part if cap is None else _softcap_(part.float(), cap)
+            z = part if cap is None else _softcap_(part.float(), cap)  # of fp32 logits, in their place
             p = torch.softmax(z, dim=-1, dtype=torch.float32)
             # log-sum-exp by way of the most likely token, whose probability cannot underflow
             log_sum_exp = z.amax(dim=-1, keepdim=True) - p.amax(dim=-1, keepdim=True).log()

@@ -266,7 +266,7 @@ def changed_settings(start: Checkpoint, config: Config, data_digest: str, own: b
         own: whether the checkpoint is one of this run, not of another one that `run.resume` names.
 
     Returns:
-        The settings that changed and matter, by dotted name: "changed from 0.2 to 0.1".
+        The settings that changed and matter for the result, by dotted name: "changed from 0.2 to 0.1".
 
     Raises:
         GPT2LabError: one of RESUME_FROZEN changed, or the data; or a new run branches off where the linear schedule
@@ -341,10 +341,10 @@ def _environment(dist: DistContext) -> dict[str, Any]:
 def commit() -> str | None:
     """Return the commit of the checkout the package runs from, with `-dirty` if files differ; None outside one."""
     checkout = Path(__file__).resolve().parents[2]  # named, since the package may be installed into another checkout
-    command = ["git", f"--git-dir={checkout / '.git'}", f"--work-tree={checkout}", "describe", "--always", "--dirty"]
+    command = ["git", f"--git-dir={checkout / '.git'}", f"--work-tree={checkout}", "describe"]
     try:
-        command += ["--abbrev=40", "--exclude=*"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        options = ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
