@@ -99,7 +99,7 @@ gpt2lab plan --config gpt2_xl --gpu rtx-4090 --gpus 2 --system.shard --json
     gpus: int = option("number of GPUs of a run", 1, at_least=1)
     price_per_hour: float | None = option("price of all machines together (default: the table's)", None, at_least=0)
     budget: float | None = option(
-        "money to spend: print the tokens that it buys, for each size of GPT-2", None, at_least=0
+        "money to spend: print the tokens that it buys, for each size of GPT-2", None, at_least=0.01
     )
     gpus_file: str | None = option("YAML file of more GPUs, in the form of gpt2lab/system/gpus.yaml", None)
     calibrate: bool = option("measure this device for later estimates, in about 20 seconds", False)

@@ -144,6 +144,7 @@ def test_the_price_is_the_option_or_the_setting_or_the_tables(capsys):
         (("--gpu", "h100", "--gpus", "7"), "total_batch_size"),
         (("--gpu", "t4", "--system.precision", "bf16"), "bf16"),
         (("--gpus", "0"), "gpus"),
+        (("--gpu", "a100-40gb", "--budget", "0"), "--budget"),
         (("--gpus-file", "missing.yaml"), "missing.yaml"),
     ],
 )
