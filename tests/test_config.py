@@ -74,6 +74,7 @@ BAD_INPUT = [
     ("train: {max_steps: 1.5}", "train.max_steps"),
     ("train: 3", "train"),
     ("[1, 2]", "recipe.yaml"),
+    ("# nothing yet\n", "has no settings"),
     ("train: {max_steps: -3}", "train.max_steps"),
     ("optimizer: {max_lr: .inf}", "optimizer.max_lr"),
     ("optimizer: {beta2: 1.0}", "optimizer.beta2"),
@@ -136,9 +137,9 @@ def test_written_yaml_is_read_alike_by_yaml_1_1(yaml):
     assert pyyaml.safe_load(settings.to_yaml()) == settings.model_dump()
 
 
-def test_empty_files_and_unusual_names(yaml):
-    assert load([yaml("")]) == load([yaml("train:\n  # max_steps: 3\n")])
-    assert load([yaml("", "my first recipe.yaml")]).run.name == "my-first-recipe"
+def test_empty_sections_and_unusual_names(yaml):
+    assert load([yaml("run:\n")]) == load([yaml("train:\n  # max_steps: 3\n")])
+    assert load([yaml("run:", "my first recipe.yaml")]).run.name == "my-first-recipe"
 
 
 def test_errors_name_the_file_or_the_option_they_come_from(yaml):

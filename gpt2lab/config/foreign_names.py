@@ -70,6 +70,7 @@ NO_COUNTERPART = {
         " use_flash_attention flash_attn use_flash fused use_fused use_fused_adamw",
         "the tokenizer is GPT-2's; leave it out": "tokenizer tokenizer_dir tokenizer_name tokenizer_path encoding",
         "see gpt2lab train --help, section tracking": "logger_name logger report_to",
+        "train has --dry-run; sweep and scaling run have --print, which starts nothing": "dry_run",
     }.items()
     for name in names.split()
 }

@@ -74,6 +74,8 @@ def _read_settings(file: Path, known: Sequence[str]) -> dict[str, Any]:
     content = {} if file.suffix == ".py" else yaml_format.read(file)
     if file.suffix == ".py" or _count_unknown(content, {*sections, *known, *RENAMED_SETTINGS}) > 1:
         raise translation.explain_file(file)
+    if not content:
+        raise GPT2LabError(f"{file} has no settings")
     for section, settings in content.items():
         if section in known or section in RENAMED_SETTINGS:
             outer, _, key = section.partition(".")

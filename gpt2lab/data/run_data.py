@@ -83,6 +83,10 @@ def require_shards(data: DataConfig) -> None:
     if (folder / shards.PREPARING).exists():
         raise GPT2LabError(f"data.dir: {folder} is incomplete; run the same prepare command again, or remove it")
     guess, out = suggest_path(folder), shlex.quote(str(folder))
+    if folder.is_file():
+        raise GPT2LabError(
+            f"data.dir: {folder} is a file; to train on its text: --data.source files --data.input {out}"
+        )
     if folder.is_dir() and local_files.has_files(folder):
         name = shlex.quote(f"data/{folder.resolve().name}")
         advice = f"; to train on its texts: gpt2lab prepare files --input {out} --out {name}"

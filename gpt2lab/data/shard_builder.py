@@ -136,7 +136,7 @@ class ShardBuilder:
                 f" ({self.counts.problems[0]})" if self.counts.problems else ""
             )
         if documents["val"] == 1:
-            return "the corpus is a single short document, and val and train are split between documents; add text"
+            return f"the text has {tokens['val']} tokens, too few to divide into val and train; add text"
         return f"the corpus has {tokens['val']} tokens, and all of them are val; lower --val-tokens, or add text"
 
     def _count(self, encoded: Encoded) -> tuple[Tokens, npt.NDArray[np.int64]]:

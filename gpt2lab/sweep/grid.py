@@ -91,7 +91,7 @@ def parse_axes(over: Sequence[str], overrides: Mapping[str, str]) -> dict[str, l
             raise GPT2LabError(f"--over {text}: write a setting and its values, as optimizer.max_lr=1e-3,2e-3")
         name = settings.RENAMED_SETTINGS.get(name, name)
         if name not in known:
-            raise GPT2LabError(f"--over {describe_unknown_setting(name, known)}")
+            raise GPT2LabError(f"--over: {describe_unknown_setting(name, known)}")
         if name in _FIXED:
             raise GPT2LabError(f"--over {name}: the sweep sets it for each run")
         if name in axes:

@@ -108,13 +108,16 @@ def test_shards_of_another_text_are_never_used(book, tmp_path):
             "--data.input 'my/bok.txt' matches no file; did you mean my/book.txt",
         ),
         (["--data.source", "files", "--data.input", "my/book.pdf"], "suffix must be one of"),
-        (["--data.source", "files", "--data.input", "my/short.txt"], "short"),
+        (["--data.source", "files", "--data.input", "my/short.txt"], "3 tokens, too few"),
+        (["--data.source", "files", "--data.input", "my/link.txt"], "my/link.txt is a link to a file that does not"),
+        (["--data.dir", "my/short.txt"], "is a file; to train on its text: --data.source files --data.input my/short"),
         (["--data.source", "files", "--data.dir", "data/none"], "add --data.input"),
     ],
 )
 def test_mistakes(book, tmp_path, capsys, arguments, message):
     (tmp_path / "my" / "book.pdf").write_bytes(b"%PDF")
     (tmp_path / "my" / "short.txt").write_text("word\n")
+    (tmp_path / "my" / "link.txt").symlink_to("nowhere.txt")
     assert cli.main(["train", *arguments]) == 2
     assert message in (error := capsys.readouterr().err)
     assert error.count("\n") == 1

@@ -56,6 +56,7 @@ BAD = [
     ("--over optimizer.max_lr=-1,2", "--optimizer.max_lr"),
     ("--over run.seed=1,2 --run.resume never", "run.resume"),
     ("--over run.seed=1,2 --data.dir nowhere", "nowhere"),
+    ("--over run.seed=1,2 --dry-run", "--print"),
 ]
 
 

@@ -134,5 +134,13 @@ def _parse_lines(data: bytes, path: str, field: str, first_line: int, report: Re
         elif isinstance(text, str):
             yield to_utf8(text)
         else:
-            content = f"its fields: {', '.join(map(str, value))}" if isinstance(value, dict) else type(value).__name__
-            report(f"{path}: line {number} has no text in a field {field!r} ({content}); set --text-field")
+            report(f"{path}: line {number} {_describe_missing(value, field)}")
+
+
+def _describe_missing(value: object, field: str) -> str:
+    """Why a line's JSON value has no text in a field."""
+    if not isinstance(value, dict):
+        return f"is not an object with a field {field!r}; correct it, or use --on-error skip"
+    if field in value:
+        return f"has no text in the field {field!r}; correct it, or use --on-error skip"
+    return f"has no field {field!r} (its fields: {', '.join(map(str, value))}); set --text-field"

@@ -95,6 +95,9 @@ def _expand(patterns: Sequence[str], option: str) -> list[str]:
         if os.path.isdir(pattern):
             paths = _list_folder(pattern, option)
         elif not paths:
+            if os.path.lexists(pattern):
+                kind = "no regular file" if os.path.exists(pattern) else "a link to a file that does not exist"
+                raise GPT2LabError(f"{option} {pattern} is {kind}")
             is_pattern = any(character in pattern for character in "*?[")
             advice = "quote patterns, and use ** to match any folders" if is_pattern else "give a text file or a folder"
             guess = "" if is_pattern else suggest_path(pattern)
