@@ -3,17 +3,17 @@
 #
 #   launch/reproduce.sh [SETTINGS]      for example: launch/reproduce.sh --train.max_steps 10000
 #
-# It prints the estimated time and cost first. Run it again after any interruption: it goes on where it stopped.
+# It prints the estimated time and cost first. Run it again after any interruption: it resumes where it stopped.
 # SETTINGS are those of `gpt2lab train`. launch/speedrun.sh does the same with the modern recipe.
 #
 #   RECIPE           recipe (default: minillm)
 #   RUN_NAME         name of the run (default: that of the recipe)
-#   DATA             arguments of `gpt2lab prepare` (default: fineweb-edu); empty: the data is there
-#   TASKS            of `gpt2lab evaluate` (default: hellaswag)
-#   PRICE_PER_HOUR   of the machine, in dollars; the report says what the run cost
+#   DATA             arguments of `gpt2lab prepare` (default: fineweb-edu); empty: skip preparation (the shards exist)
+#   TASKS            tasks for `gpt2lab evaluate` (default: hellaswag)
+#   PRICE_PER_HOUR   price of the machine in dollars; the report then shows the cost of the run
 #   PUSH             OWNER/NAME: upload the model to the Hugging Face Hub, private; log in first with `hf auth login`
 #   NPROC_PER_NODE   processes (default: gpu, one per GPU)
-#   PYTHON           Python interpreter with gpt2lab (default: that of .venv, which is made)
+#   PYTHON           Python interpreter with gpt2lab (default: that of .venv, which is created)
 #   PLAN             only: stop after the estimate
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,7 +31,7 @@ say() {
     printf '\n== %s\n' "$*"
 }
 
-# An environment in .venv. The image's Python may be too old, so uv brings one where it is.
+# Creates .venv. If Python is older than 3.11, uv installs Python 3.12.
 install() {
     if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
         python3 -m pip install --quiet --user uv

@@ -3,5 +3,5 @@
 #
 #   launch/speedrun.sh [SETTINGS]
 set -euo pipefail
-# 20 shards of 100M tokens: the run uses 1.7B, once
+# 20 shards of 100M tokens; the run reads 1.7B tokens, each once.
 RECIPE="${RECIPE:-modern_124m}" DATA="${DATA-fineweb --shards 20}" exec "$(dirname "$0")/reproduce.sh" "$@"

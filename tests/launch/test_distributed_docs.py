@@ -1,4 +1,7 @@
-"""docs/distributed.md: its table of memory follows from its formulas, and these from what autograd keeps."""
+"""docs/distributed.md: its table of memory follows from its formulas, and these from what autograd keeps.
+
+The bytes of a sequence are those of `gpt2lab plan`, too.
+"""
 
 import re
 
@@ -8,6 +11,7 @@ import torch
 from gpt2lab.config import GPT2Config
 from gpt2lab.model import flops, ops
 from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.planning import memory
 from tests.training.test_run import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "distributed.md").read_text()
@@ -23,8 +27,8 @@ def test_the_table_of_memory_follows_the_formulas(size):
     expected = [
         16 * N,
         2 * N,
-        T * (BLOCK * C * L + 4 * V),
-        T * (CHECKPOINTED * C * L + BLOCK * C + 4 * V),
+        T * (BLOCK * C * L + 6 * C + 2 * V),
+        T * (CHECKPOINTED * C * L + 6 * C + 2 * V),
         16 * N / 2 + unsharded,
         16 * N / 8 + unsharded,
     ]
@@ -32,6 +36,12 @@ def test_the_table_of_memory_follows_the_formulas(size):
     for cell, number in zip(row.split("|"), expected, strict=True):
         decimals = len(cell.strip().partition(".")[2])
         assert cell.strip() == f"{number / 1e9:.{decimals}f}"
+    for checkpointing, sequence in ((False, expected[2]), (True, expected[3])):
+        one, two = (
+            memory.estimate(config, memory.Layout(size, checkpointing=checkpointing, compiled=False)).total
+            for size in (8, 16)
+        )
+        assert (two - one) / 8 == pytest.approx(sequence, rel=0.02)
 
 
 @pytest.mark.parametrize(("checkpointing", "expected"), [(False, BLOCK), (True, CHECKPOINTED)])
