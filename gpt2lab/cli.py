@@ -46,7 +46,7 @@ VERBS = (
     Verb("data", "inspect or verify a directory of shards", options.DataOptions, "gpt2lab.commands:data"),
     Verb("evaluate", "score a model on tasks", options.EvaluateOptions, "gpt2lab.commands:evaluate"),
     Verb("bench", "time a training step and compare it", options.BenchOptions, "gpt2lab.commands:bench"),
-    Verb("sweep", "train a grid of runs; goes on where it stopped", SweepOptions, "gpt2lab.sweep.run:run"),
+    Verb("sweep", "train a grid of runs; resumes where it stopped", SweepOptions, "gpt2lab.sweep.run:run"),
     Verb("scaling", "predict the loss of larger runs", ScalingOptions, "gpt2lab.scaling.run:run"),
     Verb("sample", "continue a prompt with a trained model", options.SampleOptions, "gpt2lab.commands:sample"),
     Verb("app", "serve a page that compares two models", options.AppOptions, "gpt2lab.commands:app"),

@@ -128,7 +128,7 @@ def build(
     """
     common = settings.load(recipes, {"run.name": default_name} | dict(overrides))
     if common.run.resume != "auto":
-        raise GPT2LabError("run.resume must be auto in a sweep: the same command goes on where it stopped")
+        raise GPT2LabError("run.resume must be auto in a sweep: the same command resumes where it stopped")
     folder = Path(common.run.out_dir) / str(common.run.name)
     if (folder / "config.yaml").exists():
         raise GPT2LabError(f"{folder} is a run, not a sweep; give the sweep another --run.name")

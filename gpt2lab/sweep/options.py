@@ -12,7 +12,7 @@ class SweepOptions(SettingsOptions):
     """Train a grid of runs, one for each combination of the values of --over (default recipe: quickstart).
 
     The runs are ordinary ones, in runs/NAME_sweep (NAME of the recipe) or runs/NAME (--run.name): one a GPU side by
-    side, else one after another. The same command goes on where it stopped. All other settings apply to every run.
+    side, else one after another. The same command resumes where it stopped. All other settings apply to every run.
     """
 
     RECIPE: ClassVar[str] = "quickstart"

@@ -1,4 +1,4 @@
-"""The `sweep` command: trains every combination of settings as a run of its own, and goes on where it stopped.
+"""The `sweep` command: trains every combination of settings as a run of its own, and resumes where it stopped.
 
     --over options ─▶ Sweep ─▶ data prepared once ─▶ processes ─▶ sweep.json, report.html
 
