@@ -4,11 +4,9 @@ The rule: the depth grows with the width, heads keep their size; tokens a step g
 2025, "Power Lines"); warm-up stays the same share of the steps. All learning rates grow with the square root of the
 tokens a step (Malladi et al. 2022), and depend on the width:
 
-    AdamW, wider than the recipe      1 / width, as in table 2.1 of the GPT-3 paper
-    AdamW, narrower                   1 / sqrt(width): small models are mostly embedding and head, whose rates nanochat
-                                      scales like this, and 1 / width would give them rates of 0.02 and more
-    Muon (max_lr)                     none (nanochat)
-    embedding_lr, head_lr             1 / sqrt(width) (nanochat)
+    AdamW (max_lr)           1 / width, as in table 2.1 of the GPT-3 paper; down to 32 channels in docs/lab-notes.md
+    Muon (max_lr)            none (nanochat)
+    embedding_lr, head_lr    1 / sqrt(width) (nanochat)
 
 AdamW's rate stays below `HIGHEST_ADAMW_LR`. Without normalized queries and keys, high rates make the attention logits
 of small models diverge as well (Wortsman et al. 2023). The number is a choice of this project.
@@ -25,7 +23,7 @@ from gpt2lab.scaling import points
 from gpt2lab.scaling.points import Counted
 
 BATCH_EXPONENT = 0.383
-HIGHEST_ADAMW_LR = 1e-2  # or the recipe's own rate, if that is higher
+HIGHEST_ADAMW_LR = 2e-2  # or the recipe's own rate, if that is higher
 _WIDEST = 256  # heads; 16,384 channels for heads of 64
 
 
@@ -116,7 +114,7 @@ def scale_rates(
     if optimizer.name == "muon":
         highest = optimizer.max_lr * by_batch
     else:
-        wanted = optimizer.max_lr * min(narrowing, math.sqrt(narrowing)) * by_batch
+        wanted = optimizer.max_lr * narrowing * by_batch
         highest = min(wanted, max(HIGHEST_ADAMW_LR, optimizer.max_lr))
     rates: dict[str, float | None] = {"max_lr": highest, "min_lr": optimizer.min_lr * highest / optimizer.max_lr}
     for name, applies in (("embedding_lr", True), ("head_lr", not model.tie_word_embeddings)):
