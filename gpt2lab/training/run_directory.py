@@ -25,7 +25,7 @@ from gpt2lab.system.distributed import DistContext
 from gpt2lab.tracking.metrics import JsonLines, truncate_jsonl
 from gpt2lab.training import checkpoint
 from gpt2lab.training.checkpoint import Checkpoint
-from gpt2lab.training.schedule import constant_steps
+from gpt2lab.training.schedule import constant_steps, learning_rate
 
 logger = logging.getLogger(__name__)
 
@@ -301,7 +301,9 @@ def changed_settings(start: Checkpoint, config: Config, data_digest: str, own: b
         if value != saved.get(name) and not name.startswith(RESUME_IGNORED)
     }
     if RESUME_MUTABLE in changed:
-        changed[RESUME_MUTABLE] += "; the learning rate follows the new schedule from here"
+        steps = (int(saved[RESUME_MUTABLE]), config.train.max_steps)
+        old, new = (learning_rate(min(start.step + 1, end), end, config.optimizer) for end in steps)
+        changed[RESUME_MUTABLE] += f", the learning rate of the next step from {old:.1e} to {new:.1e}"
     return changed
 
 
@@ -312,14 +314,11 @@ def _require_constant_rate(start: Checkpoint, saved: Mapping[str, Any], current:
             continue
         last = constant_steps(settings["train.max_steps"], settings["optimizer.decay_fraction"])
         if start.step > last:
+            own = "branch off one of its checkpoints up to there"
+            advice = own if settings is saved else "raise train.max_steps or lower optimizer.decay_fraction"
             raise GPT2LabError(
                 f"run.resume: {start.path} is at step {start.step}, but the learning rate of {whose} falls after step "
-                f"{last}; "
-                + (
-                    "branch off one of its checkpoints up to there"
-                    if settings is saved
-                    else "raise train.max_steps or lower optimizer.decay_fraction"
-                )
+                f"{last}; {advice}"
             )
 
 

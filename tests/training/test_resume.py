@@ -38,7 +38,9 @@ def test_a_finished_run_is_not_changed_by_another_start(finished_run, tmp_path, 
 def test_a_finished_run_continues_with_more_max_steps(finished_run, tmp_path, token_folder, caplog):
     caplog.set_level(logging.INFO)
     run = run_again(finished_run, tmp_path, token_folder, train__max_steps=8)
-    assert "train.max_steps changed from 6 to 8" in caplog.text
+    before, after = learned(finished_run)[6]["train/lr"], learned(run)[7]["train/lr"]
+    assert f"from 6 to 8, the learning rate of the next step from {before:.1e} to {after:.1e}" in caplog.text
+    assert after > before
     (event,) = records(run, "events.jsonl")
     assert (event["event"], event["train.max_steps"][:19]) == ("resumed", "changed from 6 to 8")
     assert sorted(learned(run)) == list(range(9))
