@@ -18,7 +18,7 @@ import pytest
 from gpt2lab import progress
 
 # With GPT2LAB_STRICT_SKIPS=1 (CI) a test may be skipped for these reasons only.
-ALLOWED_SKIPS = ("no GPU", "no browser", "no shared data", "no compiler")
+ALLOWED_SKIPS = ("no GPU", "no browser", "no shared data", "no compiler", "no Linux")
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 _refused_skips: list[str] = []
 

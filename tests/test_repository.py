@@ -1,5 +1,6 @@
 """Files around the code: workflows, Dockerfile, citation and hooks are valid, and agree with the package."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -72,6 +73,33 @@ def test_ci_runs_the_oldest_python_and_macos():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == f">={matrix['python'][0]}"
     assert any(job["os"].startswith("macos") for job in matrix["include"])
+
+
+@pytest.mark.slow
+def test_without_linux_tests_that_need_it_are_skipped_for_an_allowed_reason():
+    """`sys.platform` is that of macOS for these tests."""
+    tests = [
+        "faults/test_faults.py",
+        "launch/test_launch_scripts.py::test_two_machines_train_like_one_with_two_processes_also_when_one_is_killed",
+        "simulated_cuda/test_attention.py::test_only_training_on_hopper_uses_cudnn",
+        "system/test_rendezvous.py::test_only_the_very_process_is_killed",
+        "test_logs.py::test_a_full_disk_is_one_line_whatever_is_printed",
+        "test_logs.py::test_a_process_whose_streams_are_full_or_closed_ends_without_a_complaint_of_python",
+    ]
+    code = (
+        "import sys, sysconfig, pytest, torch; sysconfig.get_config_vars(); "  # these read files of the platform
+        "sys.platform = 'darwin'; sys.exit(pytest.main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "-p", "no:cacheprovider", *(f"tests/{test}" for test in tests)],
+        cwd=REPOSITORY,
+        env=os.environ | {"GPT2LAB_STRICT_SKIPS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.fullmatch(r"\d+ skipped in .*", done.stdout.splitlines()[-1]), done.stdout
 
 
 def test_only_the_job_that_publishes_gets_an_identity():
