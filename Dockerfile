@@ -5,8 +5,8 @@
 #   docker run --rm --gpus all --ipc host -v "$PWD:/work" gpt2lab \
 #       torchrun --standalone --nproc_per_node 8 -m gpt2lab train --config minillm
 #
-# The default torch is built for CUDA 12.6 and runs with driver 525 or newer. With driver 580 or newer, and for Blackwell
-# GPUs, build with --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130
+# The default torch is built for CUDA 12.6 and runs with driver 525 or newer. With driver 580 or newer and a GPU of compute
+# capability 7.5 or above build with --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130
 # If your user id is not 1000, add --user "$(id -u):$(id -g)" to docker run.
 
 FROM python:3.12-slim-bookworm AS wheel
@@ -23,7 +23,8 @@ RUN apt-get update \
 # torch alone is a layer that later versions of gpt2lab share.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cu126
 COPY constraints.txt /opt/
-RUN pip install --no-cache-dir -c /opt/constraints.txt torch --index-url "$TORCH_INDEX"
+RUN version=$(sed -n 's/^torch==//p' /opt/constraints.txt) \
+    && pip install --no-cache-dir -c /opt/constraints.txt "torch==$version+${TORCH_INDEX##*/}" --extra-index-url "$TORCH_INDEX"
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     wheel=$(echo /wheels/*.whl) \
     && pip install --no-cache-dir -c /opt/constraints.txt "${wheel}[data,app,track]"

@@ -10,9 +10,6 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 QUIETLY = [ ! -t 1 ] || (n=0; while sleep 1 && kill -0 $$$$ 2>/dev/null; do n=$$((n + 1)); printf '\r%s s ' $$n; done) & \
 	{ $(2); } >.venv/$(1).log 2>&1; status=$$?; kill $$! 2>/dev/null; [ ! -t 1 ] || printf '\r      \r'; \
 	[ $$status = 0 ] || { cat .venv/$(1).log; exit 1; }
-# Where that index is out of reach, the next command installs the default build.
-CPU_TORCH = $(PIP) install --retries 1 --timeout 15 -c constraints.txt torch \
-	--index-url https://download.pytorch.org/whl/cpu || true
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 .PHONY: train test test-all faults lint docs dist clean
@@ -65,8 +62,7 @@ clean:
 	@echo "installing into .venv (the first time takes a minute or more)"
 	@mkdir -p .venv
 	@$(call QUIETLY,venv,$(PYTHON) -m venv .venv)
-	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && ! $(BIN)/python -c 'import torch' >/dev/null 2>&1; then \
-		echo "no NVIDIA driver: first the CPU build of torch, which is much smaller"; $(call QUIETLY,torch,$(CPU_TORCH)); fi
+	@$(call QUIETLY,torch,launch/install_torch.sh)
 	@$(call QUIETLY,install,$(PIP) install -r requirements.txt)
 	@touch $@
 

@@ -45,6 +45,11 @@ say() {
     printf '\n== %s\n' "$*"
 }
 
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON="$PWD/.venv/bin/python"
+    launch/install.sh
+fi
+
 # Runs a command in the background and in its own process group, so that only this script forwards signals to it. The
 # command may save before it exits. `wait` returns when a signal arrives, so it is repeated.
 set -m
@@ -60,13 +65,9 @@ run() {
 }
 trap 'stopped=143; kill -TERM "$step" 2>/dev/null || exit 143' TERM HUP INT
 
-if [ -z "${PYTHON:-}" ]; then
-    PYTHON="$PWD/.venv/bin/python"
-    run launch/install.sh
-fi
 gpt2lab=("$PYTHON" -m gpt2lab)
 parallel=("$PYTHON" -m torch.distributed.run --standalone --nproc-per-node="${NPROC_PER_NODE:-gpu}" --module gpt2lab)
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300 # seconds between the signal and SIGKILL; the default of 30 is too short for a checkpoint
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300 # seconds until SIGKILL; the default of 30 may be too short for a checkpoint
 
 if nvidia-smi >/dev/null 2>&1; then # torch.compile compiles C modules that include Python.h
     headers="$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')"

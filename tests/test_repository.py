@@ -12,6 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 import gpt2lab
+from gpt2lab.system import nvidia
 
 REPOSITORY = Path(__file__).parent.parent
 WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
@@ -113,10 +114,10 @@ def test_the_dockerfile_is_sound():
     run("hadolint", "Dockerfile")
 
 
-def test_the_container_has_the_torch_that_readme_names():
+def test_the_container_has_the_torch_for_older_drivers():
     (index,) = re.findall(r"ARG TORCH_INDEX=(\S+)", (REPOSITORY / "Dockerfile").read_text())
-    assert f"torch --index-url {index}`" in (REPOSITORY / "README.md").read_text()
-    assert f"torch --index-url {index}\n" in (REPOSITORY / "launch" / "skypilot.yaml").read_text()
+    assert index == nvidia.OLDER_WHEELS
+    assert f"install {index.rpartition('/')[2]}\n" in (REPOSITORY / "launch" / "install_torch.sh").read_text()
 
 
 def test_the_container_gets_all_that_the_wheel_is_built_from(tmp_path):
