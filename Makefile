@@ -38,20 +38,11 @@ lint: .venv/.installed-dev
 docs: .venv/.installed-dev
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/site
 
-# Builds the wheel, installs it in an empty environment outside the checkout; trains ten steps, samples and plans with it.
-DIST_STEPS := --train.max_steps 10 --train.eval_every 10 --train.eval_tokens 1024 --train.sample_every 0 \
-	--optimizer.warmup_steps 2
+# Builds the wheel, installs it in an empty environment outside the checkout, and uses it.
 dist: .venv/.installed
 	rm -rf dist
 	@$(call QUIETLY,wheel,$(PIP) wheel --no-deps --wheel-dir dist .)
-	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
-	echo "installing dist/*.whl in an empty environment"; \
-	$(PYTHON) -m venv "$$folder/venv"; \
-	"$$folder/venv/bin/python" -m pip --disable-pip-version-check install -c constraints.txt dist/*.whl \
-		>"$$folder/pip.log" 2>&1 || { cat "$$folder/pip.log"; exit 1; }; \
-	cd "$$folder"; venv/bin/gpt2lab train $(DIST_STEPS); \
-	venv/bin/gpt2lab sample --model-checkpoint runs/quickstart --prompt "Return the" --max-new-tokens 8; \
-	venv/bin/gpt2lab plan --config minigpt --gpu a100-40gb --gpus 6
+	@.ci/check_wheel dist/*.whl "$(PYTHON)"
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

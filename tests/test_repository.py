@@ -1,5 +1,6 @@
 """Files around the code: workflows, Dockerfile, citation and hooks are valid, and agree with the package."""
 
+import importlib.metadata
 import os
 import re
 import shutil
@@ -52,11 +53,11 @@ def test_workflows_have_no_known_weakness():
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_actions_are_pinned_and_scripts_are_sound(path, tmp_path):
-    for used in re.findall(r"uses: (.*)", path.read_text()):
+    for used in re.findall(r"uses: ([^.\n].*)", path.read_text()):  # ./ is this repository
         assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", used), used
     for job in load(path)["jobs"].values():
-        assert job["timeout-minutes"]
-        for number, step in enumerate(job["steps"]):
+        assert "uses" in job or job["timeout-minutes"]  # a job that calls a workflow has the limits of its jobs
+        for number, step in enumerate(job.get("steps", [])):
             if "run" in step:
                 script = tmp_path / f"{number}.sh"
                 script.write_text(step["run"])
@@ -107,7 +108,34 @@ def test_only_the_job_that_publishes_gets_an_identity():
     jobs = load(REPOSITORY / ".github" / "workflows" / "release.yml")["jobs"]
     assert [name for name, job in jobs.items() if "id-token" in job.get("permissions", {})] == ["publish"]
     assert not [step for step in jobs["publish"]["steps"] if "run" in step]
-    assert jobs["publish"]["needs"] == "build"
+    assert jobs["publish"]["needs"] == ["build", "wheel"]
+
+
+def test_a_release_is_on_main_and_its_wheel_is_used_with_the_oldest_and_the_newest_python():
+    jobs = load(REPOSITORY / ".github" / "workflows" / "release.yml")["jobs"]
+    matrix = load(REPOSITORY / ".github" / "workflows" / "ci.yml")["jobs"]["checks"]["strategy"]["matrix"]
+    assert jobs["wheel"]["strategy"]["matrix"]["python"] == [matrix["python"][0], matrix["python"][-1]]
+    assert any("--is-ancestor" in step.get("run", "") for step in jobs["build"]["steps"])
+
+
+def test_the_site_is_published_only_after_all_checks():
+    workflows = REPOSITORY / ".github" / "workflows"
+    assert set(load(workflows / "site.yml")["on"]) == {"workflow_call", "workflow_dispatch"}
+    site = load(workflows / "ci.yml")["jobs"]["site"]
+    assert site["needs"] == ["checks", "wheel"]
+    assert site["if"] == "github.event_name == 'push'"
+
+
+def test_scripts_of_ci_are_sound():
+    run("shellcheck", *sorted((REPOSITORY / ".ci").iterdir()))
+
+
+def test_all_that_torch_needs_is_pinned():
+    """CUDA's packages, which torch pins itself, have a marker."""
+    needed = [line for line in importlib.metadata.requires("torch") if ";" not in line]
+    names = {re.match(r"[\w.-]+", line)[0].replace("-", "_").lower() for line in needed}
+    assert names
+    assert names <= {name.replace("-", "_").lower() for name in CONSTRAINTS}
 
 
 def test_the_dockerfile_is_sound():
