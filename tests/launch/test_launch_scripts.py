@@ -277,7 +277,11 @@ def test_the_skypilot_task_goes_on_copying_after_a_failure_and_copies_once_at_a_
         [ "$1" != runs ] || [ "$(wc -l < log)" -gt 6 ] # the first two copies to the bucket fail
     """
     fake(tmp_path / "launch", "copy_runs.sh", copying)
-    fake(tmp_path / "launch", "torchrun_multinode.sh", 'while [ "$(wc -l < log)" -lt 9 ]; do /bin/sleep 0.01; done')
+    fake(
+        tmp_path / "launch",
+        "torchrun_multinode.sh",
+        'for _ in {1..3000}; do [ "$(wc -l < log)" -lt 9 ] || exit 0; /bin/sleep 0.01; done',
+    )
     done = subprocess.run(
         ["bash", "-c", task["run"].replace("/bucket", str(tmp_path / "bucket"))],
         cwd=tmp_path,
