@@ -1,12 +1,13 @@
 # gpt2lab for machines with NVIDIA GPUs. torch contains CUDA; the machine needs the driver and the NVIDIA Container Toolkit.
 #
 #   docker build -t gpt2lab .
-#   docker run --rm --gpus all --ipc host -v "$PWD:/work" gpt2lab gpt2lab train
-#   docker run --rm --gpus all --ipc host -v "$PWD:/work" gpt2lab \
+#   docker run --rm --gpus all --ipc host --stop-timeout 300 -v "$PWD:/work" gpt2lab gpt2lab train
+#   docker run --rm --gpus all --ipc host --stop-timeout 300 -v "$PWD:/work" gpt2lab \
 #       torchrun --standalone --nproc_per_node 8 -m gpt2lab train --config minillm
 #
-# The default torch is built for CUDA 12.6 and runs with driver 525 or newer. With driver 580 or newer, and for Blackwell
-# GPUs, build with --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130
+# `docker stop` sends SIGTERM, and training saves. SIGKILL follows after --stop-timeout, and from torchrun after 270 s.
+# The default torch is built for CUDA 12.6 and runs with driver 525 or newer. With driver 580 or newer and a GPU of compute
+# capability 7.5 or above build with --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130
 # If your user id is not 1000, add --user "$(id -u):$(id -g)" to docker run.
 
 FROM python:3.12-slim-bookworm AS wheel
@@ -23,7 +24,9 @@ RUN apt-get update \
 # torch alone is a layer that later versions of gpt2lab share.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cu126
 COPY constraints.txt /opt/
-RUN pip install --no-cache-dir -c /opt/constraints.txt torch --index-url "$TORCH_INDEX"
+RUN version=$(sed -n 's/^torch==//p' /opt/constraints.txt) \
+    && pip install --no-cache-dir -c /opt/constraints.txt "torch==$version+${TORCH_INDEX##*/}" \
+        --extra-index-url "$TORCH_INDEX"
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     wheel=$(echo /wheels/*.whl) \
     && pip install --no-cache-dir -c /opt/constraints.txt "${wheel}[data,app,track]"
@@ -34,7 +37,8 @@ RUN useradd --uid 1000 --create-home gpt2lab \
     && chmod 1777 /home/gpt2lab
 ENV HOME=/home/gpt2lab \
     NVIDIA_VISIBLE_DEVICES=all \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    TORCH_ELASTIC_SHUTDOWN_TIMEOUT=270
 USER 1000
 WORKDIR /work
 EXPOSE 7860

@@ -10,9 +10,6 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 QUIETLY = [ ! -t 1 ] || (n=0; while sleep 1 && kill -0 $$$$ 2>/dev/null; do n=$$((n + 1)); printf '\r%s s ' $$n; done) & \
 	{ $(2); } >.venv/$(1).log 2>&1; status=$$?; kill $$! 2>/dev/null; [ ! -t 1 ] || printf '\r      \r'; \
 	[ $$status = 0 ] || { cat .venv/$(1).log; exit 1; }
-# Where that index is out of reach, the next command installs the default build.
-CPU_TORCH = $(PIP) install --retries 1 --timeout 15 -c constraints.txt torch \
-	--index-url https://download.pytorch.org/whl/cpu || true
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 .PHONY: train test test-all faults lint docs dist clean
@@ -41,20 +38,11 @@ lint: .venv/.installed-dev
 docs: .venv/.installed-dev
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/site
 
-# Builds the wheel, installs it in an empty environment outside the checkout; trains ten steps, samples and plans with it.
-DIST_STEPS := --train.max_steps 10 --train.eval_every 10 --train.eval_tokens 1024 --train.sample_every 0 \
-	--optimizer.warmup_steps 2
+# Builds the wheel, installs it in an empty environment outside the checkout, and uses it.
 dist: .venv/.installed
 	rm -rf dist
 	@$(call QUIETLY,wheel,$(PIP) wheel --no-deps --wheel-dir dist .)
-	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
-	echo "installing dist/*.whl in an empty environment"; \
-	$(PYTHON) -m venv "$$folder/venv"; \
-	"$$folder/venv/bin/python" -m pip --disable-pip-version-check install -c constraints.txt dist/*.whl \
-		>"$$folder/pip.log" 2>&1 || { cat "$$folder/pip.log"; exit 1; }; \
-	cd "$$folder"; venv/bin/gpt2lab train $(DIST_STEPS); \
-	venv/bin/gpt2lab sample --model-checkpoint runs/quickstart --prompt "Return the" --max-new-tokens 8; \
-	venv/bin/gpt2lab plan --config minigpt --gpu a100-40gb --gpus 6
+	@.ci/check_wheel dist/*.whl "$(PYTHON)"
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -65,8 +53,7 @@ clean:
 	@echo "installing into .venv (the first time takes a minute or more)"
 	@mkdir -p .venv
 	@$(call QUIETLY,venv,$(PYTHON) -m venv .venv)
-	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && ! $(BIN)/python -c 'import torch' >/dev/null 2>&1; then \
-		echo "no NVIDIA driver: first the CPU build of torch, which is much smaller"; $(call QUIETLY,torch,$(CPU_TORCH)); fi
+	@$(call QUIETLY,torch,launch/install_torch.sh)
 	@$(call QUIETLY,install,$(PIP) install -r requirements.txt)
 	@touch $@
 

@@ -72,7 +72,7 @@ def run_with_output(command: list[str], output: TextIO) -> int:
         return cli.main(command)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is part of Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="no Linux: /dev/full")
 def test_a_full_disk_is_one_line_whatever_is_printed(commands, capsys):
     for command in commands:
         with open("/dev/full", "w") as full:
@@ -100,6 +100,7 @@ def test_the_result_of_an_evaluation_is_kept_even_if_it_cannot_be_printed(finish
     assert list((run / "evaluations").iterdir())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="no Linux: /dev/full")
 def test_a_process_whose_streams_are_full_or_closed_ends_without_a_complaint_of_python():
     gpt2lab = f"{sys.executable} -m gpt2lab"
     done = run_shell(

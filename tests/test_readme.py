@@ -22,7 +22,8 @@ SHRUNK_TRAINING = shlex.split(
     "--train.total_batch_size 64 --train.micro_batch_size 4 --train.eval_tokens 64 --train.sample_count 1 "
     "--train.hellaswag_limit 2 --system.device cpu --system.compile off"
 )
-INSTALLATION = ("make", "pip", ".", "python3", "git", "cd")  # first words of commands that are not run here
+# First words of commands that are not run here.
+INSTALLATION = ("make", "pip", "launch/install_torch.sh", ".", "python3", "git", "cd")
 MODULES = {"gpt2lab": ["-m", "gpt2lab"], "python": [], "torchrun": ["-m", "torch.distributed.run"]}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -42,6 +43,16 @@ def test_the_wheel_contains_the_recipes(environment, tmp_path):
     for file in run(environment / "bin" / "python", "-c", code, folder=tmp_path).split():
         assert Path(file).is_relative_to(environment)
         assert Path(file).exists()
+
+
+@pytest.mark.slow
+def test_the_wheel_contains_every_file_of_the_package(environment):
+    """And no other: `gpt2lab/recipes` is `config`."""
+    listed = run("git", "ls-files", "gpt2lab", "config", folder=REPOSITORY).splitlines()
+    package = next(environment.glob("lib/*/site-packages")) / "gpt2lab"
+    files = {path.relative_to(package.parent) for path in package.rglob("*") if path.is_file()}
+    expected = {Path(re.sub("^config/", "gpt2lab/recipes/", name)) for name in listed}
+    assert {path for path in files if path.suffix != ".pyc"} == expected
 
 
 @pytest.mark.slow

@@ -36,6 +36,8 @@ def choose(name: str, local_rank: int = 0) -> torch.device:
                 f"local rank {local_rank} has no GPU: this machine has {torch.cuda.device_count()}; "
                 "start torchrun with --nproc_per_node no larger than that"
             )
+        if torch.version.cuda and (reason := nvidia.explain_unsupported_gpu(local_rank)):
+            raise GPT2LabError(reason)
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
         return device

@@ -1,4 +1,4 @@
-"""Why torch cannot use an NVIDIA GPU: it was built without CUDA, or for a CUDA that is newer than the driver."""
+"""Why torch cannot use an NVIDIA GPU: it was built without CUDA, or for a newer driver or newer GPUs."""
 
 import os
 import re
@@ -47,3 +47,24 @@ def explain_unusable_gpu() -> str | None:
             f"pip install --force-reinstall torch{index}; {insist}"
         )
     return f"{built} cannot use the NVIDIA GPU of this machine (driver {driver}); nvidia-smi may tell why; {insist}"
+
+
+def explain_unsupported_gpu(index: int) -> str | None:
+    """Explain that torch has no kernels for a GPU that it sees, and what to do.
+
+    Args:
+        index: of the GPU.
+
+    Returns:
+        One line; None if the GPU is not older than all GPUs that torch was built for.
+    """
+    built_for = [int(number) for name in torch.cuda.get_arch_list() for number in re.findall(r"^sm_(\d+)", name)]
+    major, minor = torch.cuda.get_device_capability(index)
+    if 10 * major + minor >= min(built_for, default=0):
+        return None
+    oldest = min(built_for)
+    return (
+        f"torch {torch.__version__} has no kernels for this GPU (compute capability {major}.{minor}; it needs "
+        f"{oldest // 10}.{oldest % 10} or above); install another build: "
+        f"pip install --force-reinstall torch --index-url {OLDER_WHEELS}; to use the CPU: --system.device cpu"
+    )

@@ -1,10 +1,13 @@
 """The short form of every experiment. `make faults` runs the full form."""
 
+import sys
+
 import pytest
 
 from tests.faults.experiments import EXPERIMENTS
 from tests.faults.runs import make_data
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="no Linux: the experiments read /proc")
 QUICK = ("gradients", "canaries", "bits")  # the others kill processes, or a quick test elsewhere has the same property
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from gpt2lab import files
 from gpt2lab.training import run as training_run
 from tests.runs import REPOSITORY, STEPS, interrupted_at, learned, records, settings, tensors
 
@@ -98,6 +99,7 @@ def workers(recipe: str) -> Iterator[tuple[int, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="no Linux: processes are found in /proc")
 def test_two_machines_train_like_one_with_two_processes_also_when_one_is_killed(
     token_folder, tmp_path, undisturbed, one_process_per_machine
 ):
@@ -204,6 +206,50 @@ def test_a_run_continues_from_its_copy(token_folder, tmp_path, monkeypatch, harm
     assert tensors(bucket / "tiny", STEPS) == tensors(reference / "tiny")
 
 
+def fake(folder: Path, name: str, text: str) -> None:
+    """A command that is found before others of its name, if `folder` is first in PATH."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+def checkpoint_to_copy(folder: Path) -> Path:
+    checkpoint = folder / "runs" / "tiny" / "checkpoints" / "step_00000002"
+    checkpoint.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "state.json"):
+        (checkpoint / name).write_text(name)
+    files.write_digests(checkpoint)
+    return checkpoint
+
+
+def test_a_checkpoint_of_which_a_file_could_not_be_copied_is_not_marked_as_valid(tmp_path, monkeypatch):
+    checkpoint = checkpoint_to_copy(tmp_path)
+    copy = tmp_path / "bucket" / "tiny" / "checkpoints" / checkpoint.name
+    fake(tmp_path / "bin", "cp", 'case "$*" in *model.safetensors*) exit 1 ;; esac; exec /bin/cp "$@"')
+    command = [SCRIPTS / "copy_runs.sh", tmp_path / "runs", tmp_path / "bucket"]
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+        assert subprocess.run(command, check=False).returncode == 1
+    assert not (copy / "SHA256SUMS").exists()
+    assert subprocess.run(command, check=False).returncode == 0
+    files.verify_digests(copy)
+    assert {file.name for file in copy.iterdir()} == {file.name for file in checkpoint.iterdir()}
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_copied_is_left_out(tmp_path, monkeypatch):
+    """It is renamed first, as `checkpoint.prune` does. The records are copied all the same."""
+    checkpoint = checkpoint_to_copy(tmp_path)
+    (tmp_path / "runs" / "tiny" / "metrics.jsonl").write_text("{}\n")
+    deleting = (
+        f'case "$*" in *model.safetensors*) mv {checkpoint} {checkpoint.parent}/.tmp-1 ;; esac; exec /bin/cp "$@"'
+    )
+    fake(tmp_path / "bin", "cp", deleting)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    copy_runs(tmp_path / "runs", tmp_path / "bucket")
+    assert not list(tmp_path.glob("bucket/*/checkpoints/*/SHA256SUMS"))
+    assert (tmp_path / "bucket" / "tiny" / "metrics.jsonl").exists()
+
+
 @pytest.fixture(scope="module")
 def task() -> dict:
     return YAML(typ="safe").load((SCRIPTS / "skypilot.yaml").read_text())
@@ -222,8 +268,49 @@ def test_the_skypilot_task_copies_runs_to_a_bucket_and_back(task):
     assert (REPOSITORY / config).exists()
 
 
+def test_the_skypilot_task_goes_on_copying_after_a_failure_and_copies_once_at_a_time(task, tmp_path):
+    fake(tmp_path / "bin", "sleep", "exec /bin/sleep 0.05")
+    copying = """
+        echo begin >> log
+        [ "$1" != runs ] || /bin/sleep 0.2
+        echo end >> log
+        [ "$1" != runs ] || [ "$(wc -l < log)" -gt 6 ] # the first two copies to the bucket fail
+    """
+    fake(tmp_path / "launch", "copy_runs.sh", copying)
+    fake(
+        tmp_path / "launch",
+        "torchrun_multinode.sh",
+        'for _ in {1..3000}; do [ "$(wc -l < log)" -lt 9 ] || exit 0; /bin/sleep 0.01; done',
+    )
+    done = subprocess.run(
+        ["bash", "-c", task["run"].replace("/bucket", str(tmp_path / "bucket"))],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "ARGUMENTS": "--config x"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("next attempt in a minute") == 2
+    # One copy back, two that fail, two or more that do not; the last one begins after the one before has ended.
+    words = (tmp_path / "log").read_text().split()
+    assert len(words) >= 12
+    assert words == ["begin", "end"] * (len(words) // 2)
+
+
 @pytest.mark.parametrize(
-    "name", ["torchrun_multinode.sh", "copy_runs.sh", "slurm.sbatch", "reproduce.sh", "speedrun.sh", "setup", "run"]
+    "name",
+    [
+        "torchrun_multinode.sh",
+        "copy_runs.sh",
+        "slurm.sbatch",
+        "reproduce.sh",
+        "speedrun.sh",
+        "install.sh",
+        "install_torch.sh",
+        "run",
+    ],
 )
 def test_shellcheck_reports_nothing(tmp_path, task, name):
     script = SCRIPTS / name

@@ -3,6 +3,7 @@
 import concurrent.futures
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -16,6 +17,8 @@ from tests.simulated_cuda import device_guard
 @pytest.fixture(scope="session")
 def on_gpu(pytestconfig: pytest.Config) -> Iterator[Callable[..., Any]]:
     """Call a function of a test module in a process with the device guard, which has to be loaded before torch."""
+    if sys.platform != "linux":
+        pytest.skip("no Linux: the device guard is loaded with LD_PRELOAD")
     if torch.cuda.is_available():
         pytest.skip("no GPU may be present: its own device guard is registered")
     try:

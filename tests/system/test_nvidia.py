@@ -60,3 +60,19 @@ def test_auto_is_the_cpu_where_no_gpu_can_be_opened_or_it_is_hidden(machine, mon
     for hidden in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
         assert device.choose("auto").type == "cpu"
+
+
+@pytest.mark.parametrize(("capability", "refused"), [((7, 0), True), ((7, 5), False), ((12, 1), False)])
+def test_a_gpu_that_is_older_than_those_of_the_build_is_refused(monkeypatch, capability, refused):
+    monkeypatch.setattr(torch.version, "cuda", CUDA_13)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90a", "sm_120", "compute_120"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    if refused:
+        with pytest.raises(GPT2LabError, match="compute capability 7.0; it needs 7.5 or above") as error:
+            device.choose("auto")
+        assert nvidia.OLDER_WHEELS in str(error.value)
+    else:
+        assert device.choose("auto") == torch.device("cuda", 0)

@@ -11,7 +11,7 @@ from gpt2lab.system import rendezvous
 from gpt2lab.system.rendezvous import RankProcess
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="start times are read from /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="no Linux: start times are read from /proc")
 def test_only_the_very_process_is_killed():
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         lost = RankProcess(process.pid, socket.gethostname(), rendezvous._start_time(process.pid))
