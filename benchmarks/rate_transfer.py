@@ -4,7 +4,7 @@
     python benchmarks/rate_transfer.py plan --config quickstart_modern --out rates_muon.json
     gpt2lab scaling run rates_adamw.json                   # 20 runs in runs/rates_adamw, of 120 steps each
     gpt2lab scaling run rates_muon.json
-    python benchmarks/rate_transfer.py draw runs/rates_adamw runs/rates_muon --out rate_transfer.png
+    python benchmarks/rate_transfer.py draw runs/rates_adamw --out rates_adamw.png
 
 The models have the depth and the head size of the recipe, and 64 to 512 channels. `optimizer.max_lr` is 1/4 to 4 times
 that of the rule (`gpt2lab.scaling.family.scale_rates`). The rates of embedding and head, if the recipe has them, are
@@ -118,28 +118,25 @@ def format_table(widths: Sequence[Width]) -> str:
     return "\n".join(lines)
 
 
-def draw_losses(read: Sequence[tuple[OptimizerConfig, Sequence[Width]]], path: Path) -> None:
-    """Draw the losses over the rate as a multiple of the rule's, one plot for each sweep.
+def draw_losses(optimizer: OptimizerConfig, widths: Sequence[Width], path: Path) -> None:
+    """Draw the losses over the rate, as a multiple of the rule's.
 
     Args:
-        read: optimizer and widths of each sweep.
+        optimizer: of the runs.
+        widths: the runs.
         path: of the PNG file.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.5 * len(read), 4), layout="constrained")
-    for axes, (optimizer, widths) in zip(np.atleast_1d(figure.subplots(1, len(read))), read, strict=True):
-        plots.style_axes(axes, "max_lr / max_lr of the rule")
-        for width, color, marker in zip(widths, plots.COLORS, plots.MARKERS, strict=False):
-            relative = np.array(width.rates) / width.rule
-            axes.plot(relative, width.losses, color=color, marker=marker, label=f"width {width.n_embd}")
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(FACTORS, [f"{factor:g}" for factor in FACTORS])
-        axes.minorticks_off()
-        lowest, highest = (bound(loss for width in widths for loss in width.losses) for bound in (min, max))
-        axes.set_ylim(lowest - 0.1, min(highest, lowest + 1.5) + 0.1)  # runs that diverge are not shown
-        axes.set_title(f"{optimizer.name}: final validation loss", loc="left", color=plots.INK, fontsize=plots.FONT)
-        axes.legend(frameon=False, labelcolor=plots.INK)
+    figure, axes = plots.new_axes(f"max_lr of {optimizer.name}, relative to the rule", (520, 340))
+    for width, color, marker in zip(widths, plots.COLORS, plots.MARKERS, strict=False):
+        relative = np.array(width.rates) / width.rule
+        axes.plot(relative, width.losses, color=color, marker=marker, label=f"width {width.n_embd}")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(FACTORS, [f"{factor:g}" for factor in FACTORS])
+    axes.minorticks_off()
+    lowest, highest = (bound(loss for width in widths for loss in width.losses) for bound in (min, max))
+    axes.set_ylim(lowest - 0.1, min(highest, lowest + 1.5) + 0.1)  # runs that diverge are not shown
+    axes.set_title("Final validation loss", loc="left", color=plots.INK, fontsize=plots.FONT)
+    axes.legend(frameon=False, labelcolor=plots.INK)
     figure.savefig(path, dpi=110, facecolor="white")
 
 
@@ -152,8 +149,8 @@ def main() -> None:
     plan.add_argument("--steps", type=int, default=120, help="steps of each run; default: 120")
     plan.add_argument("--source", default="cpython", help="data.source; default: cpython")
     plan.add_argument("--out", type=Path, required=True)
-    draw = actions.add_parser("draw", help="read the runs, print the tables, draw the losses")
-    draw.add_argument("sweeps", type=Path, nargs="+")
+    draw = actions.add_parser("draw", help="read the runs, print their table, draw the losses")
+    draw.add_argument("sweep", type=Path)
     draw.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     if arguments.action == "plan":
@@ -173,10 +170,9 @@ def main() -> None:
         content = {"config": [arguments.config], "overrides": overrides, "runs": list_runs(arguments.config, overrides)}
         arguments.out.write_text(json.dumps(content, indent=2) + "\n")
         return
-    read = [read_widths(sweep) for sweep in arguments.sweeps]
-    for optimizer, widths in read:
-        print(f"{optimizer.name}\n\n{format_table(widths)}\n")
-    draw_losses(read, arguments.out)
+    optimizer, widths = read_widths(arguments.sweep)
+    print(format_table(widths))
+    draw_losses(optimizer, widths, arguments.out)
 
 
 if __name__ == "__main__":

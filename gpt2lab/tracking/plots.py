@@ -295,17 +295,6 @@ def new_axes(x_label: str, size: tuple[int, int]) -> "tuple[Figure, Axes]":
 
     figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
     axes = figure.add_subplot()
-    style_axes(axes, x_label)
-    return figure, axes
-
-
-def style_axes(axes: "Axes", x_label: str) -> None:
-    """Give axes the style of the pages.
-
-    Args:
-        axes: to change.
-        x_label: of the x axis.
-    """
     axes.set_xlabel(x_label, color=FAINT, fontsize=FONT)
     axes.locator_params("y", nbins=7)
     axes.grid(axis="y", color=FAINT, alpha=0.22)
@@ -314,6 +303,7 @@ def style_axes(axes: "Axes", x_label: str) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
     axes.margins(x=0.02)
+    return figure, axes
 
 
 def _draw(axes: "Axes", line: Line, key: str, *, faint: bool = False, alone: bool = False) -> Curve:
