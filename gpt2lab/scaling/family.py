@@ -6,7 +6,10 @@ tokens a step (Malladi et al. 2022), and depend on the width:
 
     AdamW (max_lr)           1 / width, as in table 2.1 of the GPT-3 paper; down to 32 channels in docs/lab-notes.md
     Muon (max_lr)            none (nanochat)
-    embedding_lr, head_lr    1 / sqrt(width) (nanochat)
+    embedding_lr             none (Yang et al. 2022, "Tensor Programs V", table 3)
+    head_lr                  1 / width (the same)
+
+nanochat lowers the rates of embedding and head with 1 / sqrt(width); docs/lab-notes.md compares the two at 256 channels.
 
 AdamW's rate stays below `HIGHEST_ADAMW_LR`. Without normalized queries and keys, high rates make the attention logits
 of small models diverge as well (Wortsman et al. 2023). The number is a choice of this project.
@@ -110,18 +113,20 @@ def scale_rates(
     Returns:
         Settings of the optimizer by name, rounded to three digits.
     """
-    by_batch, by_root = math.sqrt(batch_growth), math.sqrt(narrowing * batch_growth)
+    growth = math.sqrt(batch_growth)
+    head = optimizer.head_lr
     if optimizer.name == "muon":
-        highest = optimizer.max_lr * by_batch
+        highest = optimizer.max_lr * growth
+        if head is None and not model.tie_word_embeddings and narrowing != 1:
+            head = optimizer.max_lr  # which null stands for, and which does not depend on the width
     else:
-        wanted = optimizer.max_lr * narrowing * by_batch
-        highest = min(wanted, max(HIGHEST_ADAMW_LR, optimizer.max_lr))
-    rates: dict[str, float | None] = {"max_lr": highest, "min_lr": optimizer.min_lr * highest / optimizer.max_lr}
-    for name, applies in (("embedding_lr", True), ("head_lr", not model.tie_word_embeddings)):
-        rate = getattr(optimizer, name)
-        if rate is None and optimizer.name == "muon" and applies and narrowing != 1:
-            rate = optimizer.max_lr  # which null stands for, and which does not depend on the width
-        rates[name] = rate and rate * by_root
+        highest = min(optimizer.max_lr * narrowing * growth, max(HIGHEST_ADAMW_LR, optimizer.max_lr))
+    rates: dict[str, float | None] = {
+        "max_lr": highest,
+        "min_lr": optimizer.min_lr * highest / optimizer.max_lr,
+        "embedding_lr": optimizer.embedding_lr and optimizer.embedding_lr * growth,
+        "head_lr": head and head * narrowing * growth,
+    }
     return {name: rate and float(f"{rate:.3g}") for name, rate in rates.items()}
 
 

@@ -105,13 +105,15 @@ def test_narrow_models_have_a_higher_rate_up_to_a_limit():
     assert rate(256, 4.0)["max_lr"] == pytest.approx(5e-3)
 
 
-def test_rates_of_muon_do_not_depend_on_the_width_but_those_of_embedding_and_head_do():
+def test_of_the_rates_with_muon_only_that_of_the_head_depends_on_the_width():
     muon = SMALL.optimizer.model_copy(update={"name": "muon", "max_lr": 0.02, "min_lr": 0.0, "head_lr": 4e-3})
     modern = SMALL.model.model_copy(update={"architecture": "modern", "tie_word_embeddings": False})
     wide = family.scale_rates(muon, modern, 1 / 4, 1.0)
-    assert wide == {"max_lr": 0.02, "min_lr": 0.0, "embedding_lr": 0.01, "head_lr": 2e-3}
+    assert wide == {"max_lr": 0.02, "min_lr": 0.0, "embedding_lr": None, "head_lr": 1e-3}
     longer = family.scale_rates(muon, modern, 1.0, 4.0)
     assert longer == {"max_lr": 0.04, "min_lr": 0.0, "embedding_lr": None, "head_lr": 8e-3}
+    unset = family.scale_rates(muon.model_copy(update={"head_lr": None}), modern, 1 / 4, 1.0)
+    assert unset["head_lr"] == 5e-3
     tied = family.scale_rates(muon.model_copy(update={"head_lr": None}), SMALL.model, 1 / 4, 1.0)
     assert tied["head_lr"] is None
 
@@ -138,7 +140,7 @@ def test_the_modern_architecture_is_planned_and_recommended(tmp_path):
     loaded = settings.load([path])
     assert loaded.model.architecture == "modern"
     assert loaded.optimizer == chosen.config.optimizer
-    assert loaded.optimizer.embedding_lr / loaded.optimizer.max_lr < 0.3 / 0.02  # wider than the recipe
+    assert loaded.optimizer.head_lr < loaded.optimizer.max_lr  # wider than the recipe
 
 
 def test_the_family_has_the_published_sizes_and_keeps_the_shape():
