@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status. 0: done. 1: a bug, with its traceback. 2: an error that the user can correct. 3: another
         process of a distributed run was lost. 128 + the number of a signal: stopped by it after saving (130 Ctrl-C,
-        143 SIGTERM, 138 SIGUSR1, 140 SIGUSR2). 141: the reader of the output is gone.
+        143 SIGTERM, 129 SIGHUP, 138 SIGUSR1, 140 SIGUSR2). 141: the reader of the output is gone.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for name in ("stdout", "stderr"):
@@ -101,9 +101,7 @@ def _run(arguments: list[str]) -> int:
         if rank != "0" and _is_reported_by_rank_0(error):
             return getattr(error, "status", 2)
         text = " ".join(str(error).split())
-        # One write, even if Python does not buffer: other ranks write to the same terminal at the same time.
-        line = logs.wrap(f"gpt2lab: {'' if rank == '0' else f'[rank {rank}] '}{text}", sys.stderr)
-        print(f"{line}\n{getattr(error, 'details', '')}", end="", file=sys.stderr)
+        logs.print_error(f"gpt2lab: {'' if rank == '0' else f'[rank {rank}] '}{text}", getattr(error, "details", ""))
         return error.status if isinstance(error, GPT2LabError) else 2
     except ModuleNotFoundError as error:
         package = (error.name or "gpt2lab").partition(".")[0]
@@ -111,16 +109,15 @@ def _run(arguments: list[str]) -> int:
             raise  # a bug
         if rank == "0":
             advice = packages.format_install_command(package, None)
-            print(logs.wrap(f"gpt2lab: the package {package} is missing: {advice}", sys.stderr), file=sys.stderr)
+            logs.print_error(f"gpt2lab: the package {package} is missing: {advice}")
         return 2
     except RunStoppedError as stop:
         if rank == "0":
-            print(logs.wrap(f"gpt2lab: {stop}", sys.stderr), file=sys.stderr)
+            logs.print_error(f"gpt2lab: {stop}")
         return stop.status
     except KeyboardInterrupt as interruption:
         if rank == "0":
-            line = f"gpt2lab: interrupted{f'; {interruption}' if str(interruption) else ''}"
-            print(logs.wrap(line, sys.stderr), file=sys.stderr)
+            logs.print_error(f"gpt2lab: interrupted{f'; {interruption}' if str(interruption) else ''}")
         return 130
 
 

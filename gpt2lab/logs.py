@@ -6,9 +6,11 @@ as it likes.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
+import stat
 import sys
 import textwrap
 from typing import TextIO
@@ -43,7 +45,7 @@ class _Handler(logging.StreamHandler[TextIO]):
         """Raise the error of a failed write, such as a closed pipe or a full disk, instead of printing a traceback."""
         error = sys.exception()
         assert error is not None  # logging calls this while it handles one
-        raise _name_stream(error, self.stream) from error
+        _raise_named(error, self.stream)
 
 
 def print_result(text: str, *, end: str = "\n") -> None:
@@ -60,7 +62,20 @@ def print_result(text: str, *, end: str = "\n") -> None:
     try:
         print(text, end=end, flush=True)
     except OSError as error:
-        raise _name_stream(error, sys.stdout) from error
+        _raise_named(error, sys.stdout)
+
+
+def print_error(line: str, details: str = "") -> None:
+    """Print to standard error what ends the command, in one write: other ranks write to the same terminal.
+
+    Args:
+        line: wrapped at words on a terminal.
+        details: lines that follow it, each with its end.
+    """
+    try:
+        print(f"{wrap(line, sys.stderr)}\n{details}", end="", file=sys.stderr, flush=True)
+    except OSError as error:
+        _raise_named(error, sys.stderr)
 
 
 def drop_unwritten() -> None:
@@ -73,11 +88,18 @@ def drop_unwritten() -> None:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _name_stream(error: BaseException, stream: TextIO) -> BaseException:
-    """The error to raise: if a stream refused a write, one that names the stream."""
+def _raise_named(error: BaseException, stream: TextIO) -> None:
+    """Raise an error that names the stream that refused a write.
+
+    A closed terminal is no error: it has sent SIGHUP, which stops the run, unless the user ignores it, as with nohup.
+    """
     if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):
-        return error
-    return GPT2LabError(f"standard {'output' if stream is sys.stdout else 'error'}: {error.strerror or error}")
+        raise error
+    if error.errno == errno.EIO and stat.S_ISCHR(os.fstat(stream.fileno()).st_mode):
+        drop_unwritten()
+        return
+    name = "output" if stream is sys.stdout else "error"
+    raise GPT2LabError(f"standard {name}: {error.strerror or error}") from error
 
 
 def wrap(text: str, stream: TextIO) -> str:

@@ -53,3 +53,27 @@ def render(output: str) -> list[str]:
             lines[row] = lines[row].ljust(column)[:column] + piece + lines[row][column + len(piece) :]
             column += len(piece)
     return [line.rstrip() for line in lines]
+
+
+def close_terminal(command: Sequence[str], after: str, timeout: float) -> int:
+    """Run a command in a terminal of its own, and close the terminal when it has shown a text.
+
+    Args:
+        command: what to run.
+        after: the text.
+        timeout: seconds for the command to end afterwards.
+
+    Returns:
+        The exit status.
+    """
+    master, slave = pty.openpty()
+    with subprocess.Popen(command, start_new_session=True, preexec_fn=lambda: os.login_tty(slave)) as process:
+        os.close(slave)
+        output = ""
+        while after not in output:
+            try:
+                output += os.read(master, 65536).decode(errors="replace")
+            except OSError:
+                raise AssertionError(f"the command ended before it showed {after!r}: {output}") from None
+        os.close(master)
+        return process.wait(timeout)

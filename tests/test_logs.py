@@ -17,7 +17,7 @@ from gpt2lab.bench import run as bench_run
 from gpt2lab.bench.process import StepTimes
 from gpt2lab.errors import RunStoppedError
 from tests.runs import STEPS, finished_run, settings
-from tests.terminal import COLUMNS, render, run_in_terminal
+from tests.terminal import COLUMNS, close_terminal, render, run_in_terminal
 
 __all__ = ["finished_run"]
 
@@ -193,6 +193,20 @@ def test_training_prints_two_samples_as_text_and_records_all(token_folder, tmp_p
     assert "\n  | a\n  | b" in out
     steps = [json.loads(line)["step"] for line in (tmp_path / "tiny" / "samples.jsonl").read_text().splitlines()]
     assert steps.count(6) == 5
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_run_whose_terminal_closes_saves_or_with_nohup_ends(recipe, ignored):
+    steps = 200
+    command = [sys.executable, "-m", "gpt2lab", "train", "--config", str(recipe), "--run.out_dir", str(recipe.parent)]
+    command += ["--train.max_steps", str(steps), "--tracking.log_every", "1", "--train.eval_every", "0"]
+    if ignored:
+        command = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *command]
+    status = close_terminal(command, "/200  loss", timeout=60)
+    saved = [
+        int(folder.name.removeprefix("step_")) for folder in (recipe.parent / "tiny" / "checkpoints").glob("step_*")
+    ]
+    assert (status, max(saved) == steps) == ((0, True) if ignored else (129, False))
 
 
 def test_no_line_of_a_run_on_a_terminal_is_wider_than_80_columns_and_no_bar_is_left(recipe, monkeypatch):

@@ -9,7 +9,7 @@ tokens a step (Malladi et al. 2022), and depend on the width:
     embedding_lr             none (Yang et al. 2022, "Tensor Programs V", table 3)
     head_lr                  1 / width (the same)
 
-nanochat lowers the rates of embedding and head with 1 / sqrt(width); docs/lab-notes.md compares the two at 256 channels.
+nanochat lowers both with 1 / sqrt(width); docs/lab-notes.md compares the two at 256 channels.
 
 AdamW's rate stays below `HIGHEST_ADAMW_LR`. Without normalized queries and keys, high rates make the attention logits
 of small models diverge as well (Wortsman et al. 2023). The number is a choice of this project.

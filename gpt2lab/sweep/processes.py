@@ -18,7 +18,7 @@ from gpt2lab.config import Config
 from gpt2lab.sweep import record
 from gpt2lab.sweep.grid import Sweep, SweepRun
 from gpt2lab.sweep.record import State
-from gpt2lab.system.signals import SIGNALS, SWEEP_VARIABLE
+from gpt2lab.system.signals import SWEEP_VARIABLE, list_stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ def _catch_signals() -> Iterator[list[int]]:
             received.append(number)
         times.append(time.monotonic())
 
-    previous = {number: signal.signal(number, receive) for number in SIGNALS}
+    previous = {number: signal.signal(number, receive) for number in list_stop_signals()}
     try:
         yield received
     finally:

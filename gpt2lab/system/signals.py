@@ -1,6 +1,6 @@
 """Requests to stop a run: the first signal is kept for the trainer, which stops and saves; a second one exits.
 
-    SIGTERM  SIGINT  SIGUSR1  SIGUSR2 ─▶ a byte through a socket ─▶ a thread that reads it ─▶ `received`
+    SIGTERM  SIGINT  SIGHUP  SIGUSR1  SIGUSR2 ─▶ a byte through a socket ─▶ a thread that reads it ─▶ `received`
 
 A thread reads, since the main thread may be in a collective that no Python signal handler interrupts. The trainer asks
 between micro-steps, and between the forward passes of an evaluation, together with the other ranks (`check_stop`).
@@ -18,13 +18,19 @@ from typing import Protocol
 
 from gpt2lab import progress
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 SWEEP_VARIABLE = "GPT2LAB_SWEEP"  # in the environment of a run that a sweep has started: the sweep's process id
 # Schedulers signal every process of a job, and so does a terminal; torchrun's agent and a sweep forward the signal to
 # their processes: one request.
 _REPEAT_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
+
+
+def list_stop_signals() -> tuple[signal.Signals, ...]:
+    """The signals that stop a run; without SIGHUP, which a closed terminal sends, if it is ignored, as by nohup."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return tuple(number for number in _SIGNALS if not (ignored and number is signal.SIGHUP))
 
 
 class CheckStop(Protocol):
@@ -47,7 +53,7 @@ class StopRequestedError(Exception):
 
 
 class StopSignals:
-    """In its `with` block the four signals do not end the process; `received` is the first of them (0: none yet).
+    """In its `with` block the stop signals do not end the process; `received` is the first of them (0: none yet).
 
     In a thread other than the main one it does nothing, since only the main thread may change signal handlers.
     `describe_loss` can be set: it tells what a second signal loses, as the end of a message; and `has_progress`: it
@@ -69,7 +75,7 @@ class StopSignals:
             self._reader.settimeout(None if self._agent is None else 1.0)
             self._writer.setblocking(False)
             self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-            self._previous_handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+            self._previous_handlers = {number: signal.signal(number, lambda *_: None) for number in list_stop_signals()}
             self._thread = threading.Thread(target=self._read, name="signals", daemon=True)
             self._thread.start()
         return self
@@ -86,7 +92,7 @@ class StopSignals:
     def _read(self) -> None:
         received_at = 0.0
         while number := self._next_signal():
-            if number not in SIGNALS:
+            if number not in self._previous_handlers:
                 continue  # another signal that has a Python handler
             if not self.received:
                 self.received, received_at = number, time.monotonic()

@@ -24,7 +24,7 @@ from gpt2lab.training.run_directory import RunDirectory
 logger = logging.getLogger(__name__)
 
 _TRIALS = 4  # micro batches from which `auto` estimates
-_OUT_OF_MEMORY = 1  # a vote, smaller than the number of any signal
+_OUT_OF_MEMORY = 1  # a vote; a vote to stop is higher by its reason
 
 
 class _RetryError(Exception):
@@ -107,7 +107,7 @@ class MicroStepVotes:
     Args:
         model: its `micro_batch_size` is lowered.
         directory: events.jsonl records each retry.
-        stop_reason: why this rank wants to stop, more than 1; 0 to go on.
+        stop_reason: why this rank wants to stop; 0 to go on.
     """
 
     def __init__(self, model: TrainingModel, directory: RunDirectory, stop_reason: Callable[[], int]):
@@ -145,7 +145,7 @@ class MicroStepVotes:
             StopRequestedError: a rank wants to stop.
         """
         if self._model.sharded:
-            self._vote(self._stop_reason())
+            self._vote_on_stop()
 
     def before_backward(self, last: bool) -> None:
         """Vote if the model is not sharded: this rank has enough memory for the forward pass.
@@ -157,14 +157,18 @@ class MicroStepVotes:
             StopRequestedError: a rank wants to stop.
         """
         if not self._model.sharded:
-            self._vote(self._stop_reason())
+            self._vote_on_stop()
             self._can_retry = not last or self._model.dist.world_size == 1
 
+    def _vote_on_stop(self) -> None:
+        reason = self._stop_reason()
+        self._vote(_OUT_OF_MEMORY + reason if reason else 0)
+
     def _vote(self, value: int) -> None:
-        reason = self._model.dist.all_reduce_max(value)
-        if reason > _OUT_OF_MEMORY:
-            raise StopRequestedError(reason)
-        if reason:
+        highest = self._model.dist.all_reduce_max(value)
+        if highest > _OUT_OF_MEMORY:
+            raise StopRequestedError(highest - _OUT_OF_MEMORY)
+        if highest:
             raise _RetryError
 
     def _attempt(self, micro_steps: Callable[[], Tensor]) -> Tensor | None:
