@@ -61,6 +61,8 @@ _OTHER_VERBS = {"benchmark": "bench", "chat": "sample", "complete": "sample", "c
 _OTHER_VERBS |= {"download": "prepare", "finetune": "train", "generate": "sample", "inspect": "data", "plot": "report"}
 _OTHER_VERBS |= {"resume": "train", "serve": "app", "test": "evaluate", "tokenize": "prepare", "verify": "data"}
 
+_CPU_OUT_OF_MEMORY = "DefaultCPUAllocator"  # in torch's message; it has no type of its own for it
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -103,6 +105,12 @@ def _run(arguments: list[str]) -> int:
         text = " ".join(str(error).split())
         logs.print_error(f"gpt2lab: {'' if rank == '0' else f'[rank {rank}] '}{text}", getattr(error, "details", ""))
         return error.status if isinstance(error, GPT2LabError) else 2
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and _CPU_OUT_OF_MEMORY not in str(error):
+            raise
+        reason = str(error).rpartition(f"{_CPU_OUT_OF_MEMORY}: ")[2] or "MemoryError"
+        logs.print_error(f"gpt2lab: the memory is not enough ({reason}); lower the batch size or take a smaller model")
+        return 2
     except ModuleNotFoundError as error:
         package = (error.name or "gpt2lab").partition(".")[0]
         if package == "gpt2lab":

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from gpt2lab import cli, cli_parser
 from gpt2lab.config import yaml_format
@@ -347,3 +348,14 @@ def test_a_missing_package_is_one_line_with_the_command_that_installs_it(monkeyp
     monkeypatch.setattr(cli, "_run_verb", lambda arguments: importlib.import_module("gpt2lab.surely_missing"))
     with pytest.raises(ModuleNotFoundError):  # a bug
         cli.main(["report"])
+
+
+def test_too_little_memory_is_one_line(monkeypatch, capsys):
+    def fail(_):
+        torch.empty(1 << 50)
+
+    monkeypatch.setattr(cli, "_run_verb", fail)
+    assert cli.main([]) == 2
+    error = capsys.readouterr().err
+    assert "gpt2lab: the memory is not enough (can't allocate memory: " in error
+    assert error.count("\n") == 1

@@ -23,7 +23,7 @@ from gpt2lab.system.signals import SWEEP_VARIABLE, list_stop_signals
 logger = logging.getLogger(__name__)
 
 _POLL = 0.25  # seconds
-_REPEAT = 1.0  # seconds within which a signal is the same request: schedulers may send it to the process and its group
+_REPEAT = 0.1  # seconds within which a signal is the same request: schedulers may send it to the process and its group
 
 Device = str | None  # value of CUDA_VISIBLE_DEVICES; None: the run chooses its device
 OnChange = Callable[[str, State], None]
@@ -171,7 +171,7 @@ def _abandon(active: Sequence[Process]) -> None:
 
 @contextlib.contextmanager
 def _catch_signals() -> Iterator[list[int]]:
-    """Keep the stop signals that arrive in the context; one that is repeated within a second counts once."""
+    """Keep the stop signals that arrive in the context; one that is repeated at once counts once."""
     received: list[int] = []
     times: list[float] = []
 
