@@ -150,7 +150,7 @@ def test_python(page, checkout, tmp_path):
     (tmp_path / "runs").symlink_to(checkout / "runs")
     with contextlib.chdir(tmp_path):
         exec(compile(code, page, "exec"), {})
-    assert (tmp_path / "out" / "model.safetensors").exists() == ("save_pretrained" in code)
+    assert (tmp_path / "saved" / "model.safetensors").exists() == ("save_pretrained" in code)
 
 
 def test_files_that_the_readme_links_to_exist():

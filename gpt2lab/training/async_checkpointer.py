@@ -120,5 +120,5 @@ class AsyncCheckpointer:
             self.written = snapshot.step
             checkpoint.prune(folder, keep.keep_last, keep.keep_every, keep.keep_best)
         except OSError as error:
-            raise GPT2LabError(f"{folder}: cannot keep a checkpoint: {error}; repair the disk and run again") from error
+            raise GPT2LabError(f"{folder}: cannot keep a checkpoint: {error}; run the same command again") from error
         self.report.refresh()

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-from gpt2lab import progress
+from gpt2lab import packages, progress
 from gpt2lab.tracking import report
 from gpt2lab.training.run_directory import RunDirectory
 
@@ -53,6 +53,7 @@ class LiveReport:
         if self._process is not None:
             self._process.wait()
         try:
+            packages.require("matplotlib", "the report", None)
             report.write(self._run)
         except Exception as error:  # a plot may fail in any way, but the run is complete
             logger.warning("no report this time: %s", error)
