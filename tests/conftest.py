@@ -7,6 +7,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import json
 import logging
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 
 from gpt2lab import progress
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup, and then in all processes of the tests
 
 if sys.platform == "darwin":  # the tests are about the CPU, and the GPU of a hosted machine may have no memory
     import torch

@@ -224,7 +224,7 @@ def test_record_of_a_run(run, tmp_path):
     assert "GPT-2 124M: 0.2955" in set(current.hellaswag["curve"])
     assert "config.yaml" in record.read(tmp_path).note
     assert str(tmp_path) not in record.read(tmp_path).note
-    (tmp_path / "config.yaml").write_text("")
+    (tmp_path / "config.yaml").write_text("run:\n")
     assert "metrics.jsonl" in record.read(tmp_path).note
     assert record.read(None).loss is None
     (tmp_path / "metrics.jsonl").write_text(

@@ -530,7 +530,7 @@ def test_a_disk_that_fills_up(source, mirror, tmp_path):
     ("texts", "message"),
     [
         ([], "text"),
-        (["only one"], "document"),
+        (["only one"], "too few to divide"),
     ],
 )
 def test_corpora_that_cannot_be_split(tmp_path, texts, message):
