@@ -26,7 +26,7 @@ from gpt2lab.training.trainer import Trainer
 from tests.runs import STEPS, assert_same_losses, interrupted_at, learned, records, settings, tensors
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_saves_a_checkpoint_and_the_run_resumes_exactly(
     token_folder, tmp_path, finished_run, monkeypatch, number
 ):
