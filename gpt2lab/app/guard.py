@@ -39,13 +39,19 @@ class RequestGuard:
         if not status:
             await self.app(scope, receive, send)
             return
-        if status == 413 and _length(scope) <= _MAX_DISCARDED_BYTES:
-            # Many clients read no answer before they have sent everything.
-            while (await receive()).get("more_body"):
-                pass
+        if status in (411, 413) and _length(scope) <= _MAX_DISCARDED_BYTES:
+            await _discard_body(receive)  # many clients read no answer before they have sent everything
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": f'{{"detail": "{reason}"}}'.encode()})
+
+
+async def _discard_body(receive: Receive) -> None:
+    """Read the body of a request, at most `_MAX_DISCARDED_BYTES` of it."""
+    message, discarded = await receive(), 0
+    while message.get("more_body") and discarded <= _MAX_DISCARDED_BYTES:
+        discarded += len(message.get("body", b""))
+        message = await receive()
 
 
 def _refuse(scope: Message) -> tuple[int, str]:

@@ -242,28 +242,18 @@ class _CrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, cap: float | None
     ) -> Tensor:
         """Loss of (N, C), (V, C) and (N,); the gradient of the logits is computed here and scaled in `backward`."""
-        x, w = hidden.to(dtype), weight.to(dtype)
+        scale, gradient_scale = (1.0, 1.0) if cap is None else (2 / cap, 2 * cap)  # see `_capped_losses`
+        x, w = (hidden if cap is None else hidden * scale).to(dtype), weight.to(dtype)
         counts = (targets != IGNORE_INDEX)[:, None]
         targets = targets.clamp(min=0)[:, None]
         logits = _compute_logits(x, w)
-        losses = []
         rows = max(1, _FLOAT32_CHUNKS[logits.device.type] // logits.shape[1])
-        for part, target in zip(torch.split(logits, rows), torch.split(targets, rows), strict=True):
-            z = part if cap is None else _softcap_(part.float(), cap)  # of fp32 logits, in their place
-            p = torch.softmax(z, dim=-1, dtype=torch.float32)
-            # log-sum-exp by way of the most likely token, whose probability cannot underflow
-            log_sum_exp = z.amax(dim=-1, keepdim=True) - p.amax(dim=-1, keepdim=True).log()
-            losses.append(log_sum_exp - z.gather(1, target))
-            if any(ctx.needs_input_grad):
-                dz = p.scatter_add_(1, target, p.new_full((1, 1), -1.0).expand_as(target))  # p - one_hot(target)
-                if cap is not None:
-                    dz.addcmul_(dz, z.square_(), value=-1 / cap**2)  # times the derivative of softcap, 1 - (z / cap)^2
-                part.copy_(dz)
-                del dz
-            del z, p  # before those of the next rows are computed
+        parts = zip(torch.split(logits, rows), torch.split(targets, rows), strict=True)
+        compute = _losses if cap is None else functools.partial(_capped_losses, cap)
+        losses = [compute(part, target, any(ctx.needs_input_grad)) for part, target in parts]
         total = counts.sum()
-        ctx.save_for_backward(x, w, logits, counts / total)
-        ctx.dtypes = hidden.dtype, weight.dtype
+        ctx.save_for_backward(x, w, logits, counts * (gradient_scale / total))
+        ctx.scale, ctx.dtypes = scale, (hidden.dtype, weight.dtype)
         return torch.where(counts, torch.cat(losses), 0.0).sum() / total
 
     @staticmethod
@@ -277,7 +267,38 @@ class _CrossEntropy(torch.autograd.Function):
         columns = _WEIGHT_GRADIENT_COLUMNS if w.device.type == "cpu" else len(w)
         for chunk, dz in zip(torch.split(dweight, columns), torch.split(dlogits, columns, dim=1), strict=True):
             chunk.copy_(linear(dz.t(), x.t()))
-        return (linear(dlogits, w.t()) * row_weight).to(ctx.dtypes[0]), dweight, None, None, None
+        dhidden = linear(dlogits, w.t()) * (row_weight * ctx.scale)
+        return dhidden.to(ctx.dtypes[0]), dweight, None, None, None
+
+
+def _losses(logits: Tensor, targets: Tensor, needs_gradient: bool) -> Tensor:
+    """-log softmax(logits)[target] of each row, (N, 1); the gradient replaces the logits if it is needed."""
+    p = torch.softmax(logits, dim=-1, dtype=torch.float32)
+    # log-sum-exp by way of the most likely token, whose probability cannot underflow
+    log_sum_exp = logits.amax(dim=-1, keepdim=True) - p.amax(dim=-1, keepdim=True).log()
+    losses = log_sum_exp - logits.gather(1, targets)
+    if needs_gradient:
+        logits.copy_(_subtract_one_hot_(p, targets))
+    return losses
+
+
+def _capped_losses(cap: float, u: Tensor, targets: Tensor, needs_gradient: bool) -> Tensor:
+    """`_losses` of softcap(logits), from u = 2 logits / cap; the gradient is that of u, divided by 2 cap.
+
+    softcap(logits) = 2 cap sigmoid(u) - cap, of which softmax needs the first term only. On a CPU, torch's tanh takes
+    several times as long as its sigmoid.
+    """
+    sigmoid = u.float().sigmoid_()
+    p = torch.softmax(sigmoid * (2 * cap), dim=-1)
+    losses = -p.gather(1, targets).log()  # bounded logits: no probability is below exp(-2 cap) / V
+    if needs_gradient:
+        u.copy_(torch.ops.aten.sigmoid_backward(_subtract_one_hot_(p, targets), sigmoid))
+    return losses
+
+
+def _subtract_one_hot_(p: Tensor, targets: Tensor) -> Tensor:
+    """Subtract one_hot(target) in place: the gradient of the loss by the logits, in place."""
+    return p.scatter_add_(1, targets, p.new_full((1, 1), -1.0).expand_as(targets))
 
 
 def _compute_logits(x: Tensor, w: Tensor) -> Tensor:
@@ -307,11 +328,6 @@ def softcap(logits: Tensor, cap: float) -> Tensor:
         cap: the bound.
     """
     return torch.tanh(logits / cap).mul_(cap) if not logits.requires_grad else cap * torch.tanh(logits / cap)
-
-
-def _softcap_(logits: Tensor, cap: float) -> Tensor:
-    """`softcap` in place, by tanh(x) = 2 sigmoid(2x) - 1: on a CPU, torch's tanh takes several times as long."""
-    return logits.mul_(2 / cap).sigmoid_().mul_(2 * cap).sub_(cap)
 
 
 def rms_norm(x: Tensor) -> Tensor:

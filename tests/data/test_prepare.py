@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -209,9 +210,15 @@ def test_one_large_document_shows_progress_and_ends_soon_after_ctrl_c(tmp_path, 
         if len(pieces) == 3:  # the main thread receives Ctrl-C while it waits for the only chunk
             assert next(phase for phase in phases.begun if "encoding" in phase.description).completed > 1000
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-            may_end.wait(1)
+            may_end.wait(60)
         return encode(self, text)
 
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, *args, **options):
+            may_end.set()
+            super().shutdown(*args, **options)
+
+    monkeypatch.setattr(preparing.executors, "ThreadPoolExecutor", Pool)
     monkeypatch.setattr(encoder.Tokenizer, "encode", slowly)
     (tmp_path / "large.txt").write_text("some words " * 20_000)
     source = local_files.source([str(tmp_path / "large.txt")])
