@@ -27,7 +27,7 @@ _QUERY_BLOCK = 256  # queries per block of attention
 _MAX_BLOCKWISE_LENGTH = 2048
 _MIN_CONVOLUTION_ROWS = 16  # with fewer, as in decoding, the product is limited by reading the weights
 # Logits converted to float32 at a time, by device: what the second-level cache of a CPU holds, on a GPU 256 MiB.
-_FLOAT32_CHUNKS = {"cpu": 2**20, "cuda": 2**26, "mps": 2**26}
+_FLOAT32_CHUNKS = {"cpu": 2**19, "cuda": 2**26, "mps": 2**26}
 _WEIGHT_GRADIENT_COLUMNS = 8192  # of the logits' gradient at a time: a CPU is slow to read all of it transposed
 _CONVOLUTION_IMAGES = 16  # with one thread, torch uses oneDNN only for a batch of images
 
@@ -292,7 +292,8 @@ def _capped_losses(cap: float, u: Tensor, targets: Tensor, needs_gradient: bool)
     p = torch.softmax(sigmoid * (2 * cap), dim=-1)
     losses = -p.gather(1, targets).log()  # bounded logits: no probability is below exp(-2 cap) / V
     if needs_gradient:
-        u.copy_(torch.ops.aten.sigmoid_backward(_subtract_one_hot_(p, targets), sigmoid))
+        dz = _subtract_one_hot_(p, targets)
+        u.copy_(torch.ops.aten.sigmoid_backward.grad_input(dz, sigmoid, grad_input=dz))
     return losses
 
 
