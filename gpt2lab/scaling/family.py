@@ -1,6 +1,6 @@
 """Models of other sizes than a recipe's, and the settings that go with them.
 
-The rule: the depth grows with the width, heads keep their size; tokens a step grow with tokens^0.383 (Bergsma et al.
+The rule: the depth grows with the width, and is at least 2; heads keep their size; tokens a step grow with tokens^0.383 (Bergsma et al.
 2025, "Power Lines"); warm-up stays the same share of the steps. All learning rates grow with the square root of the
 tokens a step (Malladi et al. 2022), and depend on the width:
 
@@ -10,6 +10,9 @@ tokens a step (Malladi et al. 2022), and depend on the width:
     head_lr                  1 / width (the same)
 
 nanochat lowers both with 1 / sqrt(width); docs/lab-notes.md compares the two at 256 channels.
+
+A single layer cannot learn to repeat what followed an earlier occurrence of a token (Olsson et al. 2022, "In-context
+learning and induction heads"), so its losses are not on one curve with those of deeper models.
 
 AdamW's rate stays below `HIGHEST_ADAMW_LR`. Without normalized queries and keys, high rates make the attention logits
 of small models diverge as well (Wortsman et al. 2023). The number is a choice of this project.
@@ -27,6 +30,7 @@ from gpt2lab.scaling.points import Counted
 
 BATCH_EXPONENT = 0.383
 HIGHEST_ADAMW_LR = 2e-2  # or the recipe's own rate, if that is higher
+_FEWEST_LAYERS = 2
 _WIDEST = 256  # heads; 16,384 channels for heads of 64
 
 
@@ -58,8 +62,10 @@ def list_models(model: GPT2Config) -> Iterator[GPT2Config]:
         The models.
     """
     head_size = model.n_embd // model.n_head
+    fewest = min(_FEWEST_LAYERS, model.n_layer)
     shapes = {
-        (max(1, round(model.n_layer * heads / model.n_head)), heads, head_size * heads) for heads in range(1, _WIDEST)
+        (max(fewest, round(model.n_layer * heads / model.n_head)), heads, head_size * heads)
+        for heads in range(1, _WIDEST)
     }
     if head_size == 64:
         shapes |= set(SIZES.values())

@@ -3,6 +3,7 @@
 from typing import Any
 
 from gpt2lab.config import Config, yaml_format
+from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import format_count
 from gpt2lab.model import flops
 from gpt2lab.planning.loss import BESIROGLU
@@ -40,13 +41,22 @@ def recommend(config: Config, compute: float, law: Law, counted: Counted) -> Des
 
     Returns:
         The run.
+
+    Raises:
+        GPT2LabError: the compute is for a larger model than the largest of the family.
     """
 
     def predicted_loss(model: Any) -> float:
         n = count_parameters(config.model_copy(update={"model": model}))[counted]
         return float(law.loss(n, compute / flops.flops_per_token(model)))
 
-    model = min(family.list_models(config.model), key=predicted_loss)
+    *smaller, largest = family.list_models(config.model)
+    model = min([*smaller, largest], key=predicted_loss)
+    if model is largest:
+        raise GPT2LabError(
+            f"{compute:.2g} FLOPs are for a larger model than the recipe's family has: at most "
+            f"{format_count(flops.parameters(largest))} parameters"
+        )
     return family.scale(config, model, compute / flops.flops_per_token(model), counted)
 
 

@@ -151,6 +151,18 @@ def test_the_family_has_the_published_sizes_and_keeps_the_shape():
     assert all(model.n_embd // model.n_head == 64 and model.vocab_size == recipe.model.vocab_size for model in models)
 
 
+def test_more_compute_than_the_largest_model_of_the_family_needs_is_refused():
+    with pytest.raises(GPT2LabError, match="larger model than the recipe's family has"):
+        recommend.recommend(SMALL, 1e40, recommend.CHINCHILLA, "blocks-and-head")
+
+
+def test_no_model_of_a_deep_family_has_a_single_layer():
+    assert {model.n_layer for model in family.list_models(settings.load(["scaling_cpu"]).model)} > {2, 3}
+    assert min(model.n_layer for model in family.list_models(settings.load(["scaling_cpu"]).model)) == 2
+    single = SMALL.model.model_copy(update={"n_layer": 1})
+    assert min(model.n_layer for model in family.list_models(single)) == 1
+
+
 @pytest.mark.parametrize("name", ["gpt2_124m", "quickstart"])
 def test_a_recommended_recipe_is_near_the_optimum_and_loads(name, tmp_path):
     recipe, compute = settings.load([name]), 1e19
