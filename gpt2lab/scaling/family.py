@@ -1,8 +1,8 @@
 """Models of other sizes than a recipe's, and the settings that go with them.
 
-The rule: the depth grows with the width, and is at least 2; heads keep their size; tokens a step grow with tokens^0.383 (Bergsma et al.
-2025, "Power Lines"); warm-up stays the same share of the steps. All learning rates grow with the square root of the
-tokens a step (Malladi et al. 2022), and depend on the width:
+The rule: the depth grows with the width, and is at least 2; heads keep their size; tokens a step grow with
+tokens^0.383 (Bergsma et al. 2025, "Power Lines"); warm-up stays the same share of the steps. All learning rates grow
+with the square root of the tokens a step (Malladi et al. 2022), and depend on the width:
 
     AdamW (max_lr)           1 / width, as in table 2.1 of the GPT-3 paper; down to 32 channels in docs/lab-notes.md
     Muon (max_lr)            none (nanochat)
