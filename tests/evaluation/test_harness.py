@@ -131,7 +131,7 @@ def test_unknown_tasks_and_missing_data_are_errors(include, model, tokenizer, al
     harness.check(["hellaswag_here"], str(include))
     adapter = harness.Adapter(model, tokenizer, dist=alone, precision=fp32)
     with pytest.raises(GPT2LabError, match="copa"):
-        harness.run(adapter, ["copa"])
+        harness.run(adapter, ["copa"], include=str(include))
 
 
 def test_a_missing_package_names_the_extra(alone, monkeypatch):
