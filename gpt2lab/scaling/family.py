@@ -1,8 +1,8 @@
 """Models of other sizes than a recipe's, and the settings that go with them.
 
-The rule: the depth grows with the width, and is at least 2; heads keep their size; tokens a step grow with
-tokens^0.383 (Bergsma et al. 2025, "Power Lines"); warm-up stays the same share of the steps. All learning rates grow
-with the square root of the tokens a step (Malladi et al. 2022), and depend on the width:
+The rule: the depth grows with the width, and is at least 2; the width is at least 32; heads keep their size; tokens a
+step grow with tokens^0.383 (Bergsma et al. 2025, "Power Lines"); warm-up stays the same share of the steps. All
+learning rates grow with the square root of the tokens a step (Malladi et al. 2022), and depend on the width:
 
     AdamW (max_lr)           1 / width, as in table 2.1 of the GPT-3 paper; down to 32 channels in docs/lab-notes.md
     Muon (max_lr)            none (nanochat)
@@ -12,7 +12,8 @@ with the square root of the tokens a step (Malladi et al. 2022), and depend on t
 nanochat lowers both with 1 / sqrt(width); docs/lab-notes.md compares the two at 256 channels.
 
 A single layer cannot learn to repeat what followed an earlier occurrence of a token (Olsson et al. 2022, "In-context
-learning and induction heads"), so its losses are not on one curve with those of deeper models.
+learning and induction heads"), and the rank of the logits is at most the width (Yang et al. 2018, "Breaking the softmax
+bottleneck"). So the losses of smaller models are not on one curve with those of larger ones: docs/scaling.md.
 
 AdamW's rate stays below `HIGHEST_ADAMW_LR`. Without normalized queries and keys, high rates make the attention logits
 of small models diverge as well (Wortsman et al. 2023). The number is a choice of this project.
@@ -30,7 +31,7 @@ from gpt2lab.scaling.points import Counted
 
 BATCH_EXPONENT = 0.383
 HIGHEST_ADAMW_LR = 2e-2  # or the recipe's own rate, if that is higher
-_FEWEST_LAYERS = 2
+_FEWEST_LAYERS, _FEWEST_CHANNELS = 2, 32  # or the recipe's own, if those are fewer
 _WIDEST = 256  # heads; 16,384 channels for heads of 64
 
 
@@ -52,7 +53,7 @@ class Design:
 
 
 def list_models(model: GPT2Config) -> Iterator[GPT2Config]:
-    """Models like `model` with other widths, from one head to `_WIDEST`, in increasing width.
+    """Models like `model` with other widths, up to `_WIDEST` heads, in increasing width.
 
     Args:
         model: whose head size, depth a width, context and vocabulary the others have. With heads of 64 channels,
@@ -66,6 +67,7 @@ def list_models(model: GPT2Config) -> Iterator[GPT2Config]:
     shapes = {
         (max(fewest, round(model.n_layer * heads / model.n_head)), heads, head_size * heads)
         for heads in range(1, _WIDEST)
+        if head_size * heads >= min(_FEWEST_CHANNELS, model.n_embd)
     }
     if head_size == 64:
         shapes |= set(SIZES.values())

@@ -156,11 +156,15 @@ def test_more_compute_than_the_largest_model_of_the_family_needs_is_refused():
         recommend.recommend(SMALL, 1e40, recommend.CHINCHILLA, "blocks-and-head")
 
 
-def test_no_model_of_a_deep_family_has_a_single_layer():
-    assert {model.n_layer for model in family.list_models(settings.load(["scaling_cpu"]).model)} > {2, 3}
-    assert min(model.n_layer for model in family.list_models(settings.load(["scaling_cpu"]).model)) == 2
-    single = SMALL.model.model_copy(update={"n_layer": 1})
-    assert min(model.n_layer for model in family.list_models(single)) == 1
+def test_the_family_has_no_shallow_and_no_narrow_models_unless_the_recipe_is_one():
+    def smallest(**shape):
+        model = SMALL.model.model_copy(update={"n_head": 4, "n_embd": 64, **shape})
+        models = list(family.list_models(model))
+        return min(model.n_layer for model in models), min(model.n_embd for model in models)
+
+    assert smallest(n_layer=2) == (2, 32)
+    assert smallest(n_layer=1) == (1, 32)
+    assert smallest(n_layer=2, n_head=1, n_embd=16) == (2, 16)
 
 
 @pytest.mark.parametrize("name", ["gpt2_124m", "quickstart"])
