@@ -42,7 +42,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         package = fullname.partition(".")[0]
         if package not in _PACKAGES or self._is_loading or threading.get_ident() != self._thread:
             return None
-        others = (finder for finder in sys.meta_path if finder is not self)
+        others = (finder for finder in sys.meta_path if not isinstance(finder, _Finder))  # one may be inside another
         spec = next((found for finder in others if (found := finder.find_spec(fullname, path, target))), None)
         if spec is None or spec.loader is None:
             return spec

@@ -90,6 +90,12 @@ def test_every_verb_shows_slow_imports(slow_package, monkeypatch, phases):
     assert sys.meta_path == finders
 
 
+def test_a_verb_inside_another_imports_slow_packages_too(slow_package, phases):
+    with slow_imports.shown(), slow_imports.shown():
+        __import__(slow_package)
+    assert [phase.description for phase in phases.begun] == ["loading slow_one"]
+
+
 def test_a_slow_import_says_so_in_a_pipe(tmp_path):
     (tmp_path / "slow.py").write_text("import time; time.sleep(1.5)")
     code = """
