@@ -94,8 +94,10 @@ ALLOWED = {
         "system",
         "tracking.metrics",
         "training.checkpoint",
+        "training.environment",
         "training.schedule",
     },
+    "training.environment": {"system"},
     "training.async_checkpointer": {
         "files",
         "training.checkpoint",
@@ -133,7 +135,7 @@ ALLOWED = {
     "bench.checkouts": {"files", "options", "outputs"},
     "bench.rivals": {"bench.checkouts"},
     "bench.ladder": {"bench.rivals", "model.gpt2"},
-    "bench.measure": {"system.device", "training.run_directory"},
+    "bench.measure": {"system.device", "training.environment"},
     "bench": {"options", "bench", "training.run", "training.run_directory", "model", "system", "files", "outputs"},
     "data": {"resources", "files", "options", "data"},
     "model.huggingface": {"files", "model.gpt2_layout", "model.nanochat_layout", "model.weight_files"},
@@ -142,6 +144,7 @@ ALLOWED = {
     "model.modern": {"model", "generation.cache"},
     "model.language_model": {"model", "generation", "data.tokenizer"},
     "generation": {"generation", "data.tokenizer", "model.ops"},
+    "model.weight_files": {"model", "files"},
     "model": {"model"},
     "system.gpus": set(),  # and no torch
     "system": {"system"},
