@@ -49,10 +49,10 @@ def describe(error: GPT2LabError | OSError) -> str:
     Args:
         error: of gpt2lab, or of the system.
     """
-    if not isinstance(error, OSError) or error.filename is None or error.strerror is None:
+    if not isinstance(error, OSError) or not isinstance(error.filename, str | os.PathLike) or error.strerror is None:
         return str(error)
     advice = "; check its owner and mode" if isinstance(error, PermissionError) else ""
-    return f"cannot access {os.fsdecode(error.filename)}: {error.strerror}{advice}"
+    return f"cannot access {error.filename}: {error.strerror}{advice}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

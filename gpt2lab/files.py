@@ -56,7 +56,7 @@ def publish(temporary: Path, path: Path) -> None:
 
 def cannot_write(path: Path, error: OSError) -> GPT2LabError:
     """The error to raise when the file system refuses a write to `path`."""
-    advice = "check the owner and mode of the folder" if isinstance(error, PermissionError) else "free space"
+    advice = "check the owner and mode of the folder," if isinstance(error, PermissionError) else "free space"
     return GPT2LabError(f"cannot write {path}: {error.strerror or error}; {advice} or write elsewhere")
 
 
