@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from gpt2lab import __version__, cli_parser, logs, options, packages, slow_imports
-from gpt2lab.errors import GPT2LabError, LostRankError, RunStoppedError, did_you_mean
+from gpt2lab.errors import GPT2LabError, LostRankError, RunStoppedError, describe, did_you_mean
 from gpt2lab.scaling.options import ScalingOptions
 from gpt2lab.sweep.options import SweepOptions
 from gpt2lab.system import startup
@@ -102,7 +102,7 @@ def _run(arguments: list[str]) -> int:
     except (GPT2LabError, OSError) as error:
         if rank != "0" and _is_reported_by_rank_0(error):
             return getattr(error, "status", 2)
-        text = " ".join(str(error).split())
+        text = " ".join(describe(error).split())
         logs.print_error(f"gpt2lab: {'' if rank == '0' else f'[rank {rank}] '}{text}", getattr(error, "details", ""))
         return error.status if isinstance(error, GPT2LabError) else 2
     except (RuntimeError, MemoryError) as error:

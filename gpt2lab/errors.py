@@ -1,6 +1,7 @@
 """Errors with a meaning for the user, and their exit statuses."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 
@@ -24,6 +25,10 @@ class GPT2LabError(ValueError):
         super().__init__(" ".join(message.split()))  # one line, even if it contains a library's message
 
 
+class UnreadableError(GPT2LabError):
+    """The system refuses to read something, for its mode or an error of the disk: that does not mean it is damaged."""
+
+
 class LostRankError(GPT2LabError):
     """Another process of a distributed run is gone; this process has no error of its own."""
 
@@ -36,6 +41,18 @@ class RunStoppedError(Exception):
     def __init__(self, signal_number: int, message: str):
         super().__init__(message)
         self.status = 128 + signal_number
+
+
+def describe(error: GPT2LabError | OSError) -> str:
+    """The message about an error, without Python's `[Errno 13]`.
+
+    Args:
+        error: of gpt2lab, or of the system.
+    """
+    if not isinstance(error, OSError) or not isinstance(error.filename, str | os.PathLike) or error.strerror is None:
+        return str(error)
+    advice = "; check its owner and mode" if isinstance(error, PermissionError) else ""
+    return f"cannot access {error.filename}: {error.strerror}{advice}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -18,10 +18,11 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from gpt2lab.errors import GPT2LabError, find_similar
+from gpt2lab.errors import GPT2LabError, UnreadableError, find_similar
 from gpt2lab.formatting import format_bytes
 
 DIGESTS = "SHA256SUMS"
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)  # where a file should be
 _TEMPORARY = ".tmp-"
 _DIGEST_LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>[^/]+)")  # only files of the directory itself
 
@@ -55,7 +56,14 @@ def publish(temporary: Path, path: Path) -> None:
 
 def cannot_write(path: Path, error: OSError) -> GPT2LabError:
     """The error to raise when the file system refuses a write to `path`."""
-    return GPT2LabError(f"cannot write {path}: {error.strerror or error}; free space or write elsewhere")
+    advice = "check the owner and mode of the folder," if isinstance(error, PermissionError) else "free space"
+    return GPT2LabError(f"cannot write {path}: {error.strerror or error}; {advice} or write elsewhere")
+
+
+def cannot_read(path: Path, error: OSError) -> UnreadableError:
+    """The error to raise when the system refuses to read `path`, which exists."""
+    advice = "its owner and mode" if isinstance(error, PermissionError) else "the disk"
+    return UnreadableError(f"cannot read {path}: {error.strerror or error}; check {advice}")
 
 
 @contextlib.contextmanager
@@ -212,13 +220,15 @@ def verify_digests(folder: Path, required: Iterable[str] = (), ignored: Collecti
         ignored: names of files that may be missing or changed.
 
     Raises:
-        GPT2LabError: `SHA256SUMS` is missing, malformed or does not list a required file; a file is missing, changed or
-            unreadable.
+        UnreadableError: the system refuses to read a file.
+        GPT2LabError: `SHA256SUMS` is missing, malformed or does not list a required file; a file is missing or changed.
     """
     try:
         text = (folder / DIGESTS).read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
+    except (*_MISSING, UnicodeDecodeError) as error:
         raise GPT2LabError(f"{folder} has no readable {DIGESTS}, so it is incomplete") from error
+    except OSError as error:
+        raise cannot_read(folder / DIGESTS, error) from error
     *lines, rest = text.split("\n")  # str.splitlines would also accept some damaged line ends
     listed = {match["name"]: match["digest"] for line in lines if (match := _DIGEST_LINE.fullmatch(line))}
     if rest or not listed or len(listed) != len(lines) or not listed.keys() >= set(required):
@@ -226,8 +236,10 @@ def verify_digests(folder: Path, required: Iterable[str] = (), ignored: Collecti
     for name in sorted(listed.keys() - set(ignored)):
         try:
             actual = sha256(folder / name)
-        except (OSError, ValueError) as error:
+        except (*_MISSING, ValueError) as error:
             raise GPT2LabError(f"{folder / name} cannot be read: {error}") from error
+        except OSError as error:
+            raise cannot_read(folder / name, error) from error
         if actual != listed[name]:
             raise GPT2LabError(f"{folder / name} does not match its sha256 in {DIGESTS}: the file is damaged")
 

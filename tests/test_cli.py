@@ -50,6 +50,16 @@ def test_version():
     assert gpt2lab("--version").stdout.startswith("gpt2lab 0.")
 
 
+def test_an_error_of_the_system_is_a_sentence(monkeypatch, capsys):
+    def refuse(options):
+        raise PermissionError(13, "Permission denied", "runs/x/metrics.jsonl")
+
+    monkeypatch.setattr("gpt2lab.commands.report", refuse)
+    assert cli.main(["report", "runs/x"]) == 2
+    message = "gpt2lab: cannot access runs/x/metrics.jsonl: Permission denied; check its owner and mode\n"
+    assert capsys.readouterr().err == message
+
+
 # Arguments, and the key that the message names.
 BAD_INPUT = [
     (["trian"], "did you mean train?"),

@@ -154,6 +154,18 @@ def test_replacing_a_directory_keeps_the_old_one_until_the_new_one_is_there(fold
     assert os.listdir(folder.parent) == ["folder"]
 
 
+def test_a_write_without_the_right_to_it_is_not_about_space(tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    message = (
+        f"cannot write {tmp_path}/a: Permission denied; check the owner and mode of the folder, or write elsewhere"
+    )
+    with pytest.raises(GPT2LabError, match=f"^{message}$"), files.atomic_write(tmp_path / "a") as temporary:
+        temporary.touch()
+
+
 def test_a_lock_on_a_full_disk_names_its_path(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as of a file descriptor: without a path

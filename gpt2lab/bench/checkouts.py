@@ -1,12 +1,15 @@
 """The checkouts of other projects that `gpt2lab bench` measures. Imports no torch: a wrong path is found at once."""
 
+import re
 from pathlib import Path
 
+from gpt2lab import outputs
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import suggest_path
 from gpt2lab.options import BenchOptions
 
 FILES = {"nanogpt": "model.py", "build-nanogpt": "train_gpt2.py"}  # what is read, by the name of the rival
+_TRACE = re.compile(rb'\A\s*\{\s*"schemaVersion"')  # the beginning of what torch's profiler writes
 
 
 def folders(options: BenchOptions) -> dict[str, str | None]:
@@ -25,16 +28,20 @@ def require(options: BenchOptions) -> None:
         options: of the command.
 
     Raises:
-        GPT2LabError: a checkout is missing or is not one, or a file cannot be written where it should be.
+        GPT2LabError: a checkout is missing or is not one, or a file to write is in no folder, or would
+            replace something else.
     """
     for name, folder in folders(options).items():
         if folder is not None:
             find_file(name, folder)
         elif name in options.rivals:
             raise GPT2LabError(f"--rivals {name} needs the folder of a checkout: --{name} FOLDER")
-    for option, file in (("--chart", options.chart), ("--profile", options.profile)):
-        if file is not None and Path(file).is_dir():
-            raise GPT2LabError(f"{option} {file} is a folder; give the name of a file")
+    for option, file, pattern, kind in (
+        ("--chart", options.chart, outputs.PICTURE, "a chart of gpt2lab"),
+        ("--profile", options.profile, _TRACE, "a Chrome trace"),
+    ):
+        if file is not None:
+            outputs.require_replaceable(option, Path(file), outputs.begins_with(pattern), kind)
         if file is not None and not Path(file).parent.is_dir():
             raise GPT2LabError(f"{option} {file}: no such folder: {Path(file).parent}{suggest_path(Path(file).parent)}")
 

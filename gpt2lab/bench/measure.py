@@ -101,7 +101,7 @@ def environment(device: "torch.device") -> dict[str, Any]:
     import torch
 
     from gpt2lab.system.device import describe
-    from gpt2lab.training.run_directory import commit
+    from gpt2lab.training.environment import commit
 
     return {"commit": commit(), "torch": torch.__version__, **describe(device)}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gpt2lab import files
+from gpt2lab import files, outputs
 from gpt2lab.bench import rivals
 from gpt2lab.bench.measure import format_environment
 from gpt2lab.bench.process import StepTimes
@@ -86,4 +86,4 @@ def draw_chart(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set_xlabel("milliseconds a step (less is better)")
     axes.spines[["top", "right"]].set_visible(False)
     with files.atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+        figure.savefig(temporary, dpi=150, format="png", metadata=outputs.PICTURE_METADATA)

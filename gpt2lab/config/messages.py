@@ -27,6 +27,7 @@ _EXPECTED = {
     "less_than_equal": "at most {le}",
     "literal_error": "{expected}",
     "string_pattern_mismatch": "a name of letters, digits, '.', '_' and '-' that begins with a letter or a digit",
+    "string_too_long": "text of at most {max_length} characters",
     "string_too_short": "text that is not empty",
     "string_type": "text",
 }

@@ -23,7 +23,7 @@ NotEmpty = Annotated[str, Field(min_length=1)]
 class RunConfig(Section):
     """Name, place, seed and start of the run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=255)] | None = None
     """Name of the run directory; the same name resumes the run. null: the file name of the recipe."""
     out_dir: NotEmpty = "runs"
     """Directory that holds the run directories."""

@@ -8,6 +8,7 @@ model_19072.pt ─────────────────────�
 
 import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from gpt2lab import files, progress, resources
 from gpt2lab.config import GPT2Config
-from gpt2lab.errors import GPT2LabError
+from gpt2lab.errors import GPT2LabError, UnreadableError
 from gpt2lab.model import foreign, huggingface, names, weight_files
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ _WEIGHT_FORMS = (
     (weight_files.INDEX, "model-*-of-*.safetensors"),
     (weight_files.PICKLE,),
 )
+_CHECKPOINT = re.compile(r"step_[0-9]+")
 T = TypeVar("T")
 
 
@@ -48,9 +50,22 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
     Returns:
         (step, path) of each, oldest first.
+
+    Raises:
+        GPT2LabError: the folder is a file, a link to nothing, or cannot be read: that does not mean it is empty.
     """
-    paths = [path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdigit()]
-    return sorted((int(path.name[5:]), path) for path in paths)
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_dir()]
+    except FileNotFoundError:
+        if folder.is_symlink():
+            raise GPT2LabError(f"{folder} is a link to {os.readlink(folder)}, which does not exist") from None
+        return []
+    except NotADirectoryError:
+        raise GPT2LabError(f"{folder} is a file, not a folder") from None
+    except OSError as error:
+        raise files.cannot_read(folder, error) from error
+    return sorted((int(name[5:]), folder / name) for name in names if _CHECKPOINT.fullmatch(name))
 
 
 def find_checkpoint(name: str | Path, *, mirror: str | Path | None = None) -> ResolvedCheckpoint:
@@ -119,12 +134,15 @@ def newest_valid(folder: Path, read: Callable[[Path], T]) -> T | None:
         What `read` returned; None if there are no checkpoints.
 
     Raises:
+        UnreadableError: the system refuses to read the folder or a checkpoint.
         GPT2LabError: there are checkpoints, and all are damaged.
     """
     checkpoints = list_checkpoints(folder)
     for _, path in reversed(checkpoints):
         try:
             return read(path)
+        except UnreadableError:  # it may be intact, and newer than all that could be read
+            raise
         except GPT2LabError as error:
             logger.warning("%s; trying the checkpoint before it", error)
     if checkpoints:
@@ -133,18 +151,17 @@ def newest_valid(folder: Path, read: Callable[[Path], T]) -> T | None:
 
 
 def _find_in_folder(path: Path) -> ResolvedCheckpoint:
-    if (path / "checkpoints").is_dir() or (path / "metrics.jsonl").exists():
+    if os.path.lexists(path / "checkpoints") or (path / "metrics.jsonl").exists():
         return _find_newest(path, path / "checkpoints")
     if list_checkpoints(path):
         return _find_newest(path.parent, path)
     if (path / files.DIGESTS).exists():
         with progress.Phase(f"checking {path.name}"):
             files.verify_digests(path, ignored=(huggingface.CARD,))  # users may edit the model card
-    for step, checkpoint in list_checkpoints(path.parent):
-        if checkpoint == path and path.parent.name == "checkpoints":
-            return ResolvedCheckpoint(path, path.parent.parent, step)
+    if path.parent.name == "checkpoints" and _CHECKPOINT.fullmatch(path.name):
+        return ResolvedCheckpoint(path, path.parent.parent, int(path.name[5:]))
     if not (path / huggingface.CONFIG).exists() and (runs := sorted(path.glob("*/checkpoints"))):
-        usable = [run.parent for run in runs if list_checkpoints(run)]
+        usable = [run.parent for run in runs if any(run.glob("step_*"))]
         advice = f"give one of them, such as {usable[0]}" if usable else "none of them has a checkpoint yet"
         raise GPT2LabError(f"{path} holds runs, not a model; {advice}")
     return ResolvedCheckpoint(path)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from gpt2lab import files
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import torch_files
 from gpt2lab.model.pickle_reader import StoredView
@@ -121,6 +122,8 @@ def read_safetensors(path: Path) -> list[StoredTensor]:
                 f"needs less than {_MAX_HEADER:,}; download or save it again"
             )
         tensors = load_file(path)
+    except PermissionError as error:
+        raise files.cannot_read(path, error) from error
     except (SafetensorError, OSError) as error:
         raise GPT2LabError(f"{path}: cannot read it: {error}; download or save it again") from error
     except (RuntimeError, TypeError):  # torch's, with many lines

@@ -121,11 +121,23 @@ def read(path: str) -> dict[str, Any]:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise GPT2LabError(f"{path}: {error.strerror}; write a plan with gpt2lab scaling plan --out {path}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not (isinstance(content, dict) and _is_plan(content)):
         raise GPT2LabError(f"{path} is no plan; write one with gpt2lab scaling plan --out FILE")
     return content
+
+
+def is_plan_file(path: Path) -> bool:
+    """Whether a file is a plan.
+
+    Args:
+        path: of a file that exists.
+    """
+    try:
+        return bool(read(str(path)))
+    except GPT2LabError:
+        return False
 
 
 def _is_plan(content: Mapping[str, Any]) -> bool:

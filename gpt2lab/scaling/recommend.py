@@ -1,5 +1,6 @@
 """Recommends a size, tokens, batch and learning rate for a given compute, as a recipe that `gpt2lab train` takes."""
 
+import re
 from typing import Any
 
 from gpt2lab.config import Config, yaml_format
@@ -14,6 +15,7 @@ from gpt2lab.scaling.points import Counted, count_parameters
 from gpt2lab.system import gpus
 
 CHINCHILLA = Law(*BESIROGLU[:5])
+FIRST_LINE = re.compile(rb"\A# Scaled from [^\n]* by `gpt2lab scaling recommend`\.\n")  # of a recipe
 
 
 def flops_of_gpu_hours(hours: float, gpu: str, mfu: float) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab import config as settings
-from gpt2lab import files, logs
+from gpt2lab import files, logs, outputs
 from gpt2lab.config import Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.scaling import design, fit, page, points, predict, recommend, table
@@ -82,6 +82,8 @@ def _predict(options: ScalingOptions) -> tuple[dict[str, Any], str]:
 def _plan(options: ScalingOptions) -> tuple[dict[str, Any], str]:
     if options.flops is None or len(options.flops) != 2:
         raise GPT2LabError("plan needs the range of FLOPs of its runs, such as --flops 1e13:1e15")
+    if options.out:
+        outputs.require_replaceable("--out", Path(options.out), design.is_plan_file, "a plan")
     earlier = _read(options) if options.sources else None
     law = fit.fit(earlier, 0).best().law if earlier else None
     budget = options.flops[0], options.flops[1]
@@ -117,6 +119,9 @@ def _as_text(value: Any) -> str:
 
 def _recommend(options: ScalingOptions) -> tuple[dict[str, Any], str]:
     compute = _find_compute(options)
+    if options.out:
+        is_own = outputs.begins_with(recommend.FIRST_LINE)
+        outputs.require_replaceable("--out", Path(options.out), is_own, "a recommended recipe")
     recipe = _load_recipe(options)
     fits = _read_fits(options) if options.sources else None
     law = fits.best().law if fits else recommend.CHINCHILLA

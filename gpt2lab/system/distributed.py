@@ -23,7 +23,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gpt2lab.errors import GPT2LabError, RunStoppedError
+from gpt2lab.errors import GPT2LabError, RunStoppedError, describe
 from gpt2lab.system import device as devices
 from gpt2lab.system.heartbeat import Heartbeat
 from gpt2lab.system.rendezvous import rendezvous
@@ -136,7 +136,7 @@ class DistContext:
             try:
                 result_and_error[0] = work()
             except (GPT2LabError, OSError) as error:
-                result_and_error[1] = str(error)
+                result_and_error[1] = describe(error)
         dist.broadcast_object_list(result_and_error, device=torch.device("cpu"))
         result, message = result_and_error
         if message is not None:

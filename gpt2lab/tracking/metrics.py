@@ -50,6 +50,30 @@ def truncate_jsonl(path: Path, last_step: int) -> None:
         temporary.write_text("".join(kept), encoding="utf-8")
 
 
+def set_aside_jsonl(path: Path) -> Path:
+    """Move all lines to the end of a file with the suffix `.bak`, which keeps what was set aside before.
+
+    Args:
+        path: of a `.jsonl` file.
+
+    Returns:
+        The path of the other file.
+
+    Raises:
+        GPT2LabError: that file cannot be written; the lines stay where they are.
+    """
+    aside = path.with_name(f"{path.name}.bak")
+    content = path.read_bytes()
+    try:
+        with open(aside, "ab") as file:
+            file.write(content if content.endswith(b"\n") or not content else content + b"\n")
+        files.sync(aside)
+    except OSError as error:
+        raise files.cannot_write(aside, error) from error
+    path.unlink()
+    return aside
+
+
 def as_record(step: int, values: Mapping[str, float]) -> dict[str, float | None]:
     """The object of a step in metrics.jsonl; None for values that are not finite, which JSON does not have.
 

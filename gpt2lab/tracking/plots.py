@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gpt2lab import files
+from gpt2lab import files, outputs
 from gpt2lab.tracking.foreign_logs import ForeignLog
 from gpt2lab.tracking.records import Curve, Run
 from gpt2lab.tracking.reference import Band
@@ -235,7 +235,7 @@ def save_png(figure: "Figure", path: Path, title: str, lines: Sequence[Line]) ->
             text.set_parse_math(False)
     with warnings.catch_warnings(), files.atomic_write(path) as temporary:
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # in the names of runs
-        figure.savefig(temporary, format="png", dpi=120, facecolor="white")
+        figure.savefig(temporary, format="png", dpi=120, facecolor="white", metadata=outputs.PICTURE_METADATA)
 
 
 def to_svg(figure: "Figure", label: str) -> str:

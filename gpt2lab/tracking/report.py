@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gpt2lab import files
+from gpt2lab import files, outputs
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.evaluation.baselines import BASELINES
 from gpt2lab.tracking import foreign_logs, plots, records, reference, savings, summary
@@ -41,6 +41,7 @@ CURVES = (
     ("Gradient norm, before clipping", "train/grad_norm"),
 )
 _NO_LOGS = (".html", ".png", ".json", ".jsonl", ".yaml")  # files that are beside runs
+_LOSS_PNG, _TIME_PNG, _HELLASWAG_PNG = _PICTURES = ("loss_curve.png", "loss_over_time.png", "hellaswag_curve.png")
 _NAMES_OF_RUN = ("run.name", "run.out_dir", "run.resume")  # differ between any two runs
 
 
@@ -74,8 +75,10 @@ def write(
 
     Raises:
         GPT2LabError: a folder is no run directory, its config.yaml or environment.json is damaged, a file is no known
-            log, or a file cannot be written.
+            log, `out` or a picture beside it holds something else, or a file cannot be written.
     """
+    if out is not None:
+        _require_replaceable(out)
     paths, logs = _sort_paths(folders)
     if len(tokens_per_step) not in (0, 1, len(logs)):
         raise GPT2LabError(
@@ -87,11 +90,8 @@ def write(
     sources = _make_names_unique([*(records.read(path) for path in paths), *read_logs])
     runs = [source for source in sources if isinstance(source, Run)]
     page = out or _default_path(sources)
-    if page.is_dir():
-        raise GPT2LabError(f"--out {page} is a folder; name a file in it, such as {page / 'report.html'}")
-    prefix = "" if page.name == "report.html" else f"{page.stem}_"
     lines = plots.build_lines(sources)
-    charts, pictures = _draw_charts(lines, runs, page.parent, prefix)
+    charts, pictures = _draw_charts(lines, runs, page.parent, _prefix(page))
     with files.atomic_write(page) as temporary:
         # JSON can have lone surrogates, which UTF-8 cannot.
         temporary.write_text(_render(lines, runs, charts, price_per_hour), encoding="utf-8", errors="replace")
@@ -99,6 +99,20 @@ def write(
     for comparison in comparisons:
         logger.info(comparison)
     return [page, *pictures]
+
+
+def _require_replaceable(page: Path) -> None:
+    """Check that neither a page nor its pictures replace something else."""
+    outputs.require_replaceable("--out", page, outputs.begins_with(outputs.PAGE), "a report")
+    if not page.exists():  # otherwise the pictures beside it are those of the page
+        for name in _PICTURES:
+            picture = page.with_name(_prefix(page) + name)
+            outputs.require_replaceable("--out", picture, outputs.begins_with(outputs.PICTURE), "a picture of a report")
+
+
+def _prefix(page: Path) -> str:
+    """The beginning of the names of a page's pictures."""
+    return "" if page.name == "report.html" else f"{page.stem}_"
 
 
 def _sort_paths(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -188,19 +202,19 @@ def _draw_charts(
         wide, narrow = (plots.loss_figure(lines, gpt2, size, band=band) for size in (WIDE, NARROW))
         title = "Loss, nats per token"
         png_title = f"{title}; thin: training, thick: validation"
-        add_main_chart(wide, narrow, title, _loss_note(lines, runs), "loss_curve.png", png_title)
+        add_main_chart(wide, narrow, title, _loss_note(lines, runs), _LOSS_PNG, png_title)
     if timed := _lines_over_time(lines, runs):
         wide, narrow = (plots.loss_figure(timed, size=size) for size in (WIDE, NARROW))
         title = "Loss over time, nats per token"
         note = "Training time alone, without evaluations and checkpoints."
-        add_main_chart(wide, narrow, title, note, "loss_over_time.png", title)
+        add_main_chart(wide, narrow, title, note, _TIME_PNG, title)
     if (key := "hellaswag/acc_norm") in metrics:
         band = _band(lines, runs, key)
         wide, narrow = (
             plots.curve_figure(lines, key, HELLASWAG_REFERENCES, size, band=band) for size in (WIDE, NARROW)
         )
         title = "HellaSwag, accuracy (acc_norm)"
-        add_main_chart(wide, narrow, title, _hellaswag_note(lines, runs), "hellaswag_curve.png", title)
+        add_main_chart(wide, narrow, title, _hellaswag_note(lines, runs), _HELLASWAG_PNG, title)
     for title, key in CURVES:
         if key in metrics:
             figure = plots.curve_figure(lines, key, share=key == "perf/mfu")

@@ -84,6 +84,8 @@ class Checkpoint:
         """
         try:
             tensors = load_file(self.path / "optimizer.safetensors")
+        except PermissionError as error:
+            raise files.cannot_read(self.path / "optimizer.safetensors", error) from error
         except (SafetensorError, OSError) as error:
             raise GPT2LabError(f"{self.path / 'optimizer.safetensors'}: cannot be read: {error}") from error
         optimizers.load_state_tensors(model, optimizer, tensors)
@@ -173,6 +175,7 @@ def read(path: Path) -> Checkpoint:
         The checkpoint, without its tensors.
 
     Raises:
+        UnreadableError: the system refuses to read a file.
         GPT2LabError: the folder is missing, incomplete, or differs from its SHA256SUMS.
     """
     if not path.is_dir():

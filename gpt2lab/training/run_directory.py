@@ -6,24 +6,20 @@ runs/NAME/  config.yaml  environment.json  metrics.jsonl  samples.jsonl  events.
 import contextlib
 import json
 import logging
-import platform
+import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Generator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gpt2lab import __version__, files, progress
+from gpt2lab import files, progress
 from gpt2lab.config import RENAMED_SETTINGS, Config, GPT2Config, RunConfig, load_run
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import flops, huggingface, names, resolve
-from gpt2lab.system.device import describe
 from gpt2lab.system.distributed import DistContext
-from gpt2lab.tracking.metrics import JsonLines, truncate_jsonl
-from gpt2lab.training import checkpoint
+from gpt2lab.tracking.metrics import JsonLines, set_aside_jsonl, truncate_jsonl
+from gpt2lab.training import checkpoint, environment
 from gpt2lab.training.checkpoint import Checkpoint
 from gpt2lab.training.schedule import constant_steps, learning_rate
 
@@ -125,7 +121,11 @@ class RunDirectory:
 
     def resume_hint(self) -> str:
         """Return which checkpoint an interrupted run can be resumed from, as the end of a message."""
-        if existing := resolve.list_checkpoints(self.checkpoints):
+        try:
+            existing = resolve.list_checkpoints(self.checkpoints)
+        except GPT2LabError as error:
+            return str(error)
+        if existing:
             return f"{existing[-1][1]} is kept, and the same command resumes from it"
         return "there is no checkpoint yet, and the same command starts from the beginning"
 
@@ -195,12 +195,14 @@ class RunDirectory:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         if start is not None and self.holds(start):
             self._set_aside_after(start.step)
+        records = (self.metrics, self.samples, self.events)
         if start is None and self.metrics.is_file() and self.metrics.stat().st_size:
+            aside = [set_aside_jsonl(record).name for record in records if record.is_file()]
             logger.warning(
                 f"{self.path} has records of an earlier start but no checkpoint: training starts again at step 0, and "
-                "these records are discarded"
+                f"these records are moved to {', '.join(aside)}"
             )
-        for record in (self.metrics, self.samples, self.events):
+        for record in records:
             if start is not None and not self.holds(start):
                 original = start.path.parent.parent / record.name
                 record.write_bytes(original.read_bytes() if original.is_file() else b"")
@@ -210,8 +212,8 @@ class RunDirectory:
         with files.atomic_write(self.path / "config.yaml") as temporary:
             temporary.write_text(config.to_yaml(), encoding="utf-8")
         with files.atomic_write(self.path / "environment.json") as temporary:
-            environment = _environment(self.dist) | {"parameters": flops.parameters(config.model), **facts}
-            temporary.write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+            values = environment.collect(self.dist) | {"parameters": flops.parameters(config.model), **facts}
+            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     def _set_aside_after(self, step: int) -> None:
         """Rename the checkpoints after the newest intact one: they would count among those that are kept."""
@@ -239,7 +241,7 @@ class RunDirectory:
 def _read_start(resume: str) -> Checkpoint:
     """Read the checkpoint that `run.resume` names: its folder, or a run, whose newest one is taken."""
     path = Path(resume)
-    if (path / "checkpoints").is_dir():
+    if os.path.lexists(path / "checkpoints"):
         start = resolve.newest_valid(path / "checkpoints", checkpoint.read)
         if start is None:
             raise GPT2LabError(f"run.resume {resume}: that run has no checkpoint yet")
@@ -320,30 +322,3 @@ def _require_constant_rate(start: Checkpoint, saved: Mapping[str, Any], current:
                 f"run.resume: {start.path} is at step {start.step}, but the learning rate of {whose} falls after step "
                 f"{last}; {advice}"
             )
-
-
-def _environment(dist: DistContext) -> dict[str, Any]:
-    """Versions, hardware, commit and command."""
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "gpt2lab": __version__,
-        "commit": commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": {package: version(package) for package in ("torch", "numpy", "safetensors", "tiktoken")},
-        "world_size": dist.world_size,
-        "hardware": describe(dist.device),
-        "command": " ".join(sys.argv),
-    }
-
-
-def commit() -> str | None:
-    """Return the commit of the checkout the package runs from, with `-dirty` if files differ; None outside one."""
-    checkout = Path(__file__).resolve().parents[2]  # named, since the package may be installed into another checkout
-    command = ["git", f"--git-dir={checkout / '.git'}", f"--work-tree={checkout}", "describe"]
-    try:
-        options = ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None

@@ -11,6 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from gpt2lab import config
 from gpt2lab.bench import ladder, limits, measure, results, rivals, run
+from gpt2lab.bench.checkouts import require
 from gpt2lab.bench.limits import matmul_flops, run_matmuls
 from gpt2lab.bench.process import StepTimer, StepTimes
 from gpt2lab.cli import main
@@ -88,6 +89,7 @@ def test_json_has_a_row_per_contender_and_a_rival_that_cannot_run_is_left_out(ca
     assert result["limits"]["flops_per_second"] > 0
     assert "nanogpt: ModuleNotFoundError: " in err
     assert (tmp_path / "chart.png").stat().st_size > 1000
+    require(BenchOptions(chart=str(tmp_path / "chart.png")))  # it may be replaced
 
 
 def test_a_profile_is_a_trace_and_a_table(capfd, tmp_path):
@@ -95,6 +97,7 @@ def test_a_profile_is_a_trace_and_a_table(capfd, tmp_path):
     assert "aten::addmm" in capfd.readouterr().out
     names = {event.get("name", "") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
     assert any("AdamW" in name for name in names)
+    require(BenchOptions(profile=str(tmp_path / "trace.json")))  # it may be replaced
 
 
 @pytest.mark.parametrize(
@@ -115,6 +118,17 @@ def test_bad_input_is_one_line_before_anything_is_measured(capfd, monkeypatch, a
     out, err = capfd.readouterr()
     assert key in err
     assert (out, err.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize(("option", "kind"), [("--chart", "a chart of gpt2lab"), ("--profile", "a Chrome trace")])
+def test_a_file_of_another_kind_is_not_replaced(capfd, monkeypatch, tmp_path, option, kind):
+    monkeypatch.setattr(run, "_estimate_seconds", None)
+    monkeypatch.setattr(run, "profile_step", None)
+    notes = tmp_path / "notes.json"
+    notes.write_text('{"mine": 1}')
+    assert main(["bench", *SMALL, option, str(notes)]) == 2
+    assert f"{notes} exists and is not {kind}; give another {option}" in capfd.readouterr().err
+    assert notes.read_text() == '{"mine": 1}'
 
 
 def test_an_automatic_micro_batch_is_the_same_number_for_all(monkeypatch):

@@ -1,5 +1,6 @@
 """Finding models by name: folders, runs with damaged checkpoints, and a Hub that is simulated or unreachable."""
 
+import errno
 import fnmatch
 import hashlib
 import http.server
@@ -8,6 +9,7 @@ import os
 import re
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from gpt2lab import GPT2, GPT2Config, cli, files
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import resolve
+from gpt2lab.model import resolve, weight_files
 from tests.model.helpers import same_weights
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -127,6 +129,61 @@ def test_a_run_is_its_newest_intact_checkpoint(tmp_path, caplog):
     (old / "config.json").unlink()
     with pytest.raises(GPT2LabError, match="no checkpoint is intact"):
         resolve.find_checkpoint(tmp_path / "x")
+
+
+def refuse(function, name, error=errno.EACCES):
+    """A replacement of a function that takes a path, which fails for a path that ends with `name`."""
+
+    def replacement(path, *rest):
+        if str(path).endswith(name):
+            raise OSError(error, os.strerror(error), str(path))
+        return function(path, *rest)
+
+    return replacement
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_checkpoint_that_cannot_be_read_is_not_damaged(tmp_path, monkeypatch, caplog, error):
+    checkpoint(tmp_path / "x", 5)
+    path = checkpoint(tmp_path / "x", 10) / "model.safetensors"
+    monkeypatch.setattr(files, "sha256", refuse(files.sha256, "step_00000010/model.safetensors", error))
+    with pytest.raises(GPT2LabError) as raised:
+        resolve.find_checkpoint(tmp_path / "x")
+    advice = "check its owner and mode" if error == errno.EACCES else "check the disk"
+    assert str(raised.value) == f"cannot read {path}: {os.strerror(error)}; {advice}"
+    assert not caplog.records
+
+
+def test_digests_and_weights_that_cannot_be_read_are_not_damaged(tmp_path, monkeypatch):
+    path = checkpoint(tmp_path / "x", 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse(Path.read_bytes, "SHA256SUMS"))
+        with pytest.raises(GPT2LabError, match="SHA256SUMS: Permission denied; check its owner and mode$"):
+            resolve.find_checkpoint(tmp_path / "x")
+    monkeypatch.setattr(weight_files, "load_file", refuse(weight_files.load_file, "model.safetensors"))
+    with pytest.raises(GPT2LabError, match=r"model\.safetensors: Permission denied; check its owner and mode$"):
+        resolve.read(resolve.find_checkpoint(path))
+
+
+def test_a_folder_of_checkpoints_that_cannot_be_read_is_not_empty(tmp_path, monkeypatch):
+    folder = checkpoint(tmp_path / "x", 5).parent
+    monkeypatch.setattr(os, "scandir", refuse(os.scandir, "checkpoints"))
+    with pytest.raises(GPT2LabError, match=f"^cannot read {folder}: Permission denied; check its owner and mode$"):
+        resolve.find_checkpoint(tmp_path / "x")
+
+
+def test_a_link_to_a_disk_that_is_not_mounted_and_a_file_are_not_checkpoints(tmp_path, capsys):
+    run, disk = tmp_path / "x", tmp_path / "disk"
+    run.mkdir()
+    (run / "checkpoints").symlink_to(disk)
+    assert cli.main(["sample", "--model-checkpoint", str(run)]) == 2
+    assert capsys.readouterr().err == f"gpt2lab: {run}/checkpoints is a link to {disk}, which does not exist\n"
+    checkpoint(tmp_path / "y", 5).parent.rename(disk)
+    assert resolve.find_checkpoint(run).step == 5
+    (run / "checkpoints").unlink()
+    (run / "checkpoints").touch()
+    with pytest.raises(GPT2LabError, match=f"^{run}/checkpoints is a file, not a folder$"):
+        resolve.find_checkpoint(run)
 
 
 def test_the_check_of_a_checkpoint_shows_progress(tmp_path, monkeypatch, phases):

@@ -109,6 +109,30 @@ def test_recommend_writes_a_recipe_that_train_takes(tmp_path, capsys, monkeypatc
     )
 
 
+PLAN = ["plan", "--config", "quickstart", "--flops", "1e13:1e15"]
+RECOMMEND = ["recommend", "--gpu-hours", "8", "--gpu", "A100"]
+
+
+@pytest.mark.parametrize(("command", "kind"), [(PLAN, "a plan"), (RECOMMEND, "a recommended recipe")])
+def test_out_replaces_only_what_the_same_command_has_written(command, kind, tmp_path, capsys, monkeypatch):
+    path, other = tmp_path / "out", tmp_path / "other"
+    path.touch()
+    assert scaling(*command, "--out", path) == 0
+    assert scaling(*command, "--out", path) == 0
+    assert scaling(*(RECOMMEND if command is PLAN else PLAN), "--out", other) == 0
+    capsys.readouterr()
+    (tmp_path / "recipe.yaml").write_text("# mine\nmodel: {n_layer: 2}\n")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    monkeypatch.setattr("gpt2lab.scaling.run._load_recipe", None)  # it is refused before
+    for precious in (other, tmp_path / "recipe.yaml", tmp_path / "deep.json"):
+        before = precious.read_bytes()
+        assert scaling(*command, "--out", precious) == 2
+        assert capsys.readouterr().err == f"gpt2lab: {precious} exists and is not {kind}; give another --out\n"
+        assert precious.read_bytes() == before
+    assert scaling(*command, "--out", tmp_path) == 2
+    assert "is a folder" in capsys.readouterr().err
+
+
 BAD = [
     ("fit", "give a CSV"),
     ("fit nowhere.csv", "nowhere.csv"),

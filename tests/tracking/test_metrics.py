@@ -2,7 +2,7 @@
 
 import json
 
-from gpt2lab.tracking.metrics import JsonLines, truncate_jsonl
+from gpt2lab.tracking.metrics import JsonLines, set_aside_jsonl, truncate_jsonl
 
 
 def test_truncation_removes_later_steps_and_an_incomplete_line(tmp_path):
@@ -19,3 +19,12 @@ def test_truncation_removes_later_steps_and_an_incomplete_line(tmp_path):
     assert path.read_text() == ""
     truncate_jsonl(tmp_path / "absent.jsonl", 2)
     assert not (tmp_path / "absent.jsonl").exists()
+
+
+def test_lines_that_are_set_aside_are_after_those_of_earlier_times(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for content in ('{"step": 1}\n{"st', "", '{"step": 3}\n'):
+        path.write_text(content)
+        assert set_aside_jsonl(path) == tmp_path / "metrics.jsonl.bak"
+        assert not path.exists()
+    assert (tmp_path / "metrics.jsonl.bak").read_text() == '{"step": 1}\n{"st\n{"step": 3}\n'

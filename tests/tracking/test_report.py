@@ -276,6 +276,33 @@ def test_errors_are_one_line_and_name_the_path_or_option(make_run, tmp_path, cap
     assert not (tmp_path / "a" / "report.html").exists()
 
 
+@pytest.mark.parametrize("name", ["a/config.yaml", "a/metrics.jsonl", "notes.html", "b_loss_curve.png"])
+def test_out_replaces_nothing_that_is_no_report(make_run, tmp_path, capsys, monkeypatch, name):
+    folder, precious = make_run("a"), tmp_path / name
+    if not precious.exists():
+        precious.write_text("<!doctype html><title>Notes</title>")
+    before = precious.read_bytes()
+    out = tmp_path / "b.html" if precious.suffix == ".png" else precious
+    monkeypatch.setattr(report, "_draw_charts", None)  # it is refused before
+    assert cli.main(["report", str(folder), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert f"{precious} exists and is not a" in error
+    assert error.count("\n") == 1
+    assert precious.read_bytes() == before
+
+
+def test_out_replaces_a_report_an_empty_file_and_the_picture_of_a_removed_report(make_run, tmp_path):
+    folder, page = make_run("a"), tmp_path / "b.html"
+    page.touch()
+    report.write(folder, out=page)
+    first = page.read_text()
+    report.write(make_run("c"), out=page)
+    assert page.read_text() != first
+    page.unlink()
+    _, picture = report.write(folder, out=page)
+    assert picture == tmp_path / "b_loss_curve.png"
+
+
 def test_the_command(make_run, capsys):
     folder = make_run()
     assert cli.main(["report", str(folder), "--price-per-hour", "3600"]) == 0

@@ -46,6 +46,43 @@ def test_a_finished_run_continues_with_more_max_steps(finished_run, tmp_path, to
     assert sorted(learned(run)) == list(range(9))
 
 
+def test_a_run_whose_checkpoints_cannot_be_read_does_not_start_again(finished_run, tmp_path, token_folder, monkeypatch):
+    shutil.copytree(finished_run, tmp_path / "tiny")
+    metrics, checkpoints = tmp_path / "tiny" / "metrics.jsonl", tmp_path / "tiny" / "checkpoints"
+    before = metrics.read_bytes()
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gpt2lab.model.resolve.os.scandir", refuse)
+        with pytest.raises(GPT2LabError, match=f"^cannot read {checkpoints}: Permission denied"):
+            training_run.run(settings(token_folder, tmp_path, train__max_steps=8))
+    for resume in ("auto", str(tmp_path / "tiny")):
+        checkpoints.rename(tmp_path / "disk")
+        checkpoints.symlink_to(tmp_path / "gone")
+        with pytest.raises(GPT2LabError, match=f"^{checkpoints} is a link to {tmp_path}/gone, which does not exist"):
+            training_run.run(settings(token_folder, tmp_path, run__resume=resume))
+        checkpoints.unlink()
+        (tmp_path / "disk").rename(checkpoints)
+    assert metrics.read_bytes() == before
+
+
+def test_the_records_of_a_run_without_checkpoints_are_kept(finished_run, tmp_path, token_folder, caplog):
+    shutil.copytree(finished_run, tmp_path / "tiny")
+    run = tmp_path / "tiny"
+    before = {name: (run / name).read_text() for name in ("metrics.jsonl", "samples.jsonl")}
+    for start in (1, 2):
+        shutil.rmtree(run / "checkpoints")
+        training_run.run(settings(token_folder, tmp_path, train__max_steps=2))
+        assert "moved to metrics.jsonl.bak, samples.jsonl.bak" in caplog.text
+        kept = (run / "metrics.jsonl.bak").read_text()
+        assert kept.startswith(before["metrics.jsonl"])
+        assert kept.count("\n") == STEPS + 1 + 3 * (start - 1)
+        assert (run / "samples.jsonl.bak").read_text().startswith(before["samples.jsonl"])
+        assert sorted(learned(run)) == [0, 1, 2]
+
+
 @pytest.mark.parametrize("max_steps", [STEPS - 2, STEPS])
 def test_a_checkpoint_with_nothing_left_to_train_is_refused_for_a_branch(
     finished_run, tmp_path, token_folder, max_steps
