@@ -15,7 +15,10 @@ _PACKAGES = ("torch", "scipy", "matplotlib", "gradio", "transformers", "datasets
 
 @contextlib.contextmanager
 def shown() -> Iterator[None]:
-    """Show the imports of slow packages as phases, in the `with` block."""
+    """Show the imports of slow packages as phases, in the `with` block. A block inside another adds nothing."""
+    if any(isinstance(finder, _Finder) for finder in sys.meta_path):  # two would search each other without end
+        yield
+        return
     finder = _Finder()
     sys.meta_path.insert(0, finder)
     try:
@@ -42,7 +45,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         package = fullname.partition(".")[0]
         if package not in _PACKAGES or self._is_loading or threading.get_ident() != self._thread:
             return None
-        others = (finder for finder in sys.meta_path if not isinstance(finder, _Finder))  # one may be inside another
+        others = (finder for finder in sys.meta_path if finder is not self)
         spec = next((found for finder in others if (found := finder.find_spec(fullname, path, target))), None)
         if spec is None or spec.loader is None:
             return spec
