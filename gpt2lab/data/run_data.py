@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from gpt2lab.config import DataConfig
-from gpt2lab.data import catalogue, shards
+from gpt2lab.data import catalogue, shard_folders, shards
 from gpt2lab.data.journal import Journal
 from gpt2lab.data.prepare import make
 from gpt2lab.data.sources import fineweb, local_files
@@ -49,7 +49,8 @@ def prepare(data: DataConfig) -> None:
             f"(or set --data.dir to a folder that has some)"
         )
     if data.source == "files" and not inputs:
-        raise GPT2LabError(f"data.dir: {folder} holds no token shards; to make them of your text, add --data.input")
+        advice = shard_folders.suggest_below(folder) or "; to make them of your text, add --data.input"
+        raise GPT2LabError(f"data.dir: {folder} holds no token shards{advice}")
     source = catalogue.open_source(options)
     logger.info(make(source, folder, options).line(folder))
 
@@ -87,7 +88,9 @@ def require_shards(data: DataConfig) -> None:
         raise GPT2LabError(
             f"data.dir: {folder} is a file; to train on its text: --data.source files --data.input {out}"
         )
-    if folder.is_dir() and local_files.has_files(folder):
+    if below := shard_folders.suggest_below(folder):
+        advice = below
+    elif folder.is_dir() and local_files.has_files(folder):
         name = shlex.quote(f"data/{folder.resolve().name}")
         advice = f"; to train on its texts: gpt2lab prepare files --input {out} --out {name}"
     elif data.source in fineweb.CORPORA:
@@ -98,8 +101,8 @@ def require_shards(data: DataConfig) -> None:
         advice = f"; to prepare {data.source} there, add --data.source {data.source}"
     if folder.exists():
         raise GPT2LabError(f"data.dir: {folder} holds no token shards{advice}")
-    beside = sorted(str(other) for other in folder.parent.glob("*") if _holds_splits(other))
-    others = f" (there are {', '.join(beside[:5])}{', …' * (len(beside) > 5)})" if beside else ""
+    beside = sorted(other for other in folder.parent.glob("*") if shard_folders.holds_splits(other))
+    others = f" (there are {shard_folders.name_some(beside)})" if beside else ""
     raise GPT2LabError(f"data.dir: {folder} does not exist{guess or others + advice}")
 
 
@@ -127,10 +130,3 @@ def require_mirror(data: DataConfig) -> None:
     """
     if data.mirror is not None and not Path(data.mirror).is_dir():
         raise GPT2LabError(f"data.mirror: no such folder: {data.mirror}{suggest_path(data.mirror)}")
-
-
-def _holds_splits(folder: Path) -> bool:
-    """Whether a folder holds token shards, by their manifest or names: other programs have .npy and .bin files, too."""
-    if not shards.is_ready(folder):
-        return False
-    return (folder / shards.MANIFEST).exists() or any(shards.split_of(f.name) for f in shards.shard_files(folder))

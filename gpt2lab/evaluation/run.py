@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gpt2lab import config, files, logs, packages, progress
-from gpt2lab.data import catalogue
+from gpt2lab.data import catalogue, shard_folders
 from gpt2lab.data.loader import fixed_sequences
-from gpt2lab.data.shards import TokenStream, is_ready, open_split
+from gpt2lab.data.shards import PREPARING, TokenStream, is_ready, open_split
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.evaluation import core, core_bundle, hellaswag, loss, names, scoring, table, tasks
@@ -50,6 +50,7 @@ def run(options: EvaluateOptions) -> None:
     Raises:
         GPT2LabError: the input cannot be used.
     """
+    _check_data_dir(options.data_dir)
     with distributed.start(options.device) as dist:
         # With --json, messages go to standard error, also those of libraries; standard output has one object.
         redirect = contextlib.redirect_stdout(sys.stderr) if options.as_json else contextlib.nullcontext()
@@ -209,10 +210,23 @@ def _score(
     return figures
 
 
+def _check_data_dir(name: str | None) -> None:
+    """Check that --data-dir holds shards or the files of a task: else the run's data would be measured in its place."""
+    if name is None:
+        return
+    folder = Path(name)
+    if not folder.is_dir():
+        raise GPT2LabError(f"--data-dir {name}: no such folder{files.suggest_path(name)}")
+    if (folder / PREPARING).exists():
+        raise GPT2LabError(f"--data-dir {name} is incomplete; run the same prepare command again, or name another")
+    has_tasks = (folder / hellaswag.NAME).is_file() or core_bundle.find_in(folder)
+    has_tasks = has_tasks or any(tasks.find_in(folder, task) for task in names.TASKS)
+    if not is_ready(folder) and not has_tasks:
+        raise GPT2LabError(f"--data-dir {name} holds no shards and no task files{shard_folders.suggest_below(folder)}")
+
+
 def _open_validation_data(options: EvaluateOptions, settings: config.Config | None) -> TokenStream | None:
     """The val split of --data-dir if it has shards, else of the run's data; None if there is none."""
-    if options.data_dir is not None and not Path(options.data_dir).is_dir():
-        raise GPT2LabError(f"--data-dir {options.data_dir}: no such folder{files.suggest_path(options.data_dir)}")
     if options.val_tokens == 0:
         return None
     if options.data_dir is not None and is_ready(Path(options.data_dir)):

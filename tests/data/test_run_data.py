@@ -124,6 +124,22 @@ def test_mistakes(book, tmp_path, capsys, arguments, message):
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_folder_above_some_shards_is_refused_with_their_names(book, tmp_path, capsys):
+    run_data.prepare(DataConfig(source="files", input=book))
+    below = "; there are some in data/files/book\n"
+    for arguments in (
+        ["train", "--data.dir", "data"],
+        ["train", "--data.dir", "data/files"],
+        ["train", "--data.source", "files", "--data.dir", "data/files"],
+        ["data", "inspect", "data"],
+        ["data", "verify", "data/files"],
+    ):
+        assert cli.main(arguments) == 2
+        assert below in (error := capsys.readouterr().err), arguments
+        assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
 def test_training_names_the_command_for_fineweb(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(GPT2LabError, match="data/fineweb10B holds no shards of fineweb; .* gpt2lab prepare fineweb "):

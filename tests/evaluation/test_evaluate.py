@@ -186,6 +186,19 @@ def test_errors_name_the_option_or_the_file(workspace, capsys, tmp_path, monkeyp
     assert f"did you mean {workspace / 'data'}?" in error_of(capsys, "--model-checkpoint", run, *nowhere)
 
 
+def test_a_data_dir_without_shards_and_task_files_is_refused_rather_than_ignored(workspace, capsys, tmp_path):
+    words = ["--model-checkpoint", str(workspace / "runs" / "x"), "--tasks", "everyday", "--limit", "2", "--data-dir"]
+    error = error_of(capsys, *words, str(workspace))
+    assert (
+        f"--data-dir {workspace} holds no shards and no task files; there are some in {workspace / 'data'}\n" in error
+    )
+    assert error_of(capsys, *words, str(workspace / "runs")).endswith("runs holds no shards and no task files\n")
+    (tmp_path / ".preparing").touch()
+    assert "is incomplete" in error_of(capsys, *words, str(tmp_path))
+    write_jsonl(tmp_path / "tasks" / "eval" / "piqa.jsonl", [{}])  # of a task that is not asked for
+    assert cli.main(["evaluate", *words, str(tmp_path / "tasks"), "--val-tokens", "0"]) == 0
+
+
 def test_weights_that_do_not_fit_the_config_are_an_error(capsys, tmp_path):
     make_model().save_pretrained(tmp_path / "m")
     config = tmp_path / "m" / "config.json"
