@@ -219,9 +219,8 @@ def _check_data_dir(name: str | None) -> None:
         raise GPT2LabError(f"--data-dir {name}: no such folder{files.suggest_path(name)}")
     if (folder / PREPARING).exists():
         raise GPT2LabError(f"--data-dir {name} is incomplete; run the same prepare command again, or name another")
-    has_tasks = (folder / hellaswag.NAME).is_file() or core_bundle.find_in(folder)
-    has_tasks = has_tasks or any(tasks.find_in(folder, task) for task in names.TASKS)
-    if not is_ready(folder) and not has_tasks:
+    found = [core_bundle.find_in(folder), *(tasks.find_in(folder, task) for task in names.TASKS)]
+    if not (is_ready(folder) or (folder / hellaswag.NAME).is_file() or any(found)):
         raise GPT2LabError(f"--data-dir {name} holds no shards and no task files{shard_folders.suggest_below(folder)}")
 
 
