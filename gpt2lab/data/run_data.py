@@ -1,20 +1,26 @@
 """The shards of a training run: small sources and one's own text are prepared, for others the command is named."""
 
+import contextlib
 import logging
 import os
+import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 from gpt2lab.config import DataConfig
 from gpt2lab.data import catalogue, shard_folders, shards
 from gpt2lab.data.journal import Journal
 from gpt2lab.data.prepare import make
-from gpt2lab.data.sources import fineweb, local_files
+from gpt2lab.data.sources import Source, fineweb, local_files
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import suggest_path
 from gpt2lab.options import PrepareOptions
 
 logger = logging.getLogger(__name__)
+
+# Options of `prepare` that messages about a text advise.
+_ADVISED = re.compile(r"use (--(?:text-field (?:'[^']*'|[^\s;]+)|on-error skip|tokenizer tiktoken))")
 
 
 def prepare(data: DataConfig) -> None:
@@ -29,11 +35,10 @@ def prepare(data: DataConfig) -> None:
     """
     require_input(data)
     folder = catalogue.data_folder(data)
-    inputs = () if data.input is None else (os.path.relpath(data.input),)
-    options = PrepareOptions(data.source, input=inputs, mirror=data.mirror, restart=True)
+    options = _options(data)
     if shards.is_ready(folder):
-        if inputs:
-            _require_same_text(folder, options)
+        if data.input is not None:
+            _require_same_text(folder, data, options)
         return
     unfinished = Journal.read(folder)
     if unfinished and unfinished.settings.get("source") != data.source:
@@ -48,17 +53,55 @@ def prepare(data: DataConfig) -> None:
             f"{folder} holds no shards of {data.source}; make them with: {shlex.join(command)} "
             f"(or set --data.dir to a folder that has some)"
         )
-    if data.source == "files" and not inputs:
+    if data.source == "files" and data.input is None:
         advice = shard_folders.suggest_below(folder) or "; to make them of your text, add --data.input"
         raise GPT2LabError(f"data.dir: {folder} holds no token shards{advice}")
-    source = catalogue.open_source(options)
-    logger.info(make(source, folder, options).line(folder))
+    source = open_source(data)
+    with _name_commands(data, folder):
+        logger.info(make(source, folder, options).line(folder))
 
 
-def _require_same_text(folder: Path, options: PrepareOptions) -> None:
+@contextlib.contextmanager
+def _name_commands(data: DataConfig, folder: Path) -> Iterator[None]:
+    """Replace the options of `prepare` in messages, which training lacks, by a command or a setting."""
+
+    def command(option: re.Match[str]) -> str:
+        # With another field it is another text than data.input, so the folder must not be the one of data.input.
+        other = data.dir is None and option[1].startswith("--text-field")
+        out = f"data/{folder.name}" if other else str(folder)
+        words = ["gpt2lab", "prepare", data.source, *(["--input", data.input] if data.input else [])]
+        return f"run: {shlex.join(words)} {option[1]} --out {shlex.quote(out)}"
+
+    try:
+        yield
+    except GPT2LabError as error:
+        message = str(error).replace(", with --restart it starts again", "").replace("--out", "--data.dir")
+        raise GPT2LabError(_ADVISED.sub(command, message)) from error
+
+
+def open_source(data: DataConfig) -> Source:
+    """Open the source that training would prepare.
+
+    Args:
+        data: names it, and its input.
+
+    Raises:
+        GPT2LabError: it cannot be found, or read.
+    """
+    require_input(data)
+    with _name_commands(data, catalogue.data_folder(data)):
+        return catalogue.open_source(_options(data))
+
+
+def _options(data: DataConfig) -> PrepareOptions:
+    inputs = () if data.input is None else (os.path.relpath(data.input),)
+    return PrepareOptions(data.source, input=inputs, mirror=data.mirror, restart=True)
+
+
+def _require_same_text(folder: Path, data: DataConfig, options: PrepareOptions) -> None:
     """Check that shards were made of the text that a run asks for: two books may have the same file name."""
     manifest = shards.read_manifest(folder)
-    if manifest is None or manifest.content.get("source_digest") != catalogue.open_source(options).identity():
+    if manifest is None or manifest.content.get("source_digest") != open_source(data).identity():
         text, out = shlex.quote(options.input[0]), shlex.quote(str(folder))
         raise GPT2LabError(
             f"{folder} holds shards of another text, or of another version of {options.input[0]}; give another "

@@ -6,11 +6,10 @@ from pathlib import Path
 import torch
 
 from gpt2lab import logs
-from gpt2lab.config import Config, DataConfig
-from gpt2lab.data import catalogue, shards
+from gpt2lab.config import Config
+from gpt2lab.data import catalogue, run_data, shards
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import format_count, format_time_left
-from gpt2lab.options import PrepareOptions
 from gpt2lab.planning import local, text
 from gpt2lab.system import device as devices
 from gpt2lab.system import distributed
@@ -51,7 +50,7 @@ def run(config: Config, overrides: Mapping[str, str] | None = None) -> None:
     ready = shards.is_ready(folder)
     data = build.build_data(config.data, config.model, config.run, batches, alone) if ready else None
     if data is None and config.data.input is not None:
-        _require_input(config.data)
+        run_data.open_source(config.data)
     if start:
         if data:
             changed_settings(start, config, data.digest, directory.holds(start))
@@ -69,15 +68,6 @@ def run(config: Config, overrides: Mapping[str, str] | None = None) -> None:
     ]
     if rank == 0:
         logs.print_result("\n".join(lines))
-
-
-def _require_input(data: DataConfig) -> None:
-    """Check that the text that training would prepare can be read."""
-    assert data.input is not None
-    try:
-        catalogue.open_source(PrepareOptions(data.source, input=(data.input,), mirror=data.mirror))
-    except GPT2LabError as error:
-        raise GPT2LabError(str(error).replace("--input", "--data.input")) from error
 
 
 def _describe_plan(
