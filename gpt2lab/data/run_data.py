@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 # Options of `prepare` that messages about a text advise.
 _ADVISED = re.compile(r"use (--(?:text-field (?:'[^']*'|[^\s;]+)|on-error skip|tokenizer tiktoken))")
 
+_OMITTED = (", with --restart it starts again", ", or take fewer shards with --shards")
+
 
 def prepare(data: DataConfig) -> None:
     """Make sure that there are shards for training. Makes them of small sources and of one's own text.
@@ -75,7 +77,9 @@ def _name_commands(data: DataConfig, folder: Path) -> Iterator[None]:
     try:
         yield
     except GPT2LabError as error:
-        message = str(error).replace(", with --restart it starts again", "").replace("--out", "--data.dir")
+        message = str(error).replace("--out", "--data.dir")
+        for advice in _OMITTED:
+            message = message.replace(advice, "")
         raise GPT2LabError(_ADVISED.sub(command, message)) from error
 
 
