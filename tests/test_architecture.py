@@ -94,8 +94,9 @@ ALLOWED = {
         "system",
         "tracking.metrics",
         "training.checkpoint",
-        "training.schedule",
+        "training.resume",
     },
+    "training.resume": {"training.checkpoint", "training.schedule"},
     "training.async_checkpointer": {
         "files",
         "training.checkpoint",

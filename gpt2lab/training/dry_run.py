@@ -19,7 +19,8 @@ from gpt2lab.training import build, estimate, initial_weights, memory, messages
 from gpt2lab.training.batches import TrainingData
 from gpt2lab.training.checkpoint import Checkpoint
 from gpt2lab.training.disk_space import require_space
-from gpt2lab.training.run_directory import RunDirectory, changed_settings
+from gpt2lab.training.resume import changed_settings
+from gpt2lab.training.run_directory import RunDirectory
 
 
 def run(config: Config, overrides: Mapping[str, str] | None = None) -> None:
