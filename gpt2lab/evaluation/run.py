@@ -249,7 +249,7 @@ def _measure_loss(
 ) -> dict[str, Any]:
     """Validation loss and bits per byte over about `tokens` tokens, by JSON key."""
     block_size = model.config.block_size
-    sequences = fixed_sequences(data, block_size, tokens)
+    sequences = fixed_sequences(data, block_size, tokens, "--val-tokens")
     # Fewer than when scoring, because here the head runs at all positions.
     batch_tokens = batch_tokens or max(512, scoring.BATCH_TOKENS[dist.device.type] // 4)
     batch_size = max(1, batch_tokens // block_size)
