@@ -92,6 +92,7 @@ def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
     precision = precisions.choose(options.precision, dist.device)
     with progress.Phase("loading the model", announce=True):
         model = pretrained.from_pretrained(checkpoint).to(dist.device).eval()
+    sequences = _count_sequences(options, settings, val_data, model.config.block_size)
     logger.info(f"{checkpoint.folder}: {model.num_parameters():,} parameters; {dist.device.type}, {precision.name}")
     batch_tokens = options.batch_tokens
     figures = {
@@ -111,8 +112,7 @@ def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
     result: dict[str, Any] = {"checkpoint": str(checkpoint.folder), "step": checkpoint.step, "tasks": figures}
     result |= {"not_scored": not_scored, "val_loss": None}
     if val_data is not None:
-        tokens = options.val_tokens or (settings.train if settings else config.TrainConfig()).eval_tokens
-        result |= _measure_loss(model, tokenizer, val_data, tokens, batch_tokens, dist, precision)
+        result |= _measure_loss(model, tokenizer, val_data, sequences, batch_tokens, dist, precision)
     result |= {"precision": precision.name, "device": dist.device.type, "limit": options.limit}
     result["seconds"] = round(time.perf_counter() - began, 3)
     if dist.is_main:
@@ -238,18 +238,27 @@ def _open_validation_data(options: EvaluateOptions, settings: config.Config | No
     return None
 
 
+def _count_sequences(
+    options: EvaluateOptions, settings: config.Config | None, data: TokenStream | None, block_size: int
+) -> int:
+    """The sequences of the validation loss, so that too few tokens are an error before the tasks are scored."""
+    if data is None:
+        return 0
+    tokens = options.val_tokens or (settings.train if settings else config.TrainConfig()).eval_tokens
+    return fixed_sequences(data, block_size, tokens, "--val-tokens")
+
+
 def _measure_loss(
     model: LanguageModel,
     tokenizer: Tokenizer,
     data: TokenStream,
-    tokens: int,
+    sequences: int,
     batch_tokens: int | None,
     dist: DistContext,
     precision: Precision,
 ) -> dict[str, Any]:
-    """Validation loss and bits per byte over about `tokens` tokens, by JSON key."""
+    """Validation loss and bits per byte over the first sequences of a split, by JSON key."""
     block_size = model.config.block_size
-    sequences = fixed_sequences(data, block_size, tokens, "--val-tokens")
     # Fewer than when scoring, because here the head runs at all positions.
     batch_tokens = batch_tokens or max(512, scoring.BATCH_TOKENS[dist.device.type] // 4)
     batch_size = max(1, batch_tokens // block_size)
