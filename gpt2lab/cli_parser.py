@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 
 from gpt2lab import logs
 from gpt2lab.errors import GPT2LabError, did_you_mean, find_similar
+from gpt2lab.formatting import parse_whole_number
 from gpt2lab.options import SettingsOptions
 
 Options = TypeVar("Options")
@@ -154,7 +155,8 @@ def _number(number_type: type[float], minimum: float | None) -> Callable[[str], 
     def number(text: str) -> float:
         factor = {"K": 10**3, "M": 10**6, "B": 10**9}.get(text[-1:].upper(), 1)
         try:
-            value = float(text[:-1]) * factor if factor > 1 else number_type(text)
+            plain = parse_whole_number(text, text) if number_type is int else text  # of text such as 1e9
+            value = float(text[:-1]) * factor if factor > 1 else number_type(plain)
             if math.isfinite(value) and value == number_type(value) and (minimum is None or value >= minimum):
                 return number_type(value)
         except (ValueError, OverflowError):

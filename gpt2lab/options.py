@@ -165,9 +165,7 @@ class EvaluateOptions:
     hellaswag_file: str | None = option("HellaSwag's validation set, in either schema (default: downloaded)", None)
     data_dir: str | None = option("token shards for the validation loss, or the tasks' files", None)
     mirror: str | None = option(MIRROR_HELP, None)
-    limit: int | None = option(
-        "N items of each task, always the same ones (default: all)", None, at_least=0, zero_is_none=True
-    )
+    limit: int | None = option("N items of each task, always the same ones (default: all)", None, at_least=1)
     val_tokens: int | None = option("tokens of the validation loss; 0: skip it (default: the run's)", None, at_least=0)
     as_json: bool = option(JSON_HELP, False, flag="--json")
     precision: Precision = option(PRECISION_HELP, "auto")

@@ -96,6 +96,10 @@ def _in_package(package: str, base_name: str) -> list[Path]:
     return [Path(str(file.locate())) for file in package_files if file.name == base_name]
 
 
+def _advice(name: str) -> str:
+    return f"give a folder that has {name} with --mirror (--data.mirror when training) or ${MIRROR_VARIABLE}"
+
+
 def _download(url: str, digest: str | None, path: Path, name: str) -> Path:
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "gpt2lab"})
@@ -114,13 +118,13 @@ def _download(url: str, digest: str | None, path: Path, name: str) -> Path:
     except (OSError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
         raise GPT2LabError(
             f"{name} cannot be downloaded from {url} ({getattr(error, 'reason', None) or error}); without a network, "
-            f"give a folder that has {name} with --mirror (--data.mirror when training) or ${MIRROR_VARIABLE}"
+            f"{_advice(name)}"
         ) from None
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
         if digest is not None and sha256(temporary) != digest:
             raise GPT2LabError(
                 f"{url}: the sha256 of the download ({len(content)} bytes) is not the expected one, as with a proxy's "
-                f"page or a broken download; try again, or give a folder that has {name} with --mirror"
+                f"page or a broken download; try again, or {_advice(name)}"
             )
     return path

@@ -95,9 +95,10 @@ ALLOWED = {
         "tracking.metrics",
         "training.checkpoint",
         "training.environment",
-        "training.schedule",
+        "training.resume",
     },
     "training.environment": {"system"},
+    "training.resume": {"training.checkpoint", "training.schedule"},
     "training.async_checkpointer": {
         "files",
         "training.checkpoint",

@@ -302,7 +302,7 @@ def test_prepare_then_inspect(tmp_path):
 
 
 def test_numbers_may_have_a_letter():
-    texts = {"100M": 10**8, "1.5K": 1500, "2B": 2 * 10**9, "100_000": 10**5, "7": 7}
+    texts = {"1e9": 10**9, "2.5e1": 25, "100M": 10**8, "1.5K": 1500, "2B": 2 * 10**9, "100_000": 10**5, "7": 7}
     for text, number in texts.items():
         options = cli_parser.parse(PrepareOptions, ["stdlib", "--shard-size", text], "gpt2lab prepare")
         assert options.shard_size == number

@@ -206,6 +206,8 @@ class SystemConfig(Section):
     def _check_profile(cls, value: Any) -> Any:
         if isinstance(value, str) and value[:1].isdigit() and not re.fullmatch(r"[1-9]\d*-[1-9]\d*", value):
             raise ValueError(f"should be true, false, or the first and the last step such as 100-103, not {value!r}")
+        if isinstance(value, str) and value[:1].isdigit() and int(value.split("-")[0]) > int(value.split("-")[1]):
+            raise ValueError(f"should name the first step before the last, not {value!r}")
         return value
 
 

@@ -187,7 +187,7 @@ class Encoder:
         expected = self._encode_with_tiktoken(texts[row], on_bytes)
         if not np.array_equal(tokens[start : start + lengths[row]], expected):
             raise GPT2LabError(
-                f"{name}: gigatoken and tiktoken give different tokens for document {row}; run again with "
+                f"{name}: gigatoken and tiktoken give different tokens for document {row}; use "
                 f"--tokenizer tiktoken, and please report it"
             )
 

@@ -86,9 +86,7 @@ def open_journal(folder: Path, settings: dict[str, Any], restart: bool) -> Journ
     ours = manifest.shards if manifest else ()
     foreign = [file.name for file in shard_files(folder) if file.name not in ours]
     if foreign and not (folder / PREPARING).exists():
-        raise GPT2LabError(
-            f"{folder} holds shards of another program, such as {foreign[0]}; use another --out or --data.dir"
-        )
+        raise GPT2LabError(f"{folder} holds shards of another program, such as {foreign[0]}; use another --out")
     if manifest:  # complete, with other settings: from here on it is unfinished
         Journal(settings).write(folder)
         (folder / MANIFEST).unlink()

@@ -130,7 +130,7 @@ def read_sequences(stream: TokenStream, ids: Ids, block_size: int, vocab_size: i
     return tokens[:, :-1].astype(np.int64), tokens[:, 1:].astype(np.int64)
 
 
-def fixed_sequences(stream: TokenStream, block_size: int, tokens: int) -> int:
+def fixed_sequences(stream: TokenStream, block_size: int, tokens: int, option: str = "train.eval_tokens") -> int:
     """Count the whole sequences in the first `tokens` targets of a split, or in all of a shorter split.
 
     The sequences from 0 to this number are the validation set, so it always consists of the same tokens.
@@ -139,16 +139,29 @@ def fixed_sequences(stream: TokenStream, block_size: int, tokens: int) -> int:
         stream: the validation split.
         block_size: T, tokens of a sequence.
         tokens: maximum number of targets.
+        option: what sets `tokens`, for messages.
 
     Raises:
         GPT2LabError: the split, or `tokens`, is shorter than one sequence.
     """
     _require_one_sequence(stream, block_size)
-    if tokens < block_size:
-        raise GPT2LabError(
-            f"train.eval_tokens {tokens} is less than one sequence; set at least {block_size} (block_size)"
-        )
+    require_tokens(block_size, tokens, option)
     return min(tokens, len(stream) - 1) // block_size
+
+
+def require_tokens(block_size: int, tokens: int, option: str = "train.eval_tokens") -> None:
+    """Check that a validation loss over `tokens` targets has a whole sequence, before there is a split.
+
+    Args:
+        block_size: T, tokens of a sequence.
+        tokens: maximum number of targets.
+        option: what sets `tokens`, for messages.
+
+    Raises:
+        GPT2LabError: they are fewer than T.
+    """
+    if tokens < block_size:
+        raise GPT2LabError(f"{option} {tokens} is less than one sequence; set at least {block_size} (block_size)")
 
 
 def prefetch(batch_of: Callable[[int], Result], start_step: int, end_step: int) -> Generator[Result, None, None]:

@@ -222,4 +222,4 @@ def _require_space(source: Source, folder: Path, options: PrepareOptions, journa
 
         share = min(1.0, tokens / max(1, all_tokens) + _EXTRA_DOWNLOADS / len(source.files))
         needs.append(SpaceNeeded(Path(constants.HF_HUB_CACHE), int(source.downloads * share), "downloads"))
-    require_space(needs, "free some space, write elsewhere with --out, or take fewer shards with --shards")
+    require_space(needs, "free some space, or write elsewhere with --out, or take fewer shards with --shards")

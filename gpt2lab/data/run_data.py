@@ -1,20 +1,28 @@
 """The shards of a training run: small sources and one's own text are prepared, for others the command is named."""
 
+import contextlib
 import logging
 import os
+import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 from gpt2lab.config import DataConfig
-from gpt2lab.data import catalogue, shards
+from gpt2lab.data import catalogue, shard_folders, shards
 from gpt2lab.data.journal import Journal
 from gpt2lab.data.prepare import make
-from gpt2lab.data.sources import fineweb, local_files
+from gpt2lab.data.sources import Source, fineweb, local_files
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import suggest_path
 from gpt2lab.options import PrepareOptions
 
 logger = logging.getLogger(__name__)
+
+# Options of `prepare` that messages about a text advise.
+_ADVISED = re.compile(r"use (--(?:text-field (?:'[^']*'|[^\s;]+)|on-error skip|tokenizer tiktoken))")
+
+_OMITTED = (", with --restart it starts again", ", or take fewer shards with --shards")
 
 
 def prepare(data: DataConfig) -> None:
@@ -29,11 +37,10 @@ def prepare(data: DataConfig) -> None:
     """
     require_input(data)
     folder = catalogue.data_folder(data)
-    inputs = () if data.input is None else (os.path.relpath(data.input),)
-    options = PrepareOptions(data.source, input=inputs, mirror=data.mirror, restart=True)
+    options = _options(data)
     if shards.is_ready(folder):
-        if inputs:
-            _require_same_text(folder, options)
+        if data.input is not None:
+            _require_same_text(folder, data, options)
         return
     unfinished = Journal.read(folder)
     if unfinished and unfinished.settings.get("source") != data.source:
@@ -48,16 +55,57 @@ def prepare(data: DataConfig) -> None:
             f"{folder} holds no shards of {data.source}; make them with: {shlex.join(command)} "
             f"(or set --data.dir to a folder that has some)"
         )
-    if data.source == "files" and not inputs:
-        raise GPT2LabError(f"data.dir: {folder} holds no token shards; to make them of your text, add --data.input")
-    source = catalogue.open_source(options)
-    logger.info(make(source, folder, options).line(folder))
+    if data.source == "files" and data.input is None:
+        advice = shard_folders.suggest_below(folder) or "; to make them of your text, add --data.input"
+        raise GPT2LabError(f"data.dir: {folder} holds no token shards{advice}")
+    source = open_source(data)
+    with _name_commands(data, folder):
+        logger.info(make(source, folder, options).line(folder))
 
 
-def _require_same_text(folder: Path, options: PrepareOptions) -> None:
+@contextlib.contextmanager
+def _name_commands(data: DataConfig, folder: Path) -> Iterator[None]:
+    """Replace the options of `prepare` in messages, which training lacks, by a command or a setting."""
+
+    def command(option: re.Match[str]) -> str:
+        # With another field it is another text than data.input, so the folder must not be the one of data.input.
+        other = data.dir is None and option[1].startswith("--text-field")
+        out = f"data/{folder.name}" if other else str(folder)
+        words = ["gpt2lab", "prepare", data.source, *(["--input", data.input] if data.input else [])]
+        return f"run: {shlex.join(words)} {option[1]} --out {shlex.quote(out)}"
+
+    try:
+        yield
+    except GPT2LabError as error:
+        message = str(error).replace("--out", "--data.dir")
+        for advice in _OMITTED:
+            message = message.replace(advice, "")
+        raise GPT2LabError(_ADVISED.sub(command, message)) from error
+
+
+def open_source(data: DataConfig) -> Source:
+    """Open the source that training would prepare.
+
+    Args:
+        data: names it, and its input.
+
+    Raises:
+        GPT2LabError: it cannot be found, or read.
+    """
+    require_input(data)
+    with _name_commands(data, catalogue.data_folder(data)):
+        return catalogue.open_source(_options(data))
+
+
+def _options(data: DataConfig) -> PrepareOptions:
+    inputs = () if data.input is None else (os.path.relpath(data.input),)
+    return PrepareOptions(data.source, input=inputs, mirror=data.mirror, restart=True)
+
+
+def _require_same_text(folder: Path, data: DataConfig, options: PrepareOptions) -> None:
     """Check that shards were made of the text that a run asks for: two books may have the same file name."""
     manifest = shards.read_manifest(folder)
-    if manifest is None or manifest.content.get("source_digest") != catalogue.open_source(options).identity():
+    if manifest is None or manifest.content.get("source_digest") != open_source(data).identity():
         text, out = shlex.quote(options.input[0]), shlex.quote(str(folder))
         raise GPT2LabError(
             f"{folder} holds shards of another text, or of another version of {options.input[0]}; give another "
@@ -87,7 +135,9 @@ def require_shards(data: DataConfig) -> None:
         raise GPT2LabError(
             f"data.dir: {folder} is a file; to train on its text: --data.source files --data.input {out}"
         )
-    if folder.is_dir() and local_files.has_files(folder):
+    if below := shard_folders.suggest_below(folder):
+        advice = below
+    elif folder.is_dir() and local_files.has_files(folder):
         name = shlex.quote(f"data/{folder.resolve().name}")
         advice = f"; to train on its texts: gpt2lab prepare files --input {out} --out {name}"
     elif data.source in fineweb.CORPORA:
@@ -98,8 +148,8 @@ def require_shards(data: DataConfig) -> None:
         advice = f"; to prepare {data.source} there, add --data.source {data.source}"
     if folder.exists():
         raise GPT2LabError(f"data.dir: {folder} holds no token shards{advice}")
-    beside = sorted(str(other) for other in folder.parent.glob("*") if _holds_splits(other))
-    others = f" (there are {', '.join(beside[:5])}{', …' * (len(beside) > 5)})" if beside else ""
+    beside = sorted(other for other in folder.parent.glob("*") if shard_folders.holds_splits(other))
+    others = f" (there are {shard_folders.name_some(beside)})" if beside else ""
     raise GPT2LabError(f"data.dir: {folder} does not exist{guess or others + advice}")
 
 
@@ -127,10 +177,3 @@ def require_mirror(data: DataConfig) -> None:
     """
     if data.mirror is not None and not Path(data.mirror).is_dir():
         raise GPT2LabError(f"data.mirror: no such folder: {data.mirror}{suggest_path(data.mirror)}")
-
-
-def _holds_splits(folder: Path) -> bool:
-    """Whether a folder holds token shards, by their manifest or names: other programs have .npy and .bin files, too."""
-    if not shards.is_ready(folder):
-        return False
-    return (folder / shards.MANIFEST).exists() or any(shards.split_of(f.name) for f in shards.shard_files(folder))

@@ -137,7 +137,8 @@ class ShardBuilder:
             )
         if documents["val"] == 1:
             return f"the text has {tokens['val']} tokens, too few to divide into val and train; add text"
-        return f"the corpus has {tokens['val']} tokens, and all of them are val; lower --val-tokens, or add text"
+        lower = "" if self.options.val_tokens is None else "lower --val-tokens, or "
+        return f"the corpus has {tokens['val']} tokens, and all of them are val; {lower}add text"
 
     def _count(self, encoded: Encoded) -> tuple[Tokens, npt.NDArray[np.int64]]:
         """Count a chunk and record its hashes. Returns the tokens and lengths of the documents to keep."""

@@ -40,7 +40,7 @@ class Summary(NamedTuple):
         share = f"{100 * self.val_tokens / self.tokens:.2g}% val"
         share += ", the last document of val is continued in train" if self.divided else ""
         content = f"{self.documents:,} documents, {self.tokens:,} tokens in {self.shards} shards ({share})"
-        option = "--drop-duplicates" if self.made else "--drop-duplicates --restart"
+        option = "gpt2lab prepare --drop-duplicates" + " --restart" * (not self.made)
         fate = "were left out" if self.dropped else f"are kept ({option} leaves them out)"
         notes = f"; {self.duplicates:,} exact duplicates {fate}" if self.duplicates else ""
         notes += f"; {self.skipped:,} unreadable ones were left out, see {MANIFEST}" if self.skipped else ""

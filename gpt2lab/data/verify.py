@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt2lab import progress
-from gpt2lab.data import shards
+from gpt2lab.data import shard_folders, shards
 from gpt2lab.data.shards import TokenStream
 from gpt2lab.data.tokenizer import EOT, EOT_TEXT, VOCAB_SIZE, Tokenizer
 from gpt2lab.errors import GPT2LabError
@@ -32,6 +32,7 @@ def inspect(folder: str | Path, mirror: str | None = None) -> list[str]:
         GPT2LabError: the shards are not complete.
     """
     folder = Path(folder)
+    shard_folders.check_not_above(folder)
     manifest = shards.read_manifest(folder)
     lines = [f"{folder}: {'no manifest' if manifest is None else f'source {manifest.source}'}"]
     if manifest is not None:
@@ -68,6 +69,7 @@ def verify(folder: str | Path) -> str:
         GPT2LabError: something is wrong, or there is no manifest. Only the first problem is reported.
     """
     folder = Path(folder)
+    shard_folders.check_not_above(folder)
     streams = {split: shards.open_split(folder, split) for split in shards.SPLITS}
     manifest = shards.read_manifest(folder)
     if manifest is None:

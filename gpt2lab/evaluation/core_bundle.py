@@ -101,13 +101,25 @@ def find(mirror: str | Path | None = None, folder: str | Path | None = None) -> 
     Raises:
         GPT2LabError: it is not available.
     """
-    if folder is not None:
-        for place in (Path(folder), Path(folder) / _FOLDER):
-            if (place / _CONFIG).is_file():
-                return place
-        if (archive := Path(folder) / f"{_FOLDER}.zip").is_file():
-            return archive
+    if folder is not None and (place := find_in(Path(folder))):
+        return place
     return resources.find(NAME, SHA256, mirror=mirror, url=URL)
+
+
+def find_in(folder: Path) -> Path | None:
+    """Find the bundle in a folder that the user names.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        The folder of its files, or the archive; None if there is neither.
+    """
+    for place in (folder, folder / _FOLDER):
+        if (place / _CONFIG).is_file():
+            return place
+    archive = folder / f"{_FOLDER}.zip"
+    return archive if archive.is_file() else None
 
 
 def load(path: Path, *, limit: int | None = None) -> Bundle:

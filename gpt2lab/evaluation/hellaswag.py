@@ -100,8 +100,8 @@ def find(mirror: str | Path | None = None, file: str | Path | None = None, folde
         data = read(path)
         if len(data.items) != ITEMS:
             raise GPT2LabError(
-                f"{path} has {len(data.items)} items, HellaSwag's validation set {ITEMS}; remove it, or give the "
-                "file to use with --hellaswag-file"
+                f"{path} has {len(data.items)} items, HellaSwag's validation set {ITEMS}; put the complete file in its "
+                "place, or remove it"
             )
     except GPT2LabError:
         if path.is_relative_to(resources.cache_folder()):

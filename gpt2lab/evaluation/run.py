@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gpt2lab import config, files, logs, packages, progress
-from gpt2lab.data import catalogue
+from gpt2lab.data import catalogue, shard_folders
 from gpt2lab.data.loader import fixed_sequences
-from gpt2lab.data.shards import TokenStream, is_ready, open_split
+from gpt2lab.data.shards import PREPARING, TokenStream, is_ready, open_split
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.evaluation import core, core_bundle, hellaswag, loss, names, scoring, table, tasks
@@ -50,6 +50,7 @@ def run(options: EvaluateOptions) -> None:
     Raises:
         GPT2LabError: the input cannot be used.
     """
+    _check_data_dir(options.data_dir)
     with distributed.start(options.device) as dist:
         # With --json, messages go to standard error, also those of libraries; standard output has one object.
         redirect = contextlib.redirect_stdout(sys.stderr) if options.as_json else contextlib.nullcontext()
@@ -91,6 +92,7 @@ def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
     precision = precisions.choose(options.precision, dist.device)
     with progress.Phase("loading the model", announce=True):
         model = pretrained.from_pretrained(checkpoint).to(dist.device).eval()
+    sequences = _count_sequences(options, settings, val_data, model.config.block_size)
     logger.info(f"{checkpoint.folder}: {model.num_parameters():,} parameters; {dist.device.type}, {precision.name}")
     batch_tokens = options.batch_tokens
     figures = {
@@ -110,8 +112,7 @@ def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
     result: dict[str, Any] = {"checkpoint": str(checkpoint.folder), "step": checkpoint.step, "tasks": figures}
     result |= {"not_scored": not_scored, "val_loss": None}
     if val_data is not None:
-        tokens = options.val_tokens or (settings.train if settings else config.TrainConfig()).eval_tokens
-        result |= _measure_loss(model, tokenizer, val_data, tokens, batch_tokens, dist, precision)
+        result |= _measure_loss(model, tokenizer, val_data, sequences, batch_tokens, dist, precision)
     result |= {"precision": precision.name, "device": dist.device.type, "limit": options.limit}
     result["seconds"] = round(time.perf_counter() - began, 3)
     if dist.is_main:
@@ -209,10 +210,22 @@ def _score(
     return figures
 
 
+def _check_data_dir(name: str | None) -> None:
+    """Check that --data-dir holds shards or the files of a task: else the run's data would be measured in its place."""
+    if name is None:
+        return
+    folder = Path(name)
+    if not folder.is_dir():
+        raise GPT2LabError(f"--data-dir {name}: no such folder{files.suggest_path(name)}")
+    if (folder / PREPARING).exists():
+        raise GPT2LabError(f"--data-dir {name} is incomplete; run the same prepare command again, or name another")
+    found = [core_bundle.find_in(folder), *(tasks.find_in(folder, task) for task in names.TASKS)]
+    if not (is_ready(folder) or (folder / hellaswag.NAME).is_file() or any(found)):
+        raise GPT2LabError(f"--data-dir {name} holds no shards and no task files{shard_folders.suggest_below(folder)}")
+
+
 def _open_validation_data(options: EvaluateOptions, settings: config.Config | None) -> TokenStream | None:
     """The val split of --data-dir if it has shards, else of the run's data; None if there is none."""
-    if options.data_dir is not None and not Path(options.data_dir).is_dir():
-        raise GPT2LabError(f"--data-dir {options.data_dir}: no such folder{files.suggest_path(options.data_dir)}")
     if options.val_tokens == 0:
         return None
     if options.data_dir is not None and is_ready(Path(options.data_dir)):
@@ -225,18 +238,27 @@ def _open_validation_data(options: EvaluateOptions, settings: config.Config | No
     return None
 
 
+def _count_sequences(
+    options: EvaluateOptions, settings: config.Config | None, data: TokenStream | None, block_size: int
+) -> int:
+    """The sequences of the validation loss, so that too few tokens are an error before the tasks are scored."""
+    if data is None:
+        return 0
+    tokens = options.val_tokens or (settings.train if settings else config.TrainConfig()).eval_tokens
+    return fixed_sequences(data, block_size, tokens, "--val-tokens")
+
+
 def _measure_loss(
     model: LanguageModel,
     tokenizer: Tokenizer,
     data: TokenStream,
-    tokens: int,
+    sequences: int,
     batch_tokens: int | None,
     dist: DistContext,
     precision: Precision,
 ) -> dict[str, Any]:
-    """Validation loss and bits per byte over about `tokens` tokens, by JSON key."""
+    """Validation loss and bits per byte over the first sequences of a split, by JSON key."""
     block_size = model.config.block_size
-    sequences = fixed_sequences(data, block_size, tokens)
     # Fewer than when scoring, because here the head runs at all positions.
     batch_tokens = batch_tokens or max(512, scoring.BATCH_TOKENS[dist.device.type] // 4)
     batch_size = max(1, batch_tokens // block_size)

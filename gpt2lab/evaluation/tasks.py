@@ -116,11 +116,21 @@ def find(name: str, mirror: str | Path | None = None, folder: str | Path | None 
     """
     if name == "everyday":
         return Path(__file__).parent / "everyday.jsonl"
-    for file in (f"eval/{name}.jsonl", f"{name}.jsonl") if folder else ():
-        if (path := Path(folder or "") / file).is_file():
-            return path
+    if folder is not None and (path := find_in(Path(folder), name)):
+        return path
     path_there, digest = TASKS[name]
     return resources.find(f"eval/{name}.jsonl", digest, mirror=mirror, url=f"{_URL}/{path_there}")
+
+
+def find_in(folder: Path, name: str) -> Path | None:
+    """Find the file of a task in a folder that the user names; None if it has none.
+
+    Args:
+        folder: the folder.
+        name: of the task.
+    """
+    paths = (folder / "eval" / f"{name}.jsonl", folder / f"{name}.jsonl")
+    return next((path for path in paths if path.is_file()), None)
 
 
 def load(tokenizer: Tokenizer, name: str, path: Path, *, limit: int | None = None) -> Evaluation:

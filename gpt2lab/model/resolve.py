@@ -189,10 +189,10 @@ def _find_on_hub(name: str, mirror: str | Path | None) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    advice = (
-        f"give its folder, or a --mirror that holds {name}/{huggingface.CONFIG} and {name}/{huggingface.WEIGHTS} "
-        f"(or ${resources.MIRROR_VARIABLE})"
-    )
+    needed = f"{name}/{huggingface.CONFIG} and {name}/{huggingface.WEIGHTS}"
+    # Not the option of a mirror, which some verbs lack and others call by another name.
+    place = f"a folder that holds {needed} as ${resources.MIRROR_VARIABLE}"
+    advice = f"give its folder, or {place if mirror is None else f'put {needed} into the mirror {mirror}'}"
     try:
         for form in _WEIGHT_FORMS:
             patterns = [huggingface.CONFIG, *form]

@@ -81,8 +81,10 @@ def plan_steps(config: Config, dist: DistContext) -> tuple[Precision, BatchPlan]
         Both.
 
     Raises:
-        GPT2LabError: the device does not have the precision, or the tokens do not divide among the ranks.
+        GPT2LabError: the device does not have the precision, the tokens do not divide among the ranks, or the optimizer
+            cannot be sharded.
     """
+    optimizer.check(config.optimizer, config.system.shard and dist.world_size > 1)
     precision = precisions.choose(config.system.precision, dist.device)
     return precision, memory.plan_batches(config, dist.world_size, dist.device)
 

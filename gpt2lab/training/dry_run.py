@@ -6,21 +6,21 @@ from pathlib import Path
 import torch
 
 from gpt2lab import logs
-from gpt2lab.config import Config, DataConfig
-from gpt2lab.data import catalogue, shards
+from gpt2lab.config import Config
+from gpt2lab.data import catalogue, run_data, shards
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import format_count, format_time_left
-from gpt2lab.options import PrepareOptions
 from gpt2lab.planning import local, text
 from gpt2lab.system import device as devices
 from gpt2lab.system import distributed
 from gpt2lab.system import precision as precisions
 from gpt2lab.system.distributed import DistContext
-from gpt2lab.training import build, estimate, initial_weights, memory, messages
+from gpt2lab.training import build, estimate, evaluators, initial_weights, memory, messages, optimizer
 from gpt2lab.training.batches import TrainingData
 from gpt2lab.training.checkpoint import Checkpoint
 from gpt2lab.training.disk_space import require_space
-from gpt2lab.training.run_directory import RunDirectory, changed_settings
+from gpt2lab.training.resume import changed_settings
+from gpt2lab.training.run_directory import RunDirectory
 
 
 def run(config: Config, overrides: Mapping[str, str] | None = None) -> None:
@@ -43,6 +43,7 @@ def run(config: Config, overrides: Mapping[str, str] | None = None) -> None:
     start = directory.find_checkpoint()
     if start or Path(config.train.init_from or "").exists():  # a model of the Hub would be downloaded
         config, _ = initial_weights.find(config, overrides, start, alone)
+    optimizer.check(config.optimizer, config.system.shard and world_size > 1)
     batches = memory.plan_batches(config, world_size, device)
     if device.type == "cpu":  # on a GPU, training tries what fits
         train = config.train.model_copy(update={"micro_batch_size": batches.micro_batch_size})
@@ -51,10 +52,10 @@ def run(config: Config, overrides: Mapping[str, str] | None = None) -> None:
     ready = shards.is_ready(folder)
     data = build.build_data(config.data, config.model, config.run, batches, alone) if ready else None
     if data is None and config.data.input is not None:
-        _require_input(config.data)
+        run_data.open_source(config.data)
+    evaluators.check(config.train, config.model, config.data.mirror, data.val if data else None)
     if start:
-        if data:
-            changed_settings(start, config, data.digest, directory.holds(start))
+        changed_settings(start, config, data.digest if data else None, directory.holds(start))
         if directory.is_finished(start, config.train.max_steps):
             messages.log_finished(directory, config.train, start)
             return
@@ -69,15 +70,6 @@ def run(config: Config, overrides: Mapping[str, str] | None = None) -> None:
     ]
     if rank == 0:
         logs.print_result("\n".join(lines))
-
-
-def _require_input(data: DataConfig) -> None:
-    """Check that the text that training would prepare can be read."""
-    assert data.input is not None
-    try:
-        catalogue.open_source(PrepareOptions(data.source, input=(data.input,), mirror=data.mirror))
-    except GPT2LabError as error:
-        raise GPT2LabError(str(error).replace("--input", "--data.input")) from error
 
 
 def _describe_plan(

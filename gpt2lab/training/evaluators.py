@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gpt2lab import progress
 from gpt2lab.config import BatchPlan, GPT2Config, RunConfig, TrainConfig
-from gpt2lab.data.loader import fixed_sequences
+from gpt2lab.data.loader import fixed_sequences, require_tokens
 from gpt2lab.data.shards import TokenStream
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.errors import GPT2LabError
@@ -64,6 +64,7 @@ def build_evaluators(
     """
     if not (train.eval_every or train.hellaswag_every or train.sample_every):
         return []
+    check(train, model, data.mirror, data.val)
     evaluators, tokenizer = [], Tokenizer(data.mirror)
     if train.eval_every:
         max_tokens = _CPU_TOKENS if dist.device.type == "cpu" else devices.micro_batch_tokens(dist.device)
@@ -76,9 +77,31 @@ def build_evaluators(
         if accuracy is not None:
             evaluators.append(Evaluator(train.hellaswag_every, accuracy))
     if train.sample_every:
-        draw = _sampler(tokenizer, train, model.vocab_size, directory.samples, run.seed, dist)
+        draw = _sampler(tokenizer, train, directory.samples, run.seed, dist)
         evaluators.append(Evaluator(train.sample_every, draw))
     return evaluators
+
+
+def check(train: TrainConfig, model: GPT2Config, mirror: str | None, val: TokenStream | None) -> None:
+    """Check the settings of the evaluators, without the files of HellaSwag.
+
+    Args:
+        train: what is measured.
+        model: block size and vocabulary.
+        mirror: where to look for the tokenizer's files.
+        val: the validation split; None: it is not there yet.
+
+    Raises:
+        GPT2LabError: a validation loss without a whole sequence, or a prompt outside the vocabulary.
+    """
+    if train.eval_every:
+        require_tokens(model.block_size, train.eval_tokens)
+        if val is not None:
+            fixed_sequences(val, model.block_size, train.eval_tokens)
+    if train.sample_every and max(Tokenizer(mirror).encode(train.sample_prompt)) >= model.vocab_size:
+        raise GPT2LabError(
+            "train.sample_prompt has tokens beyond model.vocab_size; use another or set train.sample_every 0"
+        )
 
 
 def _validation_loss(
@@ -138,14 +161,8 @@ def _hellaswag(
     return measure
 
 
-def _sampler(
-    tokenizer: Tokenizer, train: TrainConfig, vocab_size: int, samples_file: Path, seed: int, dist: DistContext
-) -> Measure:
+def _sampler(tokenizer: Tokenizer, train: TrainConfig, samples_file: Path, seed: int, dist: DistContext) -> Measure:
     """Rank 0 prints texts and appends them to `samples_file`."""
-    if max(tokenizer.encode(train.sample_prompt)) >= vocab_size:
-        raise GPT2LabError(
-            "train.sample_prompt has tokens beyond model.vocab_size; use another or set train.sample_every 0"
-        )
 
     def measure(model: LanguageModel, step: int, check_stop: CheckStop) -> dict[str, float]:
         if not dist.is_main:

@@ -93,7 +93,7 @@ def find(
         with progress.Phase("reading the weights", announce=True):
             stored, weights = resolve.read(source)
     except GPT2LabError as error:
-        raise GPT2LabError(f"train.init_from: {error}".replace("--mirror", "--data.mirror")) from error
+        raise GPT2LabError(f"train.init_from: {error}") from error
     _refuse_contradictions(config.model, given, stored, name)
     block_size, block_change = _choose_block_size(config.model, given, stored)
     vocab_size, vocab_change = _choose_vocab_size(config.model, given, stored, name)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from gpt2lab.config import OptimizerConfig
 from gpt2lab.errors import GPT2LabError
@@ -12,6 +11,20 @@ from gpt2lab.model import huggingface
 from gpt2lab.model.language_model import LanguageModel
 from gpt2lab.system.distributed import DistContext, full_tensor, shard_like
 from gpt2lab.training import muon
+
+
+def check(config: OptimizerConfig, sharded: bool) -> None:
+    """Check that the optimizer can work on the parameters as they are divided among the ranks.
+
+    Args:
+        config: names the optimizer.
+        sharded: whether each rank has a part of every tensor.
+
+    Raises:
+        GPT2LabError: Muon needs whole matrices.
+    """
+    if config.name == "muon" and sharded:
+        raise GPT2LabError("optimizer.name muon needs whole matrices; use it without system.shard")
 
 
 def build(
@@ -31,10 +44,7 @@ def build(
         dtype: of Muon's matrix products: bfloat16, or float32 for any other.
 
     Returns:
-        The optimizers of all parameters.
-
-    Raises:
-        GPT2LabError: Muon with a sharded model.
+        The optimizers of all parameters. `check` says which cannot be sharded.
     """
     named = dict(model.named_parameters())
     embedding, head = (named.get(name) for name in huggingface.vocabulary_tensors(model.config))
@@ -56,8 +66,6 @@ def build(
     )
     if not uses_muon:
         return [adamw]
-    if any(isinstance(parameter, DTensor) for parameter in in_blocks):
-        raise GPT2LabError("optimizer.name muon needs whole matrices; use it without system.shard")
     fused = [p for name, p in named.items() if p in in_blocks and name.endswith("c_attn.weight")]
     single = [p for name, p in named.items() if p in in_blocks and not name.endswith("c_attn.weight")]
     matrices = [{"params": params, "splits": n, "lr_scale": 1.0} for params, n in ((fused, 3), (single, 1)) if params]

@@ -21,7 +21,8 @@ from gpt2lab.training.async_checkpointer import AsyncCheckpointer
 from gpt2lab.training.disk_space import require_space
 from gpt2lab.training.evaluators import build_evaluators
 from gpt2lab.training.guard import GuardError
-from gpt2lab.training.run_directory import RunDirectory, changed_settings
+from gpt2lab.training.resume import changed_settings
+from gpt2lab.training.run_directory import RunDirectory
 from gpt2lab.training.trainer import Trainer
 
 

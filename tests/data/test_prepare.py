@@ -394,9 +394,9 @@ def test_exact_duplicates_are_counted_and_dropped_if_asked(tmp_path):
     texts = [*corpora.texts(50), *corpora.texts(20), "once"]
     kept = make(of(*texts), tmp_path / "kept", DEFAULTS)
     assert kept.duplicates == 20
-    assert "; 20 exact duplicates are kept (--drop-duplicates leaves them out)" in kept.line(tmp_path)
+    assert "; 20 exact duplicates are kept (gpt2lab prepare --drop-duplicates leaves them out)" in kept.line(tmp_path)
     again = make(of(*texts), tmp_path / "kept", DEFAULTS).line(tmp_path)
-    assert "; 20 exact duplicates are kept (--drop-duplicates --restart leaves them out)" in again
+    assert "; 20 exact duplicates are kept (gpt2lab prepare --drop-duplicates --restart leaves them out)" in again
     assert decoded(tmp_path / "kept", "val") + decoded(tmp_path / "kept", "train") == texts
     dropped = make(of(*texts), tmp_path / "dropped", PrepareOptions("files", drop_duplicates=True))
     assert (dropped.duplicates, dropped.documents) == (20, 51)

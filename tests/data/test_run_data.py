@@ -1,9 +1,13 @@
 """The data of a run: one's own text, prepared and trained on in one command."""
 
+import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +17,7 @@ from gpt2lab.data import run_data
 from gpt2lab.data.catalogue import data_folder
 from gpt2lab.data.shards import open_split
 from gpt2lab.errors import GPT2LabError
+from tests.data import corpora
 from tests.data.corpora import contents
 from tests.runs import REPOSITORY, learned
 
@@ -122,6 +127,57 @@ def test_mistakes(book, tmp_path, capsys, arguments, message):
     assert message in (error := capsys.readouterr().err)
     assert error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_folder_above_some_shards_is_refused_with_their_names(book, tmp_path, capsys):
+    run_data.prepare(DataConfig(source="files", input=book))
+    below = "; there are some in data/files/book\n"
+    for arguments in (
+        ["train", "--data.dir", "data"],
+        ["train", "--data.dir", "data/files"],
+        ["train", "--data.source", "files", "--data.dir", "data/files"],
+        ["data", "inspect", "data"],
+        ["data", "verify", "data/files"],
+    ):
+        assert cli.main(arguments) == 2
+        assert below in (error := capsys.readouterr().err), arguments
+        assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_text_that_needs_an_option_of_prepare_is_refused_with_the_command_that_has_it(book, tmp_path, capsys):
+    """`train` has neither --text-field nor --on-error."""
+    lines = [{"id": str(number), "my text": line} for number, line in enumerate(BOOK.splitlines())]
+    (tmp_path / "fields.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    corpora.jsonl(tmp_path / "broken.jsonl", BOOK.splitlines())
+    (tmp_path / "broken.jsonl").write_text("{\n" + (tmp_path / "broken.jsonl").read_text())
+    corpora.parquet(tmp_path / "body.parquet", BOOK.splitlines(), column="body")
+    for name, command in (
+        ("fields.jsonl", "gpt2lab prepare files --input fields.jsonl --text-field 'my text' --out data/fields"),
+        ("body.parquet", "gpt2lab prepare files --input body.parquet --text-field body --out data/body"),
+        ("broken.jsonl", "gpt2lab prepare files --input broken.jsonl --on-error skip --out data/files/broken"),
+    ):
+        train = ["train", "--data.source", "files", "--data.input", name, "--run.name", name, *SMALL]
+        assert cli.main(train) == 2
+        error = capsys.readouterr().err
+        assert error.endswith(f"run: {command}\n")
+        assert not (tmp_path / "data").exists()
+        assert cli.main(shlex.split(command)[1:]) == 0
+        next_command = capsys.readouterr().err.splitlines()[-1].removeprefix("next: gpt2lab ")
+        assert cli.main([*next_command.split(), *SMALL]) == 0
+        shutil.rmtree(tmp_path / "data")
+    assert cli.main(["train", "--dry-run", "--data.source", "files", "--data.input", "body.parquet"]) == 2
+    assert "run: gpt2lab prepare files" in capsys.readouterr().err
+
+
+def test_training_names_the_setting_rather_than_the_option_of_prepare(book, tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.md").touch()
+    with pytest.raises(GPT2LabError, match=r"give a new or empty folder with --data\.dir$"):
+        run_data.prepare(DataConfig(source="files", input=book, dir="other"))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(GPT2LabError, match=r"free some space, or write elsewhere with --data\.dir$"):
+        run_data.prepare(DataConfig(source="files", input=book))
 
 
 def test_training_names_the_command_for_fineweb(tmp_path, monkeypatch):

@@ -176,7 +176,8 @@ def test_errors_name_the_option_or_the_file(workspace, capsys, tmp_path, monkeyp
     assert "piqa?" in error_of(capsys, "--model-checkpoint", run, "--tasks", "piqua")
     assert "nowhere" in error_of(capsys, "--model-checkpoint", str(tmp_path / "nowhere"))
     assert "--mirror" in error_of(capsys, "--model-checkpoint", run)
-    assert "--limit" in error_of(capsys, "--model-checkpoint", run, "--limit", "-3")
+    for limit in ("-3", "0"):
+        assert "--limit" in error_of(capsys, "--model-checkpoint", run, "--limit", limit)
     (tmp_path / "bad.jsonl").write_text("{")
     assert "bad.jsonl: line 1" in error_of(
         capsys, "--model-checkpoint", run, "--hellaswag-file", str(tmp_path / "bad.jsonl")
@@ -184,6 +185,26 @@ def test_errors_name_the_option_or_the_file(workspace, capsys, tmp_path, monkeyp
     assert "config.json" in error_of(capsys, "--model-checkpoint", str(tmp_path), "--tasks", "everyday")
     nowhere = ["--tasks", "everyday", "--data-dir", str(workspace / "dat")]  # not the validation loss of other data
     assert f"did you mean {workspace / 'data'}?" in error_of(capsys, "--model-checkpoint", run, *nowhere)
+
+
+def test_a_data_dir_without_shards_and_task_files_is_refused_rather_than_ignored(workspace, capsys, tmp_path):
+    words = ["--model-checkpoint", str(workspace / "runs" / "x"), "--tasks", "everyday", "--limit", "2", "--data-dir"]
+    error = error_of(capsys, *words, str(workspace))
+    assert (
+        f"--data-dir {workspace} holds no shards and no task files; there are some in {workspace / 'data'}\n" in error
+    )
+    assert error_of(capsys, *words, str(workspace / "runs")).endswith("runs holds no shards and no task files\n")
+    (tmp_path / ".preparing").touch()
+    assert "is incomplete" in error_of(capsys, *words, str(tmp_path))
+    write_jsonl(tmp_path / "tasks" / "eval" / "piqa.jsonl", [{}])  # of a task that is not asked for
+    assert cli.main(["evaluate", *words, str(tmp_path / "tasks"), "--val-tokens", "0"]) == 0
+
+
+def test_too_few_tokens_for_the_validation_loss_are_refused_before_the_tasks_are_scored(workspace, capsys, monkeypatch):
+    monkeypatch.setattr("gpt2lab.evaluation.scoring.score", None)
+    run = str(workspace / "runs" / "x")
+    error = error_of(capsys, "--model-checkpoint", run, "--tasks", "everyday", "--val-tokens", "1")
+    assert "--val-tokens 1 is less than one sequence; set at least 64" in error
 
 
 def test_weights_that_do_not_fit_the_config_are_an_error(capsys, tmp_path):

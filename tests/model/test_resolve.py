@@ -242,8 +242,11 @@ def test_names_without_a_model(tmp_path):
 
 
 def test_without_a_network_the_error_names_the_mirror(tmp_path):
-    with pytest.raises(GPT2LabError, match=r"gpt2: .*--mirror"):
+    advice = r"gpt2: .*; give its folder, or .* gpt2/config.json .* as \$GPT2LAB_MIRROR$"  # sample has no --mirror
+    with pytest.raises(GPT2LabError, match=advice):
         resolve.find_checkpoint("gpt2")
+    with pytest.raises(GPT2LabError, match=rf"or put gpt2/config.json .* into the mirror {tmp_path}$"):
+        resolve.find_checkpoint("gpt2", mirror=tmp_path)
     save(tmp_path / "gpt2")
     assert resolve.find_checkpoint("gpt2", mirror=tmp_path).folder == tmp_path / "gpt2"
     save(tmp_path / "openai-community" / "gpt2-xl")
@@ -330,7 +333,7 @@ def assert_one_line_error(name: str, match: str) -> None:
 
 
 def test_models_that_the_hub_lacks(hub):
-    assert_one_line_error("somebody/nothing", r"somebody/nothing: .*--mirror")
+    assert_one_line_error("somebody/nothing", r"somebody/nothing: .*GPT2LAB_MIRROR")
     folder = save(hub.root / "somebody" / "odd")
     (folder / "model.safetensors").rename(folder / "weights.gguf")
     assert_one_line_error("somebody/odd", "somebody/odd: .*model.safetensors, .*pytorch_model.bin")

@@ -78,6 +78,9 @@ def test_a_dry_run_does_not_change_a_run_and_says_what_is_left(finished_run, tok
         ("--optimizer.max_lr", "no", "max_lr"),
         ("--run.resume", "missing", "run.resume"),
         ("--model.n_layer", "3", "n_layer"),
+        ("--train.eval_tokens", "15", "train.eval_tokens 15 is less than one sequence"),
+        ("--train.sample_prompt", "Hello this is", "train.sample_prompt"),
+        ("--system.profile", "4-3", "system.profile"),
     ],
 )
 def test_a_dry_run_ends_with_the_error_that_training_has(finished_run, token_folder, capsys, option, value, message):
@@ -85,6 +88,32 @@ def test_a_dry_run_ends_with_the_error_that_training_has(finished_run, token_fol
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--train.eval_tokens", "15"], "train.eval_tokens 15 is less than one sequence"),
+        (["--train.sample_prompt", "Hello this is"], "train.sample_prompt"),
+        (["--train.max_steps", "12", "--model.n_layer", "3"], "was trained with model.n_layer 2"),
+    ],
+)
+def test_a_dry_run_makes_these_checks_before_there_is_data(finished_run, monkeypatch, tmp_path, capsys, more, message):
+    monkeypatch.chdir(tmp_path)
+    words = arguments(settings(tmp_path, finished_run.parent))
+    place = words.index("--data.dir")
+    without_data = words[:place] + words[place + 2 :]
+    assert cli.main(["train", "--dry-run", *without_data, *more]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_for_several_processes_refuses_muon_on_a_sharded_model(token_folder, tmp_path, monkeypatch, capsys):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    config = settings(token_folder, tmp_path)
+    assert dry_run(config, "--optimizer.name", "muon", "--system.shard") == 2
+    assert "muon needs whole matrices" in capsys.readouterr().err
+    assert dry_run(config, "--optimizer.name", "muon") == 0
 
 
 def test_the_first_lines_of_a_run_have_the_estimate_and_its_folder_keeps_it(token_folder, tmp_path, caplog):

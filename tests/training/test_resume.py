@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gpt2lab import files
+from gpt2lab.config import DataConfig
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import DirectoryLock
 from gpt2lab.model.gpt2 import GPT2
@@ -116,6 +117,34 @@ def test_other_data_is_refused(finished_run, tmp_path, token_folder):
         run_again(finished_run, tmp_path, token_folder, train__max_steps=8, data__dir=str(other))
 
 
+def test_the_message_about_other_data_names_the_settings_that_differ(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("good", "other"):
+        (tmp_path / f"{name}.txt").write_text("".join(f"The {name} number {n * 7919 % 1000}.\n" for n in range(400)))
+
+    def train(**data):
+        changes = {"model__vocab_size": 50257, "train__max_steps": 2 + 2 * bool((tmp_path / "runs").exists())}
+        config = settings(tmp_path, tmp_path / "runs", train__eval_every=0, train__sample_every=0, **changes)
+        training_run.run(config.model_copy(update={"data": DataConfig(**data)}))
+
+    def error(**data):
+        with pytest.raises(GPT2LabError, match="was trained on other data") as refusal:
+            train(**data)
+        return str(refusal.value).partition("was trained on other data ")[2].partition(", or set another run.name")[0]
+
+    train(source="files", input="good.txt")
+    assert error(source="files", input="other.txt") == (
+        "(data.input good.txt) than this start names (data.input other.txt); set data.input back"
+    )
+    assert error(source="files", dir="data/files/other") == (
+        "(data.input good.txt, no data.dir) than this start names (no data.input, data.dir data/files/other); "
+        "set data.input and data.dir back"
+    )
+    shutil.rmtree("data/files/good")
+    (tmp_path / "good.txt").write_text((tmp_path / "other.txt").read_text())
+    assert error(source="files", input="good.txt") == "than there are now: good.txt has changed since; restore it"
+
+
 def test_other_data_for_a_branch_is_refused_with_advice_that_applies(finished_run, tmp_path, token_folder):
     other = tmp_path / "other"
     other.mkdir()
@@ -123,7 +152,7 @@ def test_other_data_for_a_branch_is_refused_with_advice_that_applies(finished_ru
         np.save(other / file.name, np.load(file)[:-100])
     changes = {"run__resume": str(finished_run), "run__name": "branch", "data__dir": str(other)}
     with pytest.raises(
-        GPT2LabError, match=rf"trained on other data .{token_folder}.*--train\.init_from .*step_00000006"
+        GPT2LabError, match=rf"trained on other data .data\.dir {token_folder}.*--train\.init_from .*step_00000006"
     ) as refusal:
         training_run.run(settings(token_folder, tmp_path, **changes))
     assert "another run.name" not in str(refusal.value)

@@ -14,6 +14,7 @@ import gzip
 import json
 import os
 import re
+import shlex
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,4 +144,6 @@ def _describe_missing(value: object, field: str) -> str:
         return f"is not an object with a field {field!r}; correct it, or use --on-error skip"
     if field in value:
         return f"has no text in the field {field!r}; correct it, or use --on-error skip"
-    return f"has no field {field!r} (its fields: {', '.join(map(str, value))}); set --text-field"
+    texts = [str(key) for key, content in value.items() if isinstance(content, str)]
+    longest = max(texts, key=lambda key: len(value[key]), default="NAME")
+    return f"has no field {field!r} (its fields: {', '.join(value)}); use --text-field {shlex.quote(longest)}"

@@ -7,6 +7,7 @@ batches, because some writers put a million rows into one.
 import contextlib
 import functools
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,11 +115,19 @@ def _row_group_sizes(path: str, metadata: Any, column: str) -> list[int]:
     import pyarrow
 
     schema = metadata.schema.to_arrow_schema()
+    text_types = (pyarrow.string(), pyarrow.large_string())
+    paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+
+    def sizes(name: str) -> list[int]:
+        return [group.column(paths.index(name)).total_uncompressed_size for group in groups]
+
+    texts = [name for name, kind in zip(schema.names, schema.types, strict=True) if kind in text_types]
+    largest = max(texts, key=lambda name: sum(sizes(name)), default="NAME")
+    advice = f"use --text-field {shlex.quote(largest)}"
     if column not in schema.names:
-        raise GPT2LabError(f"{path} has no column {column!r} (it has: {', '.join(schema.names)}); set --text-field")
+        raise GPT2LabError(f"{path} has no column {column!r} (it has: {', '.join(schema.names)}); {advice}")
     column_type = schema.field(column).type
-    if column_type not in (pyarrow.string(), pyarrow.large_string()):
-        raise GPT2LabError(f"{path}: column {column!r} holds {column_type}, not text; set --text-field")
-    index = [metadata.schema.column(i).path for i in range(metadata.num_columns)].index(column)
-    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-    return [group.column(index).total_uncompressed_size for group in groups]
+    if column_type not in text_types:
+        raise GPT2LabError(f"{path}: column {column!r} holds {column_type}, not text; {advice}")
+    return sizes(column)
