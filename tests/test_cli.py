@@ -117,7 +117,7 @@ BAD_INPUT = [
     (["evaluate", "--model-checkpoint", "nowhere", "--mirror", "no_mirror"], "no_mirror"),
     (["export", "--model-checkpoint", "gpt2", "--out", "out", "--mirror", "no_mirror"], "no_mirror"),
     (["prepare", "stdlib", "--mirror", "no_mirror"], "no_mirror"),
-    (["train", "--data.mirror", "no_mirror"], "data.mirror: no such folder: no_mirror"),
+    (["train", "--data.mirror", "no_mirror"], "data.mirror no_mirror: no such folder"),
     (["evaluate", "--model-checkpoint", "nowhere", "--limit", "-1"], "--limit"),
 ]
 

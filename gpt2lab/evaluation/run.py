@@ -211,8 +211,8 @@ def _score(
 
 def _open_validation_data(options: EvaluateOptions, settings: config.Config | None) -> TokenStream | None:
     """The val split of --data-dir if it has shards, else of the run's data; None if there is none."""
-    if options.data_dir is not None and not Path(options.data_dir).is_dir():
-        raise GPT2LabError(f"--data-dir {options.data_dir}: no such folder{files.suggest_path(options.data_dir)}")
+    if options.data_dir is not None:
+        files.require_folder(options.data_dir, "--data-dir")
     if options.val_tokens == 0:
         return None
     if options.data_dir is not None and is_ready(Path(options.data_dir)):

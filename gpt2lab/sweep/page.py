@@ -99,8 +99,7 @@ def read_rows(folder: Path) -> list[Row]:
     Raises:
         GPT2LabError: there are none, or a file is damaged.
     """
-    if not folder.is_dir():
-        raise GPT2LabError(f"{folder} does not exist{files.suggest_path(folder)}")
+    files.require_folder(folder)
     recorded = {str(row.get("name")): row for row in record.read(folder).get("runs", ())}
     begun = {path.parent.name for path in folder.glob("*/config.yaml")}
     rows = [_read_row(folder / name, recorded.get(name, {})) for name in [*recorded, *sorted(begun - recorded.keys())]]
