@@ -195,8 +195,8 @@ def test_a_disk_that_fills_up_says_what_is_repeated(token_folder, tmp_path, monk
     monkeypatch.setattr(metrics.JsonLines, "write", refuse)
     with pytest.raises(
         GPT2LabError,
-        match=r"again; (step [24] is saved, and the . steps? since|nothing is saved, and the . steps since the beginning) "
-        "(are|is) repeated",
+        match=r"again; (step [24] is saved, and the . steps? since (are|is)|"
+        r"nothing is saved, and the . steps since the beginning are) repeated$",
     ):
         training_run.run(settings(token_folder, tmp_path))
 
