@@ -78,6 +78,7 @@ BAD_INPUT = [
     (["evaluate", "--checkpoint", "x"], "did you mean --model-checkpoint?"),
     (["app", "runs/x"], "did you mean --trained runs/x?"),
     (["train", "--config", "config/nope.yaml"], "config/nope.yaml"),
+    (["train", "--train.sample_prompt", "a\udcffb"], "not valid UTF-8; type it in a UTF-8 locale (LC_ALL=C.UTF-8)\n"),
     (["train", "--config", "a.yaml,gpt2_124m"], "repeat --config: --config a.yaml --config gpt2_124m\n"),
     (["train", "--dry-run=yes"], "--dry-run takes no value; leave out 'yes' (see gpt2lab train --help)"),
     (["report", "runs", "--help=yes"], "--help takes no value; leave out 'yes'"),
