@@ -4,7 +4,6 @@ import difflib
 import re
 from collections.abc import Iterable
 
-
 # The end of an error message about text of the command line that is not valid UTF-8.
 UTF8_ADVICE = "; type it in a UTF-8 locale (LC_ALL=C.UTF-8)"
 
