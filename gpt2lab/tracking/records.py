@@ -100,7 +100,8 @@ class Run(Measured):
             return ""
         if hardware.get("gpu"):
             return f"{self.environment.get('world_size', 1)} x {hardware['gpu']}"
-        cores = f", {hardware['cores']} cores" if hardware.get("cores") else ""
+        number = hardware.get("cores")
+        cores = f", {plural(number, 'core')}" if isinstance(number, int) and number else ""
         return f"{hardware.get('cpu', hardware.get('device', ''))}{cores}"
 
     @property

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gpt2lab import files
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.evaluation.baselines import BASELINES
+from gpt2lab.formatting import plural
 from gpt2lab.tracking import foreign_logs, plots, records, reference, savings, summary
 from gpt2lab.tracking.foreign_logs import ForeignLog
 from gpt2lab.tracking.plots import NARROW, WIDE, Line, Reference
@@ -79,7 +80,7 @@ def write(
     paths, logs = _sort_paths(folders)
     if len(tokens_per_step) not in (0, 1, len(logs)):
         raise GPT2LabError(
-            f"--tokens-per-step has {len(tokens_per_step)} numbers for {len(logs)} logs; give one number"
+            f"--tokens-per-step has {plural(len(tokens_per_step), 'number')} for {plural(len(logs), 'log')}; give one"
         )
     sizes: Sequence[int | None] = tokens_per_step or [None]
     sizes = sizes if len(sizes) == len(logs) else [*sizes] * len(logs)
