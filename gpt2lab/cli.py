@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gpt2lab import __version__, cli_parser, logs, options, packages, slow_imports
+from gpt2lab import __version__, cli_parser, files, logs, options, packages, slow_imports
 from gpt2lab.errors import GPT2LabError, LostRankError, RunStoppedError, describe, did_you_mean
 from gpt2lab.scaling.options import ScalingOptions
 from gpt2lab.sweep.options import SweepOptions
@@ -157,8 +157,8 @@ def _run_verb(arguments: list[str]) -> None:
         startup.prepare()
     parsed: object = cli_parser.parse(verb.options, rest, f"gpt2lab {verb.name}")
     mirror: str | None = getattr(parsed, "mirror", None)
-    if mirror is not None and not os.path.isdir(mirror):
-        raise GPT2LabError(f"--mirror {mirror}: no such folder")  # rather than use the network without a word
+    if mirror is not None:  # rather than use the network without a word
+        files.require_folder(mirror, "--mirror")
     # Standard output of these holds the result alone, for other programs to read.
     logs.configure(
         to_stderr=verb.name in ("sample", "bench", "prepare", "data", "scaling", "settings")

@@ -42,6 +42,9 @@ class Parser(argparse.ArgumentParser):
         Raises:
             GPT2LabError: always.
         """
+        flag, found, value = message.removeprefix("argument ").partition(": ignored explicit argument ")
+        if found:
+            message = f"{flag} takes no value; leave out {value}"
         raise GPT2LabError(f"{message} (see {self.prog} --help)")
 
     def _print_message(self, message: str, file: Any = None) -> None:  # noqa: ARG002  # standard output

@@ -250,7 +250,12 @@ def export(options: ExportOptions) -> None:
         target = None if options.dry_run else options.space or options.out
         folder = target or Path(scratch) / "export"
         written = run.export(
-            options.checkpoint, folder, options.dtype, mirror=options.mirror, as_space=options.space is not None
+            options.checkpoint,
+            folder,
+            options.dtype,
+            mirror=options.mirror,
+            as_space=options.space is not None,
+            is_temporary=target is None,
         )
         if options.push:
             kind: push.Kind = "space" if options.space else "model"

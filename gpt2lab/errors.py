@@ -5,6 +5,9 @@ import os
 import re
 from collections.abc import Iterable
 
+# The end of an error message about text of the command line that is not valid UTF-8.
+UTF8_ADVICE = "; type it in a UTF-8 locale (LC_ALL=C.UTF-8)"
+
 
 class GPT2LabError(ValueError):
     """An error that the user can correct: one line that names the file or the key, and what to do.

@@ -190,6 +190,24 @@ def find_similar_path(path: str | Path) -> Path | None:
     return found
 
 
+def require_folder(path: str | Path, name: str = "") -> None:
+    """Check that a folder exists.
+
+    Args:
+        path: of the folder.
+        name: of the option or setting that gives it, with which the message begins.
+
+    Raises:
+        GPT2LabError: there is none, or the path is a file.
+    """
+    if Path(path).is_dir():
+        return
+    words = f"{name} {path}".lstrip()
+    if Path(path).exists():
+        raise GPT2LabError(f"{words} is a file, not a folder")
+    raise GPT2LabError(f"{words}: no such folder{suggest_path(path)}")
+
+
 def suggest_path(path: str | Path) -> str:
     """The end of an error message about a path that does not exist.
 
@@ -197,9 +215,9 @@ def suggest_path(path: str | Path) -> str:
         path: the path.
 
     Returns:
-        `; did you mean X?` with a similar path that exists; empty if there is none.
+        `; did you mean X?` with a similar path that exists; empty if there is none, or the path itself exists.
     """
-    found = find_similar_path(path)
+    found = None if Path(path).exists() else find_similar_path(path)
     return f"; did you mean {found}?" if found is not None else ""
 
 

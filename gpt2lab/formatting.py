@@ -43,6 +43,16 @@ def format_count(number: float) -> str:
     return f"{number:.0f}"
 
 
+def plural(number: int, word: str) -> str:
+    """A number of things: `1 step`, `2,000 steps`, `2 processes`.
+
+    Args:
+        number: how many.
+        word: for one of them; its plural has `s` or `es` at the end.
+    """
+    return f"{number:,} {word}{'' if number == 1 else 'es' if word.endswith('s') else 's'}"
+
+
 _COLORS = {"green": 32, "yellow": 33}
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gpt2lab import progress
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.files import atomic_write, sha256, suggest_path
+from gpt2lab.files import atomic_write, require_folder, sha256
 
 CACHE_VARIABLE = "GPT2LAB_CACHE"
 MIRROR_VARIABLE = "GPT2LAB_MIRROR"
@@ -76,8 +76,8 @@ def default_mirror() -> Path | None:
         GPT2LabError: it does not exist.
     """
     folder = os.environ.get(MIRROR_VARIABLE)
-    if folder and not os.path.isdir(folder):  # rather than use the network without a word
-        raise GPT2LabError(f"${MIRROR_VARIABLE} names {folder}: no such folder{suggest_path(folder)}")
+    if folder:  # rather than use the network without a word
+        require_folder(folder, f"${MIRROR_VARIABLE}")
     return Path(folder) if folder else None
 
 

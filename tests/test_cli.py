@@ -88,6 +88,11 @@ BAD_INPUT = [
     (["evaluate", "--checkpoint", "x"], "did you mean --model-checkpoint?"),
     (["app", "runs/x"], "did you mean --trained runs/x?"),
     (["train", "--config", "config/nope.yaml"], "config/nope.yaml"),
+    (["train", "--train.sample_prompt", "a\udcffb"], "not valid UTF-8; type it in a UTF-8 locale (LC_ALL=C.UTF-8)\n"),
+    (["train", "--config", "a.yaml,gpt2_124m"], "repeat --config: --config a.yaml --config gpt2_124m\n"),
+    (["train", "--dry-run=yes"], "--dry-run takes no value; leave out 'yes' (see gpt2lab train --help)"),
+    (["report", "runs", "--help=yes"], "--help takes no value; leave out 'yes'"),
+    (["--version=1"], "--version takes no value; leave out '1' (see gpt2lab --help)"),
     (["train", "--train.total_batch_size", "3000"], "2944 or 3008"),
     (["train", "--run.resume", "nowhere"], "nowhere"),
     (["train", "--system.device", "tpu"], "--system.device"),
@@ -127,7 +132,7 @@ BAD_INPUT = [
     (["evaluate", "--model-checkpoint", "nowhere", "--mirror", "no_mirror"], "no_mirror"),
     (["export", "--model-checkpoint", "gpt2", "--out", "out", "--mirror", "no_mirror"], "no_mirror"),
     (["prepare", "stdlib", "--mirror", "no_mirror"], "no_mirror"),
-    (["train", "--data.mirror", "no_mirror"], "data.mirror: no such folder: no_mirror"),
+    (["train", "--data.mirror", "no_mirror"], "data.mirror no_mirror: no such folder"),
     (["evaluate", "--model-checkpoint", "nowhere", "--limit", "-1"], "--limit"),
 ]
 

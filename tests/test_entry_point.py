@@ -116,6 +116,8 @@ with slow_imports.shown():
 MISTAKES = [
     (["sample", "--model-checkpoint", "runs/quickstrat"], "no such folder; did you mean runs/quickstart?\n"),
     (["sample", "--model-checkpoint", "runs/x"], "no such folder; give a run directory"),
+    (["sample", "--model-checkpoint", "data/mine"], "data/mine is a data folder, not a model; give a run directory"),
+    (["evaluate", "--model-checkpoint", "a.yaml"], "a.yaml is a recipe, not a model; give a run directory"),
     (["evaluate", "--model-checkpoint", "x.pt", "--tasks", "everyday"], "x.pt: no such file; give"),
     (["evaluate", "--model-checkpoint", "gpt2", "--tasks", "everyda"], "did you mean everyday?"),
     (["export", "--model-checkpoint", "runs/quickstrat", "--out", "out"], "did you mean runs/quickstart?\n"),
@@ -127,6 +129,9 @@ MISTAKES = [
 @pytest.mark.parametrize(("arguments", "part"), MISTAKES)
 def test_a_mistyped_name_is_an_error_before_torch_is_imported(arguments, part, tmp_path):
     (tmp_path / "runs" / "quickstart" / "checkpoints" / "step_00000001").mkdir(parents=True)
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+    (tmp_path / "data" / "mine" / "manifest.json").touch()
+    (tmp_path / "a.yaml").touch()
     code = "import sys; from gpt2lab import packages; from gpt2lab.cli import main; "
     code += "packages.is_installed = lambda name: True; print(main(sys.argv[1:]), 'torch' in sys.modules)"
     command, environment = [sys.executable, "-c", code, *arguments], os.environ | {"PYTHONPATH": str(REPOSITORY)}

@@ -174,3 +174,13 @@ def test_a_lock_on_a_full_disk_names_its_path(tmp_path, monkeypatch):
     with pytest.raises(GPT2LabError, match=rf"cannot write {tmp_path}/new/\.lock: No space left"):
         files.DirectoryLock(tmp_path / "new").__enter__()
     assert not (tmp_path / "new").exists()
+
+
+def test_a_file_in_place_of_a_folder_is_called_one(tmp_path):
+    (tmp_path / "notes.md").write_text("text")
+    with pytest.raises(GPT2LabError, match=r"^--out .*/notes\.md is a file, not a folder$"):
+        files.require_folder(tmp_path / "notes.md", "--out")
+    with pytest.raises(GPT2LabError, match=r"/note\.md: no such folder; did you mean .*/notes\.md\?$"):
+        files.require_folder(tmp_path / "note.md")
+    assert files.suggest_path(tmp_path / "notes.md") == ""
+    files.require_folder(tmp_path)

@@ -1,6 +1,7 @@
 """Every recipe in config/: it loads, the numbers in its comments are right, and it trains."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,7 @@ ARITHMETIC = {
     "gpt2_large": (774_030_080, 512, 9_999_745_024, 8, 4, 16),
     "gpt2_xl": (1_557_611_200, 1024, 10_000_269_312, 8, 2, 64),
 }
+README = Path(__file__).parent.parent / "README.md"
 MODERN = ("quickstart_modern", "modern_124m", "modern_24gb")
 SMALL = (
     *MODERN,
@@ -179,3 +181,11 @@ def test_the_settings_reference_and_the_schema_are_current(capsys):
 def test_recipes_name_their_schema():
     for path in (config.find_recipe(name) for name in ARITHMETIC):
         assert re.match(r"# yaml-language-server: \$schema=schema.json\n", path.read_text())
+
+
+def test_the_recipe_and_the_readme_give_the_same_time_for_the_quickstart():
+    row = next(line for line in README.read_text().splitlines() if line.startswith("| `quickstart` |"))
+    time = re.search(r"\w+ to \w+ minutes", row)
+    comments = " ".join(re.findall(r"^# ?(.*)", config.recipes()["quickstart"].read_text(), re.MULTILINE))
+    assert time is not None
+    assert f"Training takes {time[0]}" in comments

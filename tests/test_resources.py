@@ -79,7 +79,7 @@ def test_a_mirror_saves_the_download(server, tmp_path, monkeypatch):
 def test_a_variable_that_names_a_missing_mirror_is_named(server, tmp_path, monkeypatch):
     (tmp_path / "mirror").mkdir()
     monkeypatch.setenv("GPT2LAB_MIRROR", str(tmp_path / "miror"))
-    with pytest.raises(GPT2LabError, match=r"\$GPT2LAB_MIRROR names .*miror: no such folder; did you mean .*/mirror\?"):
+    with pytest.raises(GPT2LabError, match=r"\$GPT2LAB_MIRROR .*miror: no such folder; did you mean .*/mirror\?"):
         resources.find("set/a.txt", DIGEST, url=f"{server.url}/good")
     assert server.requests == []
 

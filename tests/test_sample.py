@@ -151,7 +151,7 @@ def test_a_real_pipe_and_no_pipe_at_all(folder):
 def test_an_argument_that_is_not_valid_utf_8_is_one_line(ask):
     status, out, error = ask("--prompt", os.fsdecode(b"a\xffb"))
     assert (status, out, error.count("\n")) == (2, "", 1)
-    assert "not valid UTF-8" in error
+    assert "the prompt is not valid UTF-8 (character 2); type it in a UTF-8 locale (LC_ALL=C.UTF-8)" in error
 
 
 def test_the_first_sample_is_printed_as_it_grows_and_the_others_follow_in_order():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gpt2lab import outputs
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.files import suggest_path
+from gpt2lab.files import require_folder
 from gpt2lab.options import BenchOptions
 
 FILES = {"nanogpt": "model.py", "build-nanogpt": "train_gpt2.py"}  # what is read, by the name of the rival
@@ -42,8 +42,7 @@ def require(options: BenchOptions) -> None:
     ):
         if file is not None:
             outputs.require_replaceable(option, Path(file), outputs.begins_with(pattern), kind)
-        if file is not None and not Path(file).parent.is_dir():
-            raise GPT2LabError(f"{option} {file}: no such folder: {Path(file).parent}{suggest_path(Path(file).parent)}")
+            require_folder(Path(file).parent, f"{option} {file}:")
 
 
 def find_file(name: str, folder: str) -> Path:
@@ -57,8 +56,7 @@ def find_file(name: str, folder: str) -> Path:
         GPT2LabError: there is no such folder, or it lacks the file.
     """
     file = Path(folder) / FILES[name]
-    if not Path(folder).is_dir():
-        raise GPT2LabError(f"--{name} {folder}: no such folder{suggest_path(folder)}")
+    require_folder(folder, f"--{name}")
     if not file.is_file():
         raise GPT2LabError(f"--{name} {folder}: no {file.name} there; give the folder of a checkout")
     return file

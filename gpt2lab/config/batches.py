@@ -3,6 +3,7 @@
 from typing import Literal, NamedTuple
 
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.formatting import plural
 
 
 class BatchPlan(NamedTuple):
@@ -48,8 +49,8 @@ def plan_batches(
             )
         raise GPT2LabError(
             f"{_processes(world_size)} cannot share train.total_batch_size {total_batch_size} equally: it has "
-            f"{sequences} sequences of model.block_size {block_size}; start {_nearest_divisors(sequences, world_size)} "
-            f"processes, or set {tokens}"
+            f"{plural(sequences, 'sequence')} of model.block_size {block_size}; start "
+            f"{_nearest_divisors(sequences, world_size)}, or set {tokens}"
         )
     share = sequences // world_size
     limit = max_micro_tokens // block_size if micro_batch_size == "auto" else micro_batch_size
@@ -63,10 +64,10 @@ def largest_divisor(number: int, limit: int) -> int:
 
 
 def _nearest_divisors(number: int, missed: int) -> str:
-    """The divisors of `number` below and above one that is none, in words."""
+    """The divisors of `number` below and above one that is none, as numbers of processes."""
     above = next((n for n in range(missed + 1, min(number, 100 * missed) + 1) if number % n == 0), None)
     below = largest_divisor(number, missed)
-    return f"{below} or {above}" if above else f"{below}"
+    return f"{below} or {plural(above, 'process')}" if above else plural(below, "process")
 
 
 def _processes(count: int) -> str:

@@ -5,6 +5,7 @@ defaults ─▶ YAML files ─▶ command line ─▶ Config (validated by pydan
 
 import logging
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,9 @@ def find_recipe(name: str | Path) -> Path:
         inside = Path(name) / "config.yaml"
         advice = f"; did you mean --config {inside}?" if inside.is_file() else f" (recipes: {', '.join(known)})"
         raise GPT2LabError(f"--config {name} is a folder, not a recipe{advice}")
+    if "," in str(name):
+        repeated = " ".join(f"--config {shlex.quote(part.strip())}" for part in str(name).split(",") if part.strip())
+        raise GPT2LabError(f"--config {name}: no such file or recipe; for several files, repeat --config: {repeated}")
     guess = did_you_mean(Path(name).stem, known)
     raise GPT2LabError(f"--config {name}: no such file or recipe{guess} (recipes: {', '.join(known)})")
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gpt2lab.config import foreign_names
-from gpt2lab.errors import GPT2LabError, find_similar
+from gpt2lab.errors import UTF8_ADVICE, GPT2LabError, find_similar
 
 _WHOLE, _NUMBER, _BOOLEAN = "a whole number such as 100000 or 100M", "a number such as 2.50", "true or false"
 # What a value should be, by pydantic's type of problem; the fields are those of its context.
@@ -79,6 +79,8 @@ def translate(
     prefix = f"{origin}{name}: " if name else ""
     if first["type"] == "value_error":
         return GPT2LabError(prefix + first["msg"].removeprefix("Value error, "))
+    if first["type"] == "string_unicode":
+        return GPT2LabError(f"{prefix}the text is not valid UTF-8{UTF8_ADVICE if origin == '--' else ''}")
     expected = [
         _EXPECTED[problem["type"]].format_map(problem.get("ctx", {}))
         if problem["type"] in _EXPECTED

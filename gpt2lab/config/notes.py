@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from gpt2lab.config.settings import Config
+from gpt2lab.formatting import plural
 
 
 class Usual(NamedTuple):
@@ -65,7 +66,7 @@ def describe_quickstart(config: Config, overrides: Mapping[str, str]) -> str:
     given = " ".join(f"--{name} {value}" for name, value in overrides.items() if name.startswith("model."))
     if not given:
         return f"no --config: training the quickstart recipe, a small model on {data}. {advice}"
-    steps = f"{config.train.max_steps:,} steps of {config.train.total_batch_size:,} tokens"
+    steps = f"{plural(config.train.max_steps, 'step')} of {config.train.total_batch_size:,} tokens"
     return f"no --config: the quickstart recipe, which is for a small model, with {given}: {steps} on {data}. {advice}"
 
 
@@ -87,5 +88,5 @@ def describe_defaults(config: Config) -> str:
     size = f"GPT-2 {size}, " if train.init_from is None else ""
     return (
         f"no {' and no '.join(missing)} in the settings, so the defaults apply: "
-        f"{size}{train.max_steps:,} steps of {train.total_batch_size:,} tokens"
+        f"{size}{plural(train.max_steps, 'step')} of {train.total_batch_size:,} tokens"
     )

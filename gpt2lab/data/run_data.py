@@ -14,7 +14,7 @@ from gpt2lab.data.journal import Journal
 from gpt2lab.data.prepare import make
 from gpt2lab.data.sources import Source, fineweb, local_files
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.files import suggest_path
+from gpt2lab.files import require_folder, suggest_path
 from gpt2lab.options import PrepareOptions
 
 logger = logging.getLogger(__name__)
@@ -175,5 +175,5 @@ def require_mirror(data: DataConfig) -> None:
     Raises:
         GPT2LabError: there is no such folder.
     """
-    if data.mirror is not None and not Path(data.mirror).is_dir():
-        raise GPT2LabError(f"data.mirror: no such folder: {data.mirror}{suggest_path(data.mirror)}")
+    if data.mirror is not None:
+        require_folder(data.mirror, "data.mirror")

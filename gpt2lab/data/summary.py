@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt2lab.data.shards import MANIFEST
+from gpt2lab.formatting import plural
 
 
 class Summary(NamedTuple):
@@ -39,7 +40,9 @@ class Summary(NamedTuple):
         """Return a one-line summary."""
         share = f"{100 * self.val_tokens / self.tokens:.2g}% val"
         share += ", the last document of val is continued in train" if self.divided else ""
-        content = f"{self.documents:,} documents, {self.tokens:,} tokens in {self.shards} shards ({share})"
+        content = (
+            f"{plural(self.documents, 'document')}, {self.tokens:,} tokens in {plural(self.shards, 'shard')} ({share})"
+        )
         option = "gpt2lab prepare --drop-duplicates" + " --restart" * (not self.made)
         fate = "were left out" if self.dropped else f"are kept ({option} leaves them out)"
         notes = f"; {self.duplicates:,} exact duplicates {fate}" if self.duplicates else ""

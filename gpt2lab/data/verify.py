@@ -11,6 +11,7 @@ from gpt2lab.data.shards import TokenStream
 from gpt2lab.data.tokenizer import EOT, EOT_TEXT, VOCAB_SIZE, Tokenizer
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import sha256
+from gpt2lab.formatting import plural
 
 _BLOCK_TOKENS = 1 << 24  # read at a time
 _SHOWN_DOCUMENTS = 3
@@ -46,7 +47,9 @@ def inspect(folder: str | Path, mirror: str | None = None) -> list[str]:
         if documents is None:
             with progress.Phase(f"counting the documents of {split}", count_bytes(stream)) as phase:
                 documents = _count_all_documents(stream, phase)
-        lines.append(f"{split}: {len(stream):,} tokens, {documents:,} documents, {len(stream.files)} shards")
+        lines.append(
+            f"{split}: {len(stream):,} tokens, {plural(documents, 'document')}, {plural(len(stream.files), 'shard')}"
+        )
         for file, count in zip(stream.files, np.diff(stream.starts).tolist(), strict=True):
             lines.append(f"  {file.name}  {count:,} tokens")
         lines += [f"  | {text}" for text in _first_documents(stream, tokenizer)]
@@ -89,7 +92,8 @@ def verify(folder: str | Path) -> str:
             if manifest.source != "pretokenized" and stream.read(0, 1)[0] != EOT:
                 raise GPT2LabError(f"{stream.files[0]}: there is no {EOT} before its first document; prepare it again")
     documents, tokens = sum(manifest.documents.values()), sum(manifest.tokens.values())
-    return f"{folder} is sound: {len(manifest.shards)} shards, {documents:,} documents, {tokens:,} tokens"
+    content = f"{plural(len(manifest.shards), 'shard')}, {plural(documents, 'document')}, {tokens:,} tokens"
+    return f"{folder} is sound: {content}"
 
 
 def _verify_digests(folder: Path, manifest: shards.Manifest, phase: progress.Phase) -> None:

@@ -215,8 +215,7 @@ def _check_data_dir(name: str | None) -> None:
     if name is None:
         return
     folder = Path(name)
-    if not folder.is_dir():
-        raise GPT2LabError(f"--data-dir {name}: no such folder{files.suggest_path(name)}")
+    files.require_folder(folder, "--data-dir")
     if (folder / PREPARING).exists():
         raise GPT2LabError(f"--data-dir {name} is incomplete; run the same prepare command again, or name another")
     found = [core_bundle.find_in(folder), *(tasks.find_in(folder, task) for task in names.TASKS)]

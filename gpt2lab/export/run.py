@@ -32,6 +32,7 @@ def export(
     *,
     mirror: str | Path | None = None,
     as_space: bool = False,
+    is_temporary: bool = False,
 ) -> Path:
     """Export a model with its tokenizer and a model card.
 
@@ -41,6 +42,7 @@ def export(
         dtype: of the weights, one of `DTYPES`.
         mirror: folder with models and the tokenizer's files, searched before the Hub.
         as_space: add an app, so that the folder is a Space.
+        is_temporary: the caller removes `out`, so do not log where the export is.
 
     Returns:
         The absolute path of `out`.
@@ -71,7 +73,7 @@ def export(
         if as_space:
             space.write(temporary, (checkpoint.run or Path(name)).resolve().name)
     trimmed = f", vocabulary trimmed from {padded}" if padded > config.vocab_size else ""
-    logger.info(f"{checkpoint.folder}{trimmed}: written to {out} in {dtype}")
+    logger.info(f"{checkpoint.folder}{trimmed}: {'in' if is_temporary else f'written to {out} in'} {dtype}")
     return out
 
 

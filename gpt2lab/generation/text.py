@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Literal, NamedTuple
 
 from gpt2lab.data.tokenizer import EOT, Tokenizer
-from gpt2lab.errors import GPT2LabError
+from gpt2lab.errors import UTF8_ADVICE, GPT2LabError
 from gpt2lab.generation import engine
 from gpt2lab.generation.engine import LanguageModel, Token
 from gpt2lab.generation.sampling import Sampling
@@ -56,7 +56,7 @@ def encode(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> list[int]
     try:
         prompt.encode()
     except UnicodeEncodeError as error:  # a lone surrogate, by which Python represents bytes that are not UTF-8
-        raise GPT2LabError(f"the prompt is not valid UTF-8 (character {error.start + 1}); save it as UTF-8") from None
+        raise GPT2LabError(f"the prompt is not valid UTF-8 (character {error.start + 1}){UTF8_ADVICE}") from None
     ids = tokenizer.encode(prompt)
     if max(ids) >= model.config.vocab_size:
         raise GPT2LabError(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.formatting import plural
 from gpt2lab.model import gpt2_layout, huggingface, llmc, torch_files, weight_files
 from gpt2lab.model.pickle_reader import Record, StoredView, show
 
@@ -90,8 +91,8 @@ def read(path: Path, dtype: torch.dtype = torch.float32) -> tuple[GPT2Config, di
         )
     gelu = "exact GELU" if config.activation == "gelu" else "GELU in the tanh approximation"
     logger.info(
-        f"{path}: {source.project}{source.progress}; {config.n_layer} layers, {config.n_embd} channels, "
-        f"{config.n_head} heads, {gelu}"
+        f"{path}: {source.project}{source.progress}; {plural(config.n_layer, 'layer')}, {config.n_embd} channels, "
+        f"{plural(config.n_head, 'head')}, {gelu}"
     )
     return config, weights
 

@@ -21,13 +21,13 @@ def is_hub_id(name: str) -> bool:
 
 
 def require(name: str | Path) -> None:
-    """Check that a name is that of a file or folder that exists, or could be one of a model of the Hub.
+    """Check that a name is that of a file or folder that may be a model, or could be one of a model of the Hub.
 
     Args:
         name: of a model.
 
     Raises:
-        GPT2LabError: it is neither; the message has a similar name that exists.
+        GPT2LabError: it is neither; the message says what else it is, or has a similar name that exists.
     """
     if not isinstance(name, str | os.PathLike) or not str(name):
         raise GPT2LabError(
@@ -36,6 +36,8 @@ def require(name: str | Path) -> None:
         )
     path = Path(name)
     if path.exists():
+        if other := _find_other_kind(path):
+            raise GPT2LabError(f"{name} is {other}, not a model; give a run directory, a model's folder, or a Hub id")
         return
     if path.suffix in SUFFIXES:
         advice = "; give a model's file or folder, a run directory, or a Hub id"
@@ -43,6 +45,16 @@ def require(name: str | Path) -> None:
     if not is_hub_id(str(name)):
         advice = "; give a run directory, a model's folder, or a Hub id such as gpt2"
         raise GPT2LabError(f"{name}: no such folder{suggest(name) or advice}")
+
+
+def _find_other_kind(path: Path) -> str:
+    """What a path is that is certainly no model; empty for all others."""
+    if path.is_file():
+        return "a recipe" if path.suffix in (".yaml", ".yml") else ""
+    if any((path / name).exists() for name in ("config.json", "config.yaml", "checkpoints", "metrics.jsonl")):
+        return ""
+    shards = ("manifest.json", "*train*.npy", "*train*.bin")
+    return "a data folder" if any(any(path.glob(pattern)) for pattern in shards) else ""
 
 
 def suggest(name: str | Path) -> str:

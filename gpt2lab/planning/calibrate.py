@@ -22,6 +22,7 @@ from gpt2lab import config as settings
 from gpt2lab import logs, progress
 from gpt2lab.config import Config
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.formatting import plural
 from gpt2lab.model import ops
 from gpt2lab.options import PlanOptions
 from gpt2lab.planning import calibration, local, plan, speed
@@ -75,7 +76,7 @@ def _describe(measured: Calibration, file: Path) -> str:
         f"  memory            {measured.bandwidth:,.0f} GB/s",
     ]
     if measured.link:
-        lines.append(f"  between ranks     {measured.link:.3g} GB/s ({measured.ranks} ranks)")
+        lines.append(f"  between ranks     {measured.link:.3g} GB/s ({plural(measured.ranks, 'rank')})")
     spread = f"{measured.factor / measured.spread:.2f} to {measured.factor * measured.spread:.2f}"
     return "\n".join([*lines, f"  training step     factor {measured.factor:.2f} ({spread})", f"kept in {file}"])
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gpt2lab import files, resources
+from gpt2lab.formatting import plural
 from gpt2lab.planning.speed import Constants, Efficiency, Stack
 from gpt2lab.system.gpus import GPU, Positive
 
@@ -57,7 +58,12 @@ class Calibration(BaseModel):
     @property
     def key(self) -> str:
         """What a calibration holds for: a new one replaces the old one of the same key."""
-        parts = (self.device, f"{self.threads} threads" if self.threads else "", f"torch {self.torch}", self.precision)
+        parts = (
+            self.device,
+            plural(self.threads, "thread") if self.threads else "",
+            f"torch {self.torch}",
+            self.precision,
+        )
         return ", ".join(part for part in (*parts, "compiled" * self.compiled) if part)
 
     def apply(self, gpu: GPU, gpus: int) -> tuple[GPU, Stack]:

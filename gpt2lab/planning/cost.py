@@ -98,10 +98,12 @@ def find_limits(config: Config, tokens_per_second: Range, duration: Duration, di
     write = 12 * flops.parameters(config.model) / _DISK
     steps = config.checkpoint.every or config.train.max_steps
     interval = steps * config.train.total_batch_size / tokens_per_second.high
+    waits = (write - interval) * config.train.max_steps / steps  # of a save for the write before it
+    run = 3600 * duration.total.estimate
     found = {
         "data": read > disk_mb_per_second,
         "evaluation": share > _NOTABLE_SHARE,
-        "checkpoints": write > interval or duration.checkpoints > _NOTABLE_SHARE * duration.total.estimate,
+        "checkpoints": max(waits, 3600 * duration.checkpoints) > _NOTABLE_SHARE * run,
     }
     return Limits(read, share, write, interval, tuple(name for name, holds in found.items() if holds))
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from gpt2lab.config import Config
-from gpt2lab.formatting import format_duration
+from gpt2lab.formatting import format_duration, plural
 from gpt2lab.model import flops
 from gpt2lab.planning import loss, plan
 from gpt2lab.planning.memory import GIB
@@ -24,7 +24,7 @@ def headline(config: Config, overrides: Mapping[str, str], train_tokens: int | N
     name = f"{config.run.name or 'run'}{f' with {given}' if given else ''}"
     lines = [
         f"{name}: {flops.parameters(config.model):,} parameters, "
-        f"{_short(train.max_steps * train.total_batch_size)} tokens in {train.max_steps:,} steps of "
+        f"{_short(train.max_steps * train.total_batch_size)} tokens in {plural(train.max_steps, 'step')} of "
         f"{train.total_batch_size:,}"
     ]
     if expected := loss.expect(config, train_tokens):
@@ -58,7 +58,7 @@ def describe(config: Config, each: Plan, title: str = "") -> list[str]:
     mfu = "" if each.gpu.is_cpu else f", MFU {outlook.mfu:.0%}"
     lines = [
         title,
-        f"  micro batch   {each.micro_batch_size} sequences, {each.grad_accum_steps} in a step "
+        f"  micro batch   {plural(each.micro_batch_size, 'sequence')}, {each.grad_accum_steps} in a step "
         f"(largest that fits: {each.largest_micro_batch_size}{_why_lowered(config, each)})",
         f"  memory        {memory}",
         f"  speed         {_range(outlook.tokens_per_second)} tokens/s{mfu}",
@@ -95,8 +95,8 @@ def _describe_bottleneck(outlook: Outlook, device: str) -> str:
     texts = {
         "data": f"reading {limits.read_mb_per_second:.0f} MB/s of tokens",
         "evaluation": f"evaluation, {limits.evaluation_share:.0%} of the time",
-        "checkpoints": f"checkpoints: a write takes {format_duration(limits.checkpoint_seconds)}, "
-        f"one is due every {format_duration(limits.checkpoint_interval_seconds)}",
+        "checkpoints": f"checkpoints: a write takes {_format_interval(limits.checkpoint_seconds)}, "
+        f"one is due every {_format_interval(limits.checkpoint_interval_seconds)}",
     }
     if limits.holds_up:
         return "; ".join(texts[name] for name in limits.holds_up)
@@ -104,6 +104,10 @@ def _describe_bottleneck(outlook: Outlook, device: str) -> str:
         f"the {device}; not the data ({limits.read_mb_per_second:.1f} MB/s of tokens), "
         f"evaluation ({limits.evaluation_share:.1%} of the time) or checkpoints"
     )
+
+
+def _format_interval(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else format_duration(seconds)
 
 
 def compare(plans: Sequence[Plan], offers: Sequence[Sequence[Offer]], budget: float | None) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from gpt2lab.config import SIZES, Config, GPT2Config
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.formatting import plural
 from gpt2lab.model import flops
 from gpt2lab.scaling import charts, fit, points
 from gpt2lab.scaling.charts import Outcome
@@ -94,7 +95,7 @@ def _describe(fits: Fits, counted: str) -> list[str]:
     equation = f"L = {law.E:.3f} + {law.A:.4g} N^-{law.alpha:.3f} + {law.B:.4g} D^-{law.beta:.3f}"
     intervals = ", ".join(f"{key} {low:.3g} to {high:.3g}" for key, (low, high) in best.interval95().items())
     lines = [
-        f"{len(fits.points)} runs, N counts {counted.replace('-', ' ')}. {name}: {equation}; "
+        f"{plural(len(fits.points), 'run')}, N counts {counted.replace('-', ' ')}. {name}: {equation}; "
         f"optimal N grows as C^{a:.2f}, D as C^{b:.2f}.",
         f"95% intervals: {intervals}.",
     ]

@@ -5,7 +5,7 @@ from typing import Any
 
 from gpt2lab.config import Config, yaml_format
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.formatting import format_count
+from gpt2lab.formatting import format_count, plural
 from gpt2lab.model import flops
 from gpt2lab.planning.loss import BESIROGLU
 from gpt2lab.scaling import family
@@ -79,8 +79,8 @@ def write_recipe(design: Design, origin: str, comments: list[str]) -> str:
     lines = [
         f"Scaled from {origin} by `gpt2lab scaling recommend`.",
         "",
-        f"  {batch // block:,} sequences x {block:,} tokens = {batch:,} tokens a step",
-        f"  {train.max_steps:,} steps x {batch:,} = {format_count(design.tokens)} tokens",
+        f"  {plural(batch // block, 'sequence')} x {block:,} tokens = {batch:,} tokens a step",
+        f"  {plural(train.max_steps, 'step')} x {batch:,} = {format_count(design.tokens)} tokens",
         f"  {design.parameters:,} parameters as counted by the law, {flops.parameters(config.model):,} in all",
         f"  {design.flops:.3g} FLOPs",
         "",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gpt2lab.formatting import format_count, format_duration
+from gpt2lab.formatting import format_count, format_duration, plural
 from gpt2lab.scaling.forms import Law
 
 EQUATIONS = {
@@ -22,7 +22,7 @@ def format_fit(result: Mapping[str, Any], counted: str) -> str:
     Returns:
         Lines of text.
     """
-    lines = [f"{result['points']} points, N: {counted}"]
+    lines = [f"{plural(result['points'], 'point')}, N: {counted}"]
     for form, equation in EQUATIONS.items():
         lines += ["", equation, *(_parameter_lines(result[form]) if result[form] else ["  cannot be fitted"])]
         if residuals := result["residuals"].get(form):
@@ -101,6 +101,6 @@ def format_plan(plan: Mapping[str, Any]) -> str:
     ]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
-    total = f"{len(rows)} runs, {plan['flops']:.2e} FLOPs"
+    total = f"{plural(len(rows), 'run')}, {plan['flops']:.2e} FLOPs"
     time = f", {format_duration(plan['seconds'])} one after another" if plan["seconds"] else ""
     return "\n".join([*lines, total + (time or "; for their time, give --speed or a finished run")])

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from gpt2lab import files
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.formatting import format_count, format_duration
+from gpt2lab.formatting import format_count, format_duration, plural
 from gpt2lab.sweep import charts, record
 from gpt2lab.sweep.charts import Panel, Result
 from gpt2lab.tracking import plots, records
@@ -99,8 +99,7 @@ def read_rows(folder: Path) -> list[Row]:
     Raises:
         GPT2LabError: there are none, or a file is damaged.
     """
-    if not folder.is_dir():
-        raise GPT2LabError(f"{folder} does not exist{files.suggest_path(folder)}")
+    files.require_folder(folder)
     recorded = {str(row.get("name")): row for row in record.read(folder).get("runs", ())}
     begun = {path.parent.name for path in folder.glob("*/config.yaml")}
     rows = [_read_row(folder / name, recorded.get(name, {})) for name in [*recorded, *sorted(begun - recorded.keys())]]
@@ -140,7 +139,7 @@ def _summarize(folder: Path, rows: Sequence[Row]) -> str:
         count[row.status] = count.get(row.status, 0) + 1
     parts = ", ".join(f"{number} {status}" for status, number in count.items())
     recipes = ", ".join(map(str, record.read(folder).get("config", ())))
-    return f"{len(rows)} runs{f' of {recipes}' if recipes else ''}: {parts}."
+    return f"{plural(len(rows), 'run')}{f' of {recipes}' if recipes else ''}: {parts}."
 
 
 def _render(content: Mapping[str, Any]) -> str:

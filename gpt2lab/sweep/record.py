@@ -104,10 +104,11 @@ def describe_change(sweep: Sweep) -> str:
     if not recorded:
         return ""
     before, now = {str(row.get("name")) for row in recorded["runs"]}, {run.name for run in sweep.runs}
-    parts = [f"{len(now - before)} runs are new"] if now - before else []
+    parts = [f"{new} run{'s are' if new > 1 else ' is'} new"] if (new := len(now - before)) else []
     if gone := sorted(before - now):
         names = ", ".join(gone[:4]) + (", …" if len(gone) > 4 else "")
-        parts.append(f"{len(gone)} are no longer in it and stay in the folder ({names})")
+        stay = "are no longer in it and stay" if len(gone) > 1 else "is no longer in it and stays"
+        parts.append(f"{len(gone)} {stay} in the folder ({names})")
     return f"the grid of {sweep.folder} has changed: {', '.join(parts)}" if parts else ""
 
 

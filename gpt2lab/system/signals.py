@@ -106,10 +106,10 @@ class StopSignals:
 
     def _exit(self, number: int) -> None:
         """End the process without saving. Takes no lock of a stream: the main thread may hang while it holds one."""
-        loss = f": {self.describe_loss()}" if self.describe_loss is not None else ""
+        loss = f"; {self.describe_loss()}" if self.describe_loss is not None else ""
         progress.restore_terminal()
         if os.environ.get("RANK", "0") == "0":
-            text = f"gpt2lab: {signal.Signals(number).name} again, so nothing is saved{loss}\n"
+            text = f"gpt2lab: {signal.Signals(number).name} again: stopped at once{loss}\n"
             with contextlib.suppress(OSError):
                 os.write(2, text.encode())
         os._exit(128 + number)

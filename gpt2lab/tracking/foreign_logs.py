@@ -111,7 +111,7 @@ def read(file: Path, tokens_per_step: int | None = None) -> ForeignLog:
         are left out, and a value that the end of the file cuts short.
 
     Raises:
-        GPT2LabError: the file cannot be read, or is in no known format.
+        GPT2LabError: the file cannot be read, is in no known format, or is a table without a row that can be read.
     """
     try:
         found = _read_csv(file) or _read_lines(file)
@@ -194,8 +194,20 @@ def _rows(lines: Iterator[str], delimiter: str) -> Iterator[list[str]]:
         yield from csv.reader(lines, delimiter=delimiter)
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _read_csv(file: Path) -> _Found | None:
-    """Read a table with columns of steps and losses, separated by commas, tabs or semicolons; log which were taken."""
+    """Read a table with columns of steps and losses, separated by commas, tabs or semicolons; log which were taken.
+
+    Raises:
+        GPT2LabError: it has these columns, and no row that can be read.
+    """
     lines = (line.rstrip("\r\n") for line in _lines(file))
     first = next(lines, "")
     delimiter = max(",;\t", key=first.count)
@@ -205,19 +217,23 @@ def _read_csv(file: Path) -> _Found | None:
         return None
     points: dict[str, dict[int, float]] = {}
     rates: list[float] = []
-    for row in _rows(lines, delimiter):
+    problem = ""
+    for number, row in enumerate(_rows(lines, delimiter), start=2):
         if delimiter == ";":  # of languages that write 3,5 for 3.5
             row = [cell.replace(",", ".") for cell in row]
         cells = {key: row[index].strip() for key, index in columns.items() if index < len(row) and row[index].strip()}
         try:
-            step = float(cells.pop("step"))
+            step = float(cells["step"])
             if "tokens" in cells and step > 0:
                 rates.append(float(cells["tokens"]) / step)
-            for key in cells.keys() - {"tokens"}:
+            for key in cells.keys() - {"step", "tokens"}:
                 _add(points.setdefault(key, {}), step, cells[key])
         except (KeyError, ValueError, OverflowError):
-            continue
+            bad = [cell for cell in cells.values() if not _is_number(cell)]
+            problem = problem or "".join(f"{file}, line {number}: {cell!r:.60} is not a number" for cell in bad[:1])
     if not any(points.values()):
+        if problem:
+            raise GPT2LabError(problem)
         return None
     taken = ", ".join(f"{key} from column {header[index].strip()!r}" for key, index in columns.items())
     logger.info(f"{file}: {taken}")

@@ -17,6 +17,7 @@ import numpy as np
 from gpt2lab.config import Config, load_run
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import suggest_path
+from gpt2lab.formatting import plural
 
 UNKNOWN_TEXT = "unknown text"
 LARGEST = 1e18  # larger integers in JSON may not fit into a float; no step, loss or rate is that large
@@ -99,7 +100,8 @@ class Run(Measured):
             return ""
         if hardware.get("gpu"):
             return f"{self.environment.get('world_size', 1)} x {hardware['gpu']}"
-        cores = f", {hardware['cores']} cores" if hardware.get("cores") else ""
+        number = hardware.get("cores")
+        cores = f", {plural(number, 'core')}" if isinstance(number, int) and number else ""
         return f"{hardware.get('cpu', hardware.get('device', ''))}{cores}"
 
     @property
@@ -184,7 +186,7 @@ def _lines(path: Path, warnings: list[str]) -> Iterator[dict[str, Any]]:
             else:
                 damaged += 1
     if damaged:
-        warnings.append(f"{path.name}: {_plural(damaged, 'damaged line')} left out")
+        warnings.append(f"{path.name}: {plural(damaged, 'damaged line')} left out")
 
 
 def _curves(lines: Iterable[Mapping[str, Any]], warnings: list[str]) -> dict[str, Curve]:
@@ -202,7 +204,7 @@ def _curves(lines: Iterable[Mapping[str, Any]], warnings: list[str]) -> dict[str
             elif value is None or isinstance(value, float):  # NaN is written as null
                 not_finite.setdefault(key, []).append(step)
     for key, steps_of_key in not_finite.items():
-        count = _plural(len(steps_of_key), "step")
+        count = plural(len(steps_of_key), "step")
         warnings.append(f"{key} was not a finite number at {count}, first at step {steps_of_key[0]:,}")
     return {key: Curve(np.asarray(steps, float), np.asarray(values, float)) for key, (steps, values) in points.items()}
 
@@ -223,7 +225,3 @@ def _newest_evaluation(folder: Path) -> dict[str, Any]:
             if "_limit_" not in path.name and (content := read_json(path)):
                 return content
     return {}
-
-
-def _plural(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gpt2lab import files, outputs
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.evaluation.baselines import BASELINES
+from gpt2lab.formatting import plural
 from gpt2lab.tracking import foreign_logs, plots, records, reference, savings, summary
 from gpt2lab.tracking.foreign_logs import ForeignLog
 from gpt2lab.tracking.plots import NARROW, WIDE, Line, Reference
@@ -82,7 +83,7 @@ def write(
     paths, logs = _sort_paths(folders)
     if len(tokens_per_step) not in (0, 1, len(logs)):
         raise GPT2LabError(
-            f"--tokens-per-step has {len(tokens_per_step)} numbers for {len(logs)} logs; give one number"
+            f"--tokens-per-step has {plural(len(tokens_per_step), 'number')} for {plural(len(logs), 'log')}; give one"
         )
     sizes: Sequence[int | None] = tokens_per_step or [None]
     sizes = sizes if len(sizes) == len(logs) else [*sizes] * len(logs)
@@ -96,6 +97,8 @@ def write(
         # JSON can have lone surrogates, which UTF-8 cannot.
         temporary.write_text(_render(lines, runs, charts, price_per_hour), encoding="utf-8", errors="replace")
     comparisons = [*_comparisons(runs, "val/loss"), *_comparisons(runs, "hellaswag/acc_norm"), *savings.describe(runs)]
+    if difference := savings.describe_difference(runs):
+        logger.warning(difference)
     for comparison in comparisons:
         logger.info(comparison)
     return [page, *pictures]
@@ -251,7 +254,6 @@ def _comparisons(runs: Sequence[Run], key: str) -> list[str]:
 
 def _loss_note(lines: Sequence[Line], runs: Sequence[Run]) -> str:
     """How to read the loss plot."""
-    sources = list(dict.fromkeys(run.source for run in runs))
     steps_per_point = max(len(line.run.curve("train/loss").steps) for line in lines) / plots.POINTS[len(lines) == 1]
     mean = f" averaged over {math.ceil(steps_per_point)} steps" if steps_per_point > 1 else ""
     mean += "; shading: minimum to maximum" if mean and len(lines) == 1 else ""
@@ -259,14 +261,10 @@ def _loss_note(lines: Sequence[Line], runs: Sequence[Run]) -> str:
     if plots.loss_range(lines) is not None:
         highest = max(value for line in lines for value in line.run.curve("train/loss").values[:1])
         notes.append(f"The first steps, from {highest:.2f} on, are above the plot.")
-    if len(sources) > 1:
-        notes.append(f"The runs were trained on different text ({', '.join(sources)}): do not compare their losses.")
-    elif (data_set := reference.find_data_set(runs[0])) == "fineweb-edu":
-        notes.append("The dashed line is OpenAI's GPT-2 124M on FineWeb-Edu's validation shard.")
-    elif data_set == "fineweb":
-        notes.append("The dashed line is the loss on FineWeb's validation tokens that speed records have to reach.")
-    else:
-        notes.append(f"Trained on {sources[0]}: do not compare with GPT-2's published 3.29, measured on FineWeb-Edu.")
+    if difference := savings.describe_difference(runs):
+        notes.append(difference)
+    if len({run.source for run in runs}) == 1:
+        notes.append(_published_loss_note(runs[0]))
     logs = [line.run for line in lines if isinstance(line.run, ForeignLog)]
     if logs:
         ends = "; ".join(f"{log.name} ({log.format}){_last_values(log)}" for log in logs)
@@ -276,6 +274,16 @@ def _loss_note(lines: Sequence[Line], runs: Sequence[Run]) -> str:
     elif unknown := [log.name for log in logs if log.tokens_per_step is None]:
         notes.append(f"Tokens of a step of {', '.join(unknown)} are not known (--tokens-per-step): compare steps only.")
     return " ".join([*notes, *_band_notes(lines, runs, "val/loss"), *savings.describe(runs)])
+
+
+def _published_loss_note(run: Run) -> str:
+    """What the dashed line in the loss plot is, or why there is none."""
+    data_set = reference.find_data_set(run)
+    if data_set == "fineweb-edu":
+        return "The dashed line is OpenAI's GPT-2 124M on FineWeb-Edu's validation shard."
+    if data_set == "fineweb":
+        return "The dashed line is the loss on FineWeb's validation tokens that speed records have to reach."
+    return f"Trained on {run.source}: do not compare with GPT-2's published 3.29, measured on FineWeb-Edu."
 
 
 def _last_values(log: ForeignLog) -> str:

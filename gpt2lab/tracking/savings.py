@@ -1,18 +1,20 @@
-"""How much sooner one run reaches the final loss of another, in tokens and in training time."""
+"""Whether the losses of runs can be compared, and how much sooner one run reaches the final loss of another."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from gpt2lab.config import GPT2_VOCAB_SIZE
+from gpt2lab.tracking import reference
 from gpt2lab.tracking.records import Run
 
 
 def describe(runs: Sequence[Run]) -> list[str]:
     """Say which runs reach the final validation loss of another one with fewer tokens.
 
-    Between two evaluations, the loss is taken to fall linearly. Runs on different text are not compared, nor runs
-    whose texts were divided into other tokens.
+    Between two evaluations, the loss is taken to fall linearly. Only runs are compared whose losses can be, see
+    `describe_difference`.
 
     Args:
         runs: any number.
@@ -44,6 +46,30 @@ def describe(runs: Sequence[Run]) -> list[str]:
     return sentences
 
 
+def describe_difference(runs: Sequence[Run]) -> str:
+    """Say why the losses of runs cannot be compared.
+
+    Args:
+        runs: any number.
+
+    Returns:
+        A sentence; empty if the runs have the same text, tokens and validation data.
+    """
+    if len(sources := _distinct(run.source for run in runs)) > 1:
+        return f"The runs were trained on different text ({', '.join(sources)}): do not compare their losses."
+    # Rows of the vocabulary that only pad it do not change the tokens.
+    if len(sizes := _distinct(min(run.settings.model.vocab_size, GPT2_VOCAB_SIZE) for run in runs)) > 1:
+        return f"The runs have different tokens (model.vocab_size {', '.join(sizes)}): do not compare their losses."
+    if len(_distinct(_validation_data(run) for run in runs)) > 1:
+        return "The runs have different validation data: do not compare their losses."
+    if len(sizes := _distinct(_validation_tokens(run) for run in runs)) > 1:
+        return (
+            f"The validation losses are over different numbers of tokens ({', '.join(sizes)}, train.eval_tokens): do "
+            "not compare them."
+        )
+    return ""
+
+
 def minutes_of_training(run: Run) -> np.ndarray | None:
     """Return the minutes of training up to each step, without evaluations and checkpoints.
 
@@ -62,13 +88,35 @@ def minutes_of_training(run: Run) -> np.ndarray | None:
 def _step_of_loss(run: Run, other: Run) -> float | None:
     """The step, a fraction, where a run reaches the final validation loss of another one; None if it does not."""
     (steps, losses), final = run.curve("val/loss"), other.curve("val/loss").values
-    # Rows of the vocabulary that only pad it do not change the tokens.
-    same_tokens = len({min(each.settings.model.vocab_size, GPT2_VOCAB_SIZE) for each in (run, other)}) == 1
-    same_text = run.source == other.source and same_tokens
-    if not same_text or len(final) < 2 or not (losses <= final[-1]).any():
+    if describe_difference([run, other]) or len(final) < 2 or not (losses <= final[-1]).any():
         return None
     first = int(np.argmax(losses <= final[-1]))
     if first == 0:
         return None
     before = first - 1
     return float(np.interp(final[-1], [losses[first], losses[before]], [steps[first], steps[before]]))
+
+
+def _distinct(values: Iterable[object]) -> list[str]:
+    """The values as text, each once, in their order."""
+    return list(dict.fromkeys(map(str, values)))
+
+
+def _recorded_data(run: Run) -> Mapping[str, Any]:
+    data = run.environment.get("data")
+    return data if isinstance(data, Mapping) else {}
+
+
+def _validation_data(run: Run) -> tuple[object, ...]:
+    """What tells the validation split of a run from those of others."""
+    if data_set := reference.find_data_set(run):  # published: the same text beside any number of train shards
+        return (data_set,)
+    if data := _recorded_data(run):
+        return data.get("val_tokens"), data.get("train_tokens")
+    return run.settings.data.dir, run.settings.data.input
+
+
+def _validation_tokens(run: Run) -> int:
+    """Tokens of the validation loss: no more than the split has."""
+    limit, size = run.settings.train.eval_tokens, _recorded_data(run).get("val_tokens")
+    return min(limit, size) if isinstance(size, int) else limit

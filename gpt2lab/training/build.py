@@ -31,6 +31,7 @@ from gpt2lab.data import catalogue, run_data
 from gpt2lab.data.loader import Loader
 from gpt2lab.data.shards import open_split
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.formatting import plural
 from gpt2lab.model import flops, pretrained
 from gpt2lab.system import attention, distributed
 from gpt2lab.system import device as devices
@@ -251,7 +252,7 @@ def wrap_for_training(
     if train.micro_batch_size not in ("auto", size):
         logger.info(
             f"train.micro_batch_size is {size}, not {train.micro_batch_size}: the largest up to it that divides the "
-            f"{sequences} sequences of a process"
+            f"{plural(sequences, 'sequence')} of a process"
         )
     model = TrainingModel(plain, wrap, size, block_size, state.sharded, dist, precision)
     if cuda and not state.sharded:  # no rank can run a sharded model alone

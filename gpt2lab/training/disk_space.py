@@ -6,7 +6,7 @@ from typing import NamedTuple
 from gpt2lab import files
 from gpt2lab.config import Config
 from gpt2lab.files import SpaceNeeded
-from gpt2lab.formatting import format_bytes
+from gpt2lab.formatting import format_bytes, plural
 from gpt2lab.model import flops, resolve
 from gpt2lab.training.checkpoint import BYTES_PER_PARAMETER
 from gpt2lab.training.run_directory import RunDirectory
@@ -80,7 +80,9 @@ def require_space(config: Config, directory: RunDirectory, *, remove_unfinished:
         needs = [
             SpaceNeeded(directory.path, missing * space.each, what),
             SpaceNeeded(
-                directory.path, records + _REPORT_BYTES, f"records of {config.train.max_steps:,} steps and the report"
+                directory.path,
+                records + _REPORT_BYTES,
+                f"records of {plural(config.train.max_steps, 'step')} and the report",
             ),
         ]
         advice = "free space, move run.out_dir to another disk, "

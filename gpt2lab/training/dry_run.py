@@ -9,7 +9,7 @@ from gpt2lab import logs
 from gpt2lab.config import Config
 from gpt2lab.data import catalogue, run_data, shards
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.formatting import format_count, format_time_left
+from gpt2lab.formatting import format_count, format_time_left, plural
 from gpt2lab.planning import local, text
 from gpt2lab.system import device as devices
 from gpt2lab.system import distributed
@@ -82,7 +82,7 @@ def _describe_plan(
 ) -> Iterator[str]:
     here, compiled = local.describe(device), build.is_compiled(config.system, device)
     val_tokens = len(data.val) if data else None
-    threads = f", {here.threads} threads" if here.threads else ""
+    threads = f", {plural(here.threads, 'thread')}" if here.threads else ""
     title = f"this machine: {world_size} x {here.name}{threads}, {precision}"
     expected = estimate.make(config, device, precision, compiled, world_size, val_tokens=val_tokens)
     if expected is None:

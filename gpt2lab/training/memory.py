@@ -216,6 +216,8 @@ def lower_on_cpu(plan: BatchPlan, block_size: int, device: torch.device) -> Batc
         return plan
     sequences = plan.micro_batch_size * plan.grad_accum_steps
     size = largest_divisor(sequences, limit // block_size)
+    if size == plan.micro_batch_size:  # one sequence has more tokens than the limit
+        return plan
     logger.info(f"micro_batch_size is {size} on this CPU, not {plan.micro_batch_size}: more is not faster")
     return BatchPlan(plan.sequences, size, sequences // size)
 

@@ -4,7 +4,7 @@ import logging
 import time
 
 from gpt2lab.config import GPT2_VOCAB_SIZE, OptimizerConfig, TrainConfig
-from gpt2lab.formatting import format_duration
+from gpt2lab.formatting import format_duration, plural
 from gpt2lab.training.batches import TrainingData
 from gpt2lab.training.checkpoint import Checkpoint
 from gpt2lab.training.disk_space import CheckpointSpace
@@ -78,12 +78,14 @@ def log_summary(
     ranks, size = model.dist.world_size, model.micro_batch_size
     micro_steps = data.loader.sequences_per_step // ranks // size
     logger.info(
-        f"step: {train.total_batch_size:,} tokens = {ranks} rank{'s' * (ranks > 1)} x {micro_steps} "
-        f"micro-step{'s' * (micro_steps > 1)} x {size} sequences of {shape.block_size:,}"
+        f"step: {train.total_batch_size:,} tokens = {plural(ranks, 'rank')} x {plural(micro_steps, 'micro-step')} "
+        f"x {plural(size, 'sequence')} of {shape.block_size:,}"
     )
     tokens = train.max_steps * train.total_batch_size
     epochs = tokens / len(data.train)
-    logger.info(f"run: {train.max_steps:,} steps, {tokens:,} tokens, {epochs:.2f} epochs of {len(data.train):,} tokens")
+    logger.info(
+        f"run: {plural(train.max_steps, 'step')}, {tokens:,} tokens, {epochs:.2f} epochs of {len(data.train):,} tokens"
+    )
     logger.info(f"device: {model.dist.device.type}, {model.precision.name}")
     logger.info(space.line())
     if estimate:

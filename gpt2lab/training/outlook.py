@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterator
 
 from gpt2lab import progress
 from gpt2lab.config import TrainConfig
-from gpt2lab.formatting import format_count, format_time_left
+from gpt2lab.formatting import format_count, format_time_left, plural
 from gpt2lab.planning.speed import Range
 
 logger = logging.getLogger(__name__)
@@ -113,9 +113,9 @@ class Outlook:
         last = self._train.max_steps - steps_taken < _MEASURED_STEPS  # there is no later line
         soon = _MEASURED_STEPS * seconds_per_step < _SOON and not last
         if seconds >= _SHORT_RUN and not expected and not soon:
-            steps = f"{math.ceil(self._train.max_steps - steps_taken):,}"
+            steps = plural(math.ceil(self._train.max_steps - steps_taken), "step")
             speed = format_count(rate)
-            logger.info(f"the remaining {steps} steps will take about {format_time_left(seconds)} ({speed} tok/s)")
+            logger.info(f"the remaining {steps} will take about {format_time_left(seconds)} ({speed} tok/s)")
             if evaluations:
                 logger.info(f"  {format_time_left(evaluations)} of it for evaluations")
             elif self._train.eval_every or self._train.hellaswag_every or self._train.sample_every:

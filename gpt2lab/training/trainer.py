@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gpt2lab.config import OptimizerConfig, TrainConfig
+from gpt2lab.formatting import plural
 from gpt2lab.model import flops
 from gpt2lab.model.language_model import LanguageModel
 from gpt2lab.planning.speed import Range
@@ -126,17 +127,17 @@ class Trainer:
             self.checkpointer.save(step, self.values)
 
     def describe_loss(self, verb: str = "lost") -> str:
-        """Return what is lost if the process ends now, as the end of a message.
+        """Return what is saved, and what is lost, if the process ends now, as the end of a message.
 
         Args:
             verb: what is said of these steps, as `lost` or `repeated`.
         """
         saved = max(self.checkpointer.written, self.first_step)  # which another run may have saved
-        since = f"step {saved:,}, the last one that was saved," if saved else "the beginning"
-        if self.step == saved:
-            return f"nothing since {since} is {verb} but an unfinished step or evaluation"
         steps = self.step - saved
-        return f"the {steps:,} steps since {since} are {verb}" if steps > 1 else f"the step since {since} is {verb}"
+        kept, since = (f"step {saved:,} is saved", "since") if saved else ("nothing is saved", "since the beginning")
+        if steps == 0:
+            return f"{kept}, and only the unfinished step is {verb}"
+        return f"{kept}, and the {plural(steps, 'step')} {since} {'are' if steps > 1 else 'is'} {verb}"
 
     def _stop_reason(self) -> int:
         """The signal that this rank received, or _WRITE_FAILED; 0 to go on."""

@@ -108,7 +108,9 @@ def test_a_profile_is_a_trace_and_a_table(capfd, tmp_path):
         (["--nanogpt", "/nope"], "--nanogpt /nope: no such folder"),
         (["--build-nanogpt", "/"], "no train_gpt2.py there"),
         (["--rivals", "nanogpt"], "--nanogpt FOLDER"),
-        (["--chart", "/nope/chart.png"], "--chart /nope/chart.png: no such folder"),
+        (["--nanogpt", __file__], "test_bench.py is a file, not a folder"),
+        (["--chart", "/nope/chart.png"], "--chart /nope/chart.png: /nope: no such folder"),
+        (["--chart", f"{__file__}/chart.png"], "test_bench.py is a file, not a folder"),
         (["--profile", "/"], "--profile / is a folder"),
     ],
 )

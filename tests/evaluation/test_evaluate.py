@@ -185,6 +185,8 @@ def test_errors_name_the_option_or_the_file(workspace, capsys, tmp_path, monkeyp
     assert "config.json" in error_of(capsys, "--model-checkpoint", str(tmp_path), "--tasks", "everyday")
     nowhere = ["--tasks", "everyday", "--data-dir", str(workspace / "dat")]  # not the validation loss of other data
     assert f"did you mean {workspace / 'data'}?" in error_of(capsys, "--model-checkpoint", run, *nowhere)
+    file = ["--tasks", "everyday", "--data-dir", str(tmp_path / "bad.jsonl")]
+    assert "bad.jsonl is a file, not a folder\n" in error_of(capsys, "--model-checkpoint", run, *file)
 
 
 def test_a_data_dir_without_shards_and_task_files_is_refused_rather_than_ignored(workspace, capsys, tmp_path):

@@ -153,6 +153,7 @@ def test_a_dry_run_lists_the_files_without_a_login_and_changes_nothing(hub, sour
     assert export(source, "--space", tmp_path / "space", "--push", "me/mine", "--dry-run") == 0
     out = capsys.readouterr().out
     assert "to the private space me/mine" in out
+    assert "written to" not in out  # a folder that is gone
     assert all(f"  {name}  " in out for name in ("app.py", "model.safetensors", "README.md", "tokenizer.json"))
     assert not hub.repositories
     assert not (tmp_path / "space").exists()

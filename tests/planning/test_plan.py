@@ -40,6 +40,21 @@ def test_an_automatic_micro_batch_has_at_most_the_tokens_that_training_allows():
     assert each.micro_batch_size * 1024 <= memory.AUTO_TOKENS
 
 
+def test_checkpoints_hold_a_run_up_only_if_it_waits_for_them_long(capsys):
+    """The quickstart on an H100 waits for each write, but for a second in all."""
+    assert "evaluation (0.3% of the time) or checkpoints" in run(capsys, "--config", "quickstart", "--gpu", "h100")
+    text = run(
+        capsys, "--config", "quickstart", "--gpu", "h100", "--train.max_steps", "60000", "--checkpoint.every", "1"
+    )
+    assert re.search(r"checkpoints: a write takes \d+ ms, one is due every \d+ ms", text)
+
+
+def test_one_of_something_is_singular(capsys):
+    text = run(capsys, *TINY, "--gpu", "h100", "--train.max_steps", "1", "--train.total_batch_size", "64")
+    assert " in 1 step of 64" in text
+    assert "micro batch   1 sequence, 1 in a step" in text
+
+
 def list_keys(value, prefix="") -> set[str]:
     if isinstance(value, list):
         return set().union(*(list_keys(each, prefix) for each in value))

@@ -70,7 +70,7 @@ def test_finished_runs_are_skipped_and_a_changed_grid_is_said(recipe, tmp_path, 
     capsys.readouterr()
     assert sweep(recipe, "--over", "run.seed=2,3") == 0
     said = capsys.readouterr().out
-    assert "1 runs are new" in said
+    assert "1 run is new" in said
     assert "seed-1" in said
     assert "1 of 2 runs to train" in said
     assert all((folder / name / "metrics.jsonl").stat().st_mtime_ns == when for name, when in before.items())

@@ -108,6 +108,14 @@ def test_columns_of_a_csv_are_guessed_and_said(text, rate, tmp_path, caplog):
     assert re.search("step from column '.*', .*val/loss from column '.*'", caplog.text)
 
 
+@pytest.mark.parametrize("row", ["1,abc", "abc,1"])
+def test_a_table_without_a_readable_row_names_the_cell(row, tmp_path, make_run, capsys):
+    path = tmp_path / "log.csv"
+    path.write_text(f"step,loss\n\n{row}\n2,def\n")
+    assert cli.main(["report", str(make_run()), str(path)]) == 2
+    assert capsys.readouterr().err == f"gpt2lab: {path}, line 3: 'abc' is not a number\n"
+
+
 @pytest.mark.parametrize(
     "content",
     [

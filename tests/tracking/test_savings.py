@@ -15,12 +15,18 @@ def make_run(folder: Path, name: str, losses: dict[int, float], step_ms: float, 
         "run": {"name": name},
         "data": {"source": changes.get("source", "stdlib")},
         "model": {"block_size": 10, "vocab_size": changes.get("vocab_size", 300)},
-        "train": {"total_batch_size": changes.get("tokens", 100), "max_steps": max(losses)},
+        "train": {
+            "total_batch_size": changes.get("tokens", 100),
+            "max_steps": max(losses),
+            "eval_tokens": changes.get("eval_tokens", 1000),
+        },
     }
     path = folder / name
     path.mkdir()
     (path / "config.yaml").write_text(Config.model_validate(values).to_yaml())
-    (path / "environment.json").write_text(json.dumps({"hardware": {"cpu": changes.get("cpu", "a CPU")}}))
+    facts = {"hardware": {"cpu": changes.get("cpu", "a CPU")}}
+    facts |= {"data": {"source": values["data"]["source"], "val_shard": "val_000000.npy"} | changes.get("data", DATA)}
+    (path / "environment.json").write_text(json.dumps(facts))
     lines = []
     for step in range(max(losses) + 1):
         line = {"step": step} | ({"train/loss": 5.0, "perf/step_ms": step_ms} if step else {})
@@ -29,11 +35,13 @@ def make_run(folder: Path, name: str, losses: dict[int, float], step_ms: float, 
     return path
 
 
+DATA = {"train_tokens": 9000, "val_tokens": 2000}
 SLOW, FAST = {0: 10.0, 50: 5.0, 100: 4.0}, {0: 10.0, 30: 4.5, 40: 3.5, 60: 3.0}
 
 
 def describe(tmp_path, **changes):
-    slow = make_run(tmp_path, "slow", SLOW, 10, vocab_size=changes.pop("slow_vocab_size", 300))
+    of_slow = {key.removeprefix("slow_"): changes.pop(key) for key in list(changes) if key.startswith("slow_")}
+    slow = make_run(tmp_path, "slow", SLOW, 10, **of_slow)
     fast = make_run(tmp_path, "fast", FAST, changes.pop("step_ms", 20), **changes)
     return savings.describe([records.read(slow), records.read(fast)])
 
@@ -56,9 +64,33 @@ def test_tokens_count_not_steps(tmp_path):
     assert describe(tmp_path / "again", tokens=400) == []  # 35 steps are 14,000 tokens, more than 10,000
 
 
-@pytest.mark.parametrize("change", [{"source": "tinyshakespeare"}, {"vocab_size": 256}])
-def test_other_text_or_other_tokens_are_not_compared(tmp_path, change):
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"source": "tinyshakespeare"}, "different text (stdlib, tinyshakespeare)"),
+        ({"vocab_size": 256}, "different tokens (model.vocab_size 300, 256)"),
+        ({"eval_tokens": 500}, "different numbers of tokens (1000, 500, train.eval_tokens)"),
+        ({"data": DATA | {"val_tokens": 1999}}, "different validation data"),
+        ({"data": DATA | {"train_tokens": 8999}}, "different validation data"),
+    ],
+)
+def test_runs_whose_losses_differ_in_meaning_are_not_compared(tmp_path, change, reason, caplog):
     assert describe(tmp_path, **change) == []
+    page = report.write(tmp_path / "slow", tmp_path / "fast")[0].read_text()
+    for text in (page, caplog.text):  # on the terminal, too
+        assert reason in text
+        assert "do not compare" in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"eval_tokens": 3000, "slow_eval_tokens": 2500},  # more than the split has
+        {"source": "fineweb-edu", "slow_source": "fineweb-edu", "data": DATA | {"train_tokens": 8999}},
+    ],
+)
+def test_the_same_validation_tokens_are_compared(tmp_path, change):
+    assert len(describe(tmp_path, **change)) == 1
 
 
 def test_a_padded_vocabulary_has_the_same_tokens(tmp_path):

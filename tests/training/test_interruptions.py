@@ -153,7 +153,7 @@ def test_a_second_signal_exits_at_once_and_tells_what_is_lost():
         "import os, time; from gpt2lab import logs; from gpt2lab.system.signals import StopSignals\n"
         "logs.configure()\n"
         "with StopSignals() as signals:\n"
-        "    signals.describe_loss = lambda: 'the 7 steps since step 10 are lost'\n"
+        "    signals.describe_loss = lambda: 'step 10 is saved, and the 7 steps since are lost'\n"
         "    os.kill(os.getpid(), 15)\n"
         "    while not signals.received: time.sleep(0.01)\n"
         "    os.kill(os.getpid(), 10); time.sleep(600)"
@@ -162,7 +162,7 @@ def test_a_second_signal_exits_at_once_and_tells_what_is_lost():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 128 + signal.SIGUSR1
     assert "SIGTERM" in done.stdout
-    assert "since step 10" in done.stderr
+    assert done.stderr == "gpt2lab: SIGUSR1 again: stopped at once; step 10 is saved, and the 7 steps since are lost\n"
 
 
 def test_the_steps_lost_after_a_start_from_another_run_are_counted_from_it(
@@ -177,8 +177,11 @@ def test_the_steps_lost_after_a_start_from_another_run_are_counted_from_it(
     monkeypatch.setattr(Trainer, "_train_step", counting)
     start = {"run__resume": str(finished_run / "checkpoints" / f"step_{STEPS:08d}"), "checkpoint__every": 0}
     training_run.run(settings(token_folder, tmp_path, train__max_steps=STEPS + 3, **start))
-    assert f"nothing since step {STEPS}" in told[0]
-    assert f"2 steps since step {STEPS}" in told[2]
+    assert told == [
+        f"step {STEPS} is saved, and only the unfinished step is lost",
+        f"step {STEPS} is saved, and the 1 step since is lost",
+        f"step {STEPS} is saved, and the 2 steps since are lost",
+    ]
 
 
 def test_a_disk_that_fills_up_says_what_is_repeated(token_folder, tmp_path, monkeypatch):
@@ -191,7 +194,9 @@ def test_a_disk_that_fills_up_says_what_is_repeated(token_folder, tmp_path, monk
 
     monkeypatch.setattr(metrics.JsonLines, "write", refuse)
     with pytest.raises(
-        GPT2LabError, match=r"again; the ([35] steps|step) since (step [24], .*|the beginning) (are|is) repeated"
+        GPT2LabError,
+        match=r"again; (step [24] is saved, and the . steps? since (are|is)|"
+        r"nothing is saved, and the . steps since the beginning are) repeated$",
     ):
         training_run.run(settings(token_folder, tmp_path))
 

@@ -48,6 +48,13 @@ def test_a_micro_batch_for_gpus_is_lowered_on_a_cpu():
     assert memory.lower_on_cpu(lowered, 1024, torch.device("cpu")) == lowered
 
 
+def test_a_micro_batch_of_one_long_sequence_is_not_said_to_be_lowered(caplog):
+    caplog.set_level(logging.INFO)
+    plan = BatchPlan(sequences=1, micro_batch_size=1, grad_accum_steps=1)
+    assert memory.lower_on_cpu(plan, 30000, torch.device("cpu")) == plan
+    assert not caplog.text
+
+
 @pytest.mark.parametrize(("device", "steps"), [("cpu", 1), ("cuda", 4)])
 def test_the_time_is_told_once_after_the_first_steps(clock, caplog, device, steps):
     """On a CPU already in the first step, with what to try instead."""

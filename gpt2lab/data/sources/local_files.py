@@ -16,6 +16,7 @@ from pathlib import Path
 from gpt2lab.data.sources import BadInputError, Chunk, Report, Source, SourceFile, Texts, jsonl, parquet
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import sampled_digest, suggest_path
+from gpt2lab.formatting import plural
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def source(patterns: Sequence[str], field: str = "text") -> Source:
     paths = require(patterns)
     for folder in filter(os.path.isdir, patterns):
         if others := [path for path in _list_files(folder) if not path.lower().endswith(SUFFIXES)]:
-            logger.info(f"{folder}: {len(others)} files of other formats are left out, such as {others[0]}")
+            logger.info(f"{folder}: {plural(len(others), 'file')} of other formats left out, such as {others[0]}")
     files: list[SourceFile] = []
     group: list[str] = []
     group_bytes = 0
