@@ -17,13 +17,12 @@ from gpt2lab import progress
 from gpt2lab.data import shard_formats, shards, verify
 from gpt2lab.data.summary import Summary
 from gpt2lab.data.tokenizer import VOCAB_SIZE
+from gpt2lab.disk_space import SpaceNeeded, require_space
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import (
     DirectoryLock,
-    SpaceNeeded,
     atomic_write,
     remove_temporaries,
-    require_space,
     sha256,
     suggest_path,
 )

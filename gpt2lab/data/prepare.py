@@ -30,8 +30,9 @@ from gpt2lab.data.shard_builder import OutdatedJournalError, ShardBuilder
 from gpt2lab.data.sources import Source
 from gpt2lab.data.summary import Summary
 from gpt2lab.data.tokenizer import NAME as TOKENIZER
+from gpt2lab.disk_space import SpaceNeeded, require_space
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.files import DirectoryLock, SpaceNeeded, require_space
+from gpt2lab.files import DirectoryLock
 from gpt2lab.options import PrepareOptions
 
 logger = logging.getLogger(__name__)

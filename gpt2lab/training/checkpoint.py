@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gpt2lab import files
+from gpt2lab import disk_space, files
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import huggingface, weight_files
@@ -157,7 +157,7 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
     tensors = {t.data_ptr(): t.nbytes for t in (*snapshot.weights.values(), *snapshot.optimizer.values())}
     size = sum(tensors.values())  # tied weights once
     advice = "free space, lower checkpoint.keep_last, or move run.out_dir"
-    files.require_space([files.SpaceNeeded(folder, size, "a checkpoint")], advice)
+    disk_space.require_space([disk_space.SpaceNeeded(folder, size, "a checkpoint")], advice)
     with files.atomic_directory(path) as temporary:
         huggingface.write(temporary, snapshot.config, snapshot.weights)
         weight_files.save_tensors(temporary / "optimizer.safetensors", snapshot.optimizer)

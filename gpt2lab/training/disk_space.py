@@ -3,9 +3,9 @@
 import math
 from typing import NamedTuple
 
-from gpt2lab import files
+from gpt2lab import disk_space, files
 from gpt2lab.config import Config
-from gpt2lab.files import SpaceNeeded
+from gpt2lab.disk_space import SpaceNeeded
 from gpt2lab.formatting import format_bytes, plural
 from gpt2lab.model import flops, resolve
 from gpt2lab.training.checkpoint import BYTES_PER_PARAMETER
@@ -92,7 +92,7 @@ def require_space(config: Config, directory: RunDirectory, *, remove_unfinished:
             advice += "lower checkpoint.keep_last, or set checkpoint.keep_best false and checkpoint.keep_every 0"
         else:
             advice += "or lower checkpoint.keep_last"
-        files.require_space(needs, advice)
+        disk_space.require_space(needs, advice)
 
     directory.dist.on_main(check)
     return space
