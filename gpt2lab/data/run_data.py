@@ -32,8 +32,8 @@ def prepare(data: DataConfig) -> None:
         data: the source, its input, the folder of the shards, and the mirror.
 
     Raises:
-        GPT2LabError: the shards are missing and of a source that takes long to prepare; they are of another text than
-            `data.input`; another process is preparing the folder; or the disk refused a write.
+        GPT2LabError: the shards are missing and of a source that takes long to prepare; they are of another source, or
+            of another text than `data.input`; another process is preparing the folder; or the disk refused a write.
     """
     require_input(data)
     folder = catalogue.data_folder(data)
@@ -41,6 +41,8 @@ def prepare(data: DataConfig) -> None:
     if shards.is_ready(folder):
         if data.input is not None:
             _require_same_text(folder, data, options)
+        elif data.dir is None:
+            _require_same_source(folder, data.source)
         return
     unfinished = Journal.read(folder)
     if unfinished and unfinished.settings.get("source") != data.source:
@@ -100,6 +102,15 @@ def open_source(data: DataConfig) -> Source:
 def _options(data: DataConfig) -> PrepareOptions:
     inputs = () if data.input is None else (os.path.relpath(data.input),)
     return PrepareOptions(data.source, input=inputs, mirror=data.mirror, restart=True)
+
+
+def _require_same_source(folder: Path, source: str) -> None:
+    """Check that the default folder of a source was not filled with another source: nobody named it for this run."""
+    manifest = shards.read_manifest(folder)
+    if manifest is not None and manifest.source != source and manifest.source in catalogue.DEFAULT_DIRS:
+        raise GPT2LabError(
+            f"{folder} holds shards of {manifest.source}, not of {source}; to train on them, add --data.dir {folder}"
+        )
 
 
 def _require_same_text(folder: Path, data: DataConfig, options: PrepareOptions) -> None:

@@ -180,6 +180,14 @@ def test_training_names_the_setting_rather_than_the_option_of_prepare(book, tmp_
         run_data.prepare(DataConfig(source="files", input=book))
 
 
+def test_the_default_folder_of_a_source_is_not_used_with_the_shards_of_another(book, capsys):
+    assert cli.main(["prepare", "files", "--input", book, "--out", "data/stdlib"]) == 0
+    assert cli.main(["train", "--run.name", "x", *SMALL]) == 2
+    message = "data/stdlib holds shards of files, not of stdlib; to train on them, add --data.dir data/stdlib"
+    assert message in capsys.readouterr().err
+    assert cli.main(["train", "--data.dir", "data/stdlib", "--run.name", "x", *SMALL]) == 0
+
+
 def test_training_names_the_command_for_fineweb(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(GPT2LabError, match="data/fineweb10B holds no shards of fineweb; .* gpt2lab prepare fineweb "):
