@@ -122,6 +122,7 @@ ALLOWED = {
     "training.optimizer": {"model", "system", "training.muon"},
     "training.disk_space": {
         "disk_space",
+        "files",
         "model.flops",
         "model.resolve",
         "training.checkpoint",

@@ -288,11 +288,11 @@ def _capped_losses(cap: float, u: Tensor, targets: Tensor, needs_gradient: bool)
     softcap(logits) = 2 cap sigmoid(u) - cap, of which softmax needs the first term only. On a CPU, torch's tanh takes
     several times as long as its sigmoid.
     """
-    sigmoid = u.float().sigmoid_()
-    p = torch.softmax(sigmoid * (2 * cap), dim=-1)
+    z = u.float().sigmoid_().mul_(2 * cap)
+    p = torch.softmax(z, dim=-1)
     losses = -p.gather(1, targets).log()  # bounded logits: no probability is below exp(-2 cap) / V
     if needs_gradient:
-        dz = _subtract_one_hot_(p, targets)
+        dz, sigmoid = _subtract_one_hot_(p, targets), z.div_(2 * cap)
         u.copy_(torch.ops.aten.sigmoid_backward.grad_input(dz, sigmoid, grad_input=dz))
     return losses
 

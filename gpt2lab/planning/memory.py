@@ -36,7 +36,9 @@ _BLOCK_32, _BLOCK_16, _BLOCK_16_COMPILED = (
 )
 _STATISTICS = {"gpt2": 4, "modern": 12}  # bytes of a head and token: of attention, and of the norms of q and k
 _WORKING_32, _WORKING_16 = 4.0, 13.0  # gradients inside a block, likewise
-_FLOAT32_CHUNK = {"cuda": 2**26, "cpu": 2**20}  # logits in fp32 at a time (model/ops.py)
+# The same for the last block, which is computed again while the inputs of all blocks are kept; counted on a CPU.
+_RECOMPUTED_32, _RECOMPUTED_16 = {"gpt2": 9.0, "modern": 40.0}, {"gpt2": 5.0, "modern": 17.0}
+_FLOAT32_CHUNK = {"cuda": 2**26, "cpu": 2**19}  # logits in fp32 at a time (model/ops.py)
 _PROCESS = {"cuda": 0.6e9, "cpu": 0.33e9}
 # On a CPU, of the logits and of all else: what the heap holds in pieces that do not fit (docs/results/planning.md).
 _CPU_HEAP_LOGITS, _CPU_HEAP = 0.83, 0.075
@@ -142,6 +144,9 @@ def estimate(model: GPT2Config, layout: Layout) -> Memory:
         at(gradients, 0.0, block, 0.0, (_WORKING_16 if half else _WORKING_32) * n * C + 6.0 * V * C * layout.compiled),
         at(gradients, 0.0, 0.0, 0.0, _muon_working(model, layout)),
     ]
+    if layout.checkpointing:
+        recomputed = (_RECOMPUTED_16 if half else _RECOMPUTED_32)[model.architecture] * n * C
+        moments.append(at(gradients * early, after, kept + block, 0.0, recomputed))
     peak = max(moments, key=lambda moment: moment.total)
     if layout.device != "cpu":
         return peak

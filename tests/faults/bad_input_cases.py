@@ -143,7 +143,10 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], str]] = {
         ("export", "--model-checkpoint", "x", "--out", "out", "--dtype", "int8"),
         "--dtype",
     ),
-    "export: no model": (("export", "--model-checkpoint", "data", "--out", "out"), "data/config.json"),
+    "export: no model": (
+        ("export", "--model-checkpoint", "data", "--out", "out"),
+        "data is a data folder, not a model",
+    ),
     "report: no run": (("report",), "RUN"),
     "report: no such run": (("report", "nowhere"), "nowhere"),
     "report: price is not a number": (("report", "runs/tiny", "--price-per-hour", "nan"), "nan"),

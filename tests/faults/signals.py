@@ -96,7 +96,7 @@ def send_second_signal(folder: Path, data: Path, limit: float) -> Outcome:
             os.kill(processes.pids()[0], number)
             status, seconds = processes.wait(), time.monotonic() - start_time
         problems = [] if noted else ["the first signal ended it"]
-        if f"since step {EVERY}" not in processes.text():
+        if f"step {EVERY} is saved, and the" not in processes.text():
             problems.append("it does not say what is lost")
         if status != 128 + number:
             problems.append(f"exit status {status}")

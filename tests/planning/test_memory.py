@@ -45,7 +45,9 @@ def measure_peak(config: GPT2Config, layout: Layout) -> int:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize(("config", "batch", "steps"), [(WIDE, 8, 1), (WIDE, 2, 2), (DEEP, 16, 2), (WORDY, 16, 1)])
+@pytest.mark.parametrize(
+    ("config", "batch", "steps"), [(WIDE, 8, 1), (WIDE, 2, 2), (DEEP, 16, 2), (DEEP, 64, 2), (WORDY, 16, 1)]
+)
 def test_estimate_is_what_torch_allocates(config, batch, steps, precision, checkpointing):
     layout = Layout(batch, steps, precision=precision, checkpointing=checkpointing, compiled=False, device="cpu")
     estimated = memory.estimate(config, layout)
@@ -55,7 +57,7 @@ def test_estimate_is_what_torch_allocates(config, batch, steps, precision, check
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize(
     ("config", "batch", "steps", "checkpointing", "muon"),
-    [(WIDE, 8, 1, False, False), (DEEP, 16, 2, True, False), (WORDY, 16, 1, False, True), (WIDE, 1, 1, False, True)],
+    [(WIDE, 8, 1, False, False), (DEEP, 64, 2, True, False), (WORDY, 16, 1, False, True), (WIDE, 1, 1, False, True)],
 )
 def test_the_modern_architecture(config, batch, steps, checkpointing, muon, precision):
     modern = config.model_copy(update={"architecture": "modern", "tie_word_embeddings": False})
