@@ -9,7 +9,8 @@
 #
 #   RECIPE           recipe (default: minillm)
 #   RUN_NAME         name of the run (default: that of the recipe)
-#   DATA             arguments of `gpt2lab prepare` (default: fineweb-edu); empty: skip preparation (the shards exist)
+#   DATA             arguments of `gpt2lab prepare` (default: fineweb-edu); empty: skip preparation (the shards exist,
+#                    or the text is your own: --data.source files --data.input TEXT --data.dir data/NAME)
 #   TASKS            tasks for `gpt2lab evaluate` (default: hellaswag)
 #   PRICE_PER_HOUR   price of the machine in dollars; the report then shows the cost of the run
 #   PUSH             OWNER/NAME: upload the model to the Hugging Face Hub, private; log in first with `hf auth login`

@@ -298,7 +298,7 @@ def _capped_losses(cap: float, u: Tensor, targets: Tensor, needs_gradient: bool)
 
 
 def _subtract_one_hot_(p: Tensor, targets: Tensor) -> Tensor:
-    """Subtract one_hot(target) in place: the gradient of the loss by the logits, in place."""
+    """Subtract one_hot(target) from the probabilities, in place: the gradient of the loss by the logits."""
     return p.scatter_add_(1, targets, p.new_full((1, 1), -1.0).expand_as(targets))
 
 

@@ -37,7 +37,7 @@ _BLOCK_32, _BLOCK_16, _BLOCK_16_COMPILED = (
 _STATISTICS = {"gpt2": 4, "modern": 12}  # bytes of a head and token: of attention, and of the norms of q and k
 _WORKING_32, _WORKING_16 = 4.0, 13.0  # gradients inside a block, likewise
 # The same for the last block, which is computed again while the inputs of all blocks are kept; counted on a CPU.
-_RECOMPUTED_32, _RECOMPUTED_16 = {"gpt2": 9.0, "modern": 40.0}, {"gpt2": 5.0, "modern": 17.0}
+_RECOMPUTED = {False: {"gpt2": 9.0, "modern": 40.0}, True: {"gpt2": 5.0, "modern": 17.0}}  # by: in 16 bits
 _FLOAT32_CHUNK = {"cuda": 2**26, "cpu": 2**19}  # logits in fp32 at a time (model/ops.py)
 _PROCESS = {"cuda": 0.6e9, "cpu": 0.33e9}
 # On a CPU, of the logits and of all else: what the heap holds in pieces that do not fit (docs/results/planning.md).
@@ -145,8 +145,7 @@ def estimate(model: GPT2Config, layout: Layout) -> Memory:
         at(gradients, 0.0, 0.0, 0.0, _muon_working(model, layout)),
     ]
     if layout.checkpointing:
-        recomputed = (_RECOMPUTED_16 if half else _RECOMPUTED_32)[model.architecture] * n * C
-        moments.append(at(gradients * early, after, kept + block, 0.0, recomputed))
+        moments.append(at(gradients * early, after, kept + block, 0.0, _RECOMPUTED[half][model.architecture] * n * C))
     peak = max(moments, key=lambda moment: moment.total)
     if layout.device != "cpu":
         return peak

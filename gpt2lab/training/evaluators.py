@@ -95,8 +95,9 @@ def check(train: TrainConfig, model: GPT2Config, mirror: str | None, val: TokenS
         GPT2LabError: a validation loss without a whole sequence, or a prompt outside the vocabulary.
     """
     if train.eval_every:
-        require_tokens(model.block_size, train.eval_tokens)
-        if val is not None:
+        if val is None:
+            require_tokens(model.block_size, train.eval_tokens)
+        else:
             fixed_sequences(val, model.block_size, train.eval_tokens)
     if train.sample_every and max(Tokenizer(mirror).encode(train.sample_prompt)) >= model.vocab_size:
         raise GPT2LabError(

@@ -18,7 +18,8 @@ SMALL = shlex.split(
     "--model.n_layer 1 --model.n_head 2 --model.n_embd 16 --model.block_size 16 --model.vocab_size 50257 "
     "--train.max_steps 40 --train.total_batch_size 128 --train.micro_batch_size 4 --train.eval_every 20 "
     "--train.eval_tokens 256 --train.sample_every 0 --train.hellaswag_every 0 --checkpoint.every 5 "
-    "--optimizer.warmup_steps 2 --system.device cpu --system.compile off"
+    "--optimizer.warmup_steps 2 --system.device cpu --system.compile off "
+    "--data.source files --data.input text.txt --data.dir data/words"
 )
 
 
@@ -36,7 +37,7 @@ def machine(tmp_path, hellaswag_mirror, monkeypatch) -> Path:
         "OMP_NUM_THREADS": "1",
         "PRICE_PER_HOUR": "20",
         "TASKS": "everyday",
-        "DATA": "files --input text.txt --out data/edu_fineweb10B",
+        "DATA": "files --input text.txt --out data/words",
         "GPT2LAB_MIRROR": str(hellaswag_mirror),
     }
     for name, value in values.items():

@@ -122,12 +122,14 @@ def _row_group_sizes(path: str, metadata: Any, column: str) -> list[int]:
     def sizes(name: str) -> list[int]:
         return [group.column(paths.index(name)).total_uncompressed_size for group in groups]
 
-    texts = [name for name, kind in zip(schema.names, schema.types, strict=True) if kind in text_types]
-    largest = max(texts, key=lambda name: sum(sizes(name)), default="NAME")
-    advice = f"use --text-field {shlex.quote(largest)}"
+    def advice() -> str:
+        texts = [name for name, kind in zip(schema.names, schema.types, strict=True) if kind in text_types]
+        largest = max(texts, key=lambda name: sum(sizes(name)), default="NAME")
+        return f"use --text-field {shlex.quote(largest)}"
+
     if column not in schema.names:
-        raise GPT2LabError(f"{path} has no column {column!r} (it has: {', '.join(schema.names)}); {advice}")
+        raise GPT2LabError(f"{path} has no column {column!r} (it has: {', '.join(schema.names)}); {advice()}")
     column_type = schema.field(column).type
     if column_type not in text_types:
-        raise GPT2LabError(f"{path}: column {column!r} holds {column_type}, not text; {advice}")
+        raise GPT2LabError(f"{path}: column {column!r} holds {column_type}, not text; {advice()}")
     return sizes(column)
