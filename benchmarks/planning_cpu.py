@@ -2,7 +2,8 @@
 
     python benchmarks/planning_cpu.py                # calibrates and trains, for 6 models; a Markdown table
     python benchmarks/planning_cpu.py --steps 5      # fewer steps of each
-    python benchmarks/planning_cpu.py --rounds 3     # everything three times, and the median error of each model
+    python benchmarks/planning_cpu.py --rounds 3     # three times, and the median error of each model
+    python benchmarks/planning_cpu.py --only 2,4     # the second and the fourth model
 
 Nothing else may run on the machine. Each run has a calibration of its own just before it, since the speed of a virtual
 machine changes within minutes. The shapes are others than those that the calibration times, except the first. The
@@ -75,13 +76,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", default="1,2,3,4,5,6", metavar="N,N")
     arguments = parser.parse_args()
+    shapes = [SHAPES[int(number) - 1] for number in arguments.only.split(",")]
     errors: dict[str, list[float]] = {}
     print(calibrate())
     print("| layers, heads, channels | block | micro batch x steps | tokens/s | estimated | error |")
     print("|---|---:|---|---:|---:|---:|")
     for _ in range(arguments.rounds):
-        for shape in SHAPES:
+        for shape in shapes:
             calibrate()
             measured, estimated = compare(shape, arguments.steps)
             n_layer, n_head, n_embd, block_size, micro, micro_steps, _ = shape
