@@ -2,7 +2,7 @@
 
     python benchmarks/rate_transfer.py plan --config quickstart --out rates_adamw.json
     python benchmarks/rate_transfer.py plan --config quickstart_modern --out rates_muon.json
-    gpt2lab scaling run rates_adamw.json                   # 20 runs in runs/rates_adamw, of 120 steps each
+    gpt2lab scaling run rates_adamw.json                   # 20 runs in runs/rates_adamw, of 80 steps each
     gpt2lab scaling run rates_muon.json
     python benchmarks/rate_transfer.py draw runs/rates_adamw --out rates_adamw.png
 
@@ -146,7 +146,7 @@ def main() -> None:
     actions = parser.add_subparsers(dest="action", required=True)
     plan = actions.add_parser("plan", help="write the file of a plan for gpt2lab scaling run")
     plan.add_argument("--config", required=True, help="the recipe")
-    plan.add_argument("--steps", type=int, default=120, help="steps of each run; default: 120")
+    plan.add_argument("--steps", type=int, default=80, help="steps of each run; default: 80")
     plan.add_argument("--source", default="cpython", help="data.source; default: cpython")
     plan.add_argument("--out", type=Path, required=True)
     draw = actions.add_parser("draw", help="read the runs, print their table, draw the losses")
@@ -161,7 +161,7 @@ def main() -> None:
             "train.max_steps": steps,
             "train.eval_every": steps,
             "train.sample_every": 0,
-            "train.eval_tokens": 131072,
+            "train.eval_tokens": 32768,
             "optimizer.warmup_steps": round(recipe.optimizer.warmup_steps / recipe.train.max_steps * steps),
             "checkpoint.every": steps,
             "checkpoint.keep_best": False,
