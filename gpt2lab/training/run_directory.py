@@ -25,6 +25,8 @@ from gpt2lab.training.resume import WEIGHTS_ONLY
 
 logger = logging.getLogger(__name__)
 
+_RECORD_NOTE = "# The settings of this run, written at each start. Resuming the run does not read this file.\n"
+
 
 class RunDirectory:
     """The files of one run. Every rank has an instance; only rank 0 accesses the files.
@@ -180,7 +182,7 @@ class RunDirectory:
             last_step = -1 if start is None else start.step if record is self.events else start.recorded
             truncate_jsonl(record, last_step)
         with files.atomic_write(self.path / "config.yaml") as temporary:
-            temporary.write_text(config.to_yaml(), encoding="utf-8")
+            temporary.write_text(_RECORD_NOTE + config.to_yaml(), encoding="utf-8")
         with files.atomic_write(self.path / "environment.json") as temporary:
             values = environment.collect(self.dist) | {"parameters": flops.parameters(config.model), **facts}
             temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
