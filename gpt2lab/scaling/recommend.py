@@ -1,9 +1,10 @@
 """Recommends a size, tokens, batch and learning rate for a given compute, as a recipe that `gpt2lab train` takes."""
 
+import math
 import re
-from typing import Any
+from typing import NamedTuple
 
-from gpt2lab.config import Config, yaml_format
+from gpt2lab.config import Config, GPT2Config, yaml_format
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import format_count, plural
 from gpt2lab.model import flops
@@ -32,34 +33,55 @@ def flops_of_gpu_hours(hours: float, gpu: str, mfu: float) -> float:
     return hours * 3600 * gpus.find(gpu, gpus.load()).mixed_precision_flops() * mfu
 
 
-def recommend(config: Config, compute: float, law: Law, counted: Counted) -> Design:
+def recommend(
+    config: Config, compute: float, law: Law, counted: Counted, ratios: tuple[float, float] = (0, math.inf)
+) -> tuple[Design, list[str]]:
     """Choose the model of a recipe's family that the law predicts the lowest loss for.
+
+    A law is trusted at more compute than its runs had, but not at another ratio of tokens and parameters: it does not
+    know how models end that are trained far longer, relative to their size (docs/scaling.md has an example).
 
     Args:
         config: the recipe that the run is scaled from.
         compute: FLOPs of the run.
         law: of the loss.
         counted: what N counts.
+        ratios: lowest and highest tokens a parameter of the runs that the law was fitted to.
 
     Returns:
-        The run.
+        The run, and a warning if the law's optimum has another ratio than those runs.
 
     Raises:
         GPT2LabError: the compute is for a larger model than the largest of the family.
     """
 
-    def predicted_loss(model: Any) -> float:
-        n = count_parameters(config.model_copy(update={"model": model}))[counted]
-        return float(law.loss(n, compute / flops.flops_per_token(model)))
+    class Candidate(NamedTuple):
+        model: GPT2Config
+        loss: float
+        ratio: float
 
-    *smaller, largest = family.list_models(config.model)
-    model = min([*smaller, largest], key=predicted_loss)
-    if model is largest:
+    def consider(model: GPT2Config) -> Candidate:
+        n = count_parameters(config.model_copy(update={"model": model}))[counted]
+        d = compute / flops.flops_per_token(model)
+        return Candidate(model, float(law.loss(n, d)), d / n)
+
+    candidates = [consider(model) for model in family.list_models(config.model)]
+    low, high = ratios
+    within = [each for each in candidates if low <= each.ratio <= high]
+    chosen = best = min(candidates, key=lambda each: each.loss)
+    warnings = []
+    if within and best not in within:
+        chosen = min(within, key=lambda each: each.loss)
+        warnings.append(
+            f"the law's optimum has {best.ratio:.3g} tokens a parameter, and its runs had {low:.2g} to {high:.2g}: "
+            f"chose the best size within that range; plan runs of smaller and larger models"
+        )
+    if chosen is candidates[-1]:
         raise GPT2LabError(
             f"{compute:.2g} FLOPs are for a larger model than the recipe's family has: at most "
-            f"{format_count(flops.parameters(largest))} parameters"
+            f"{format_count(flops.parameters(chosen.model))} parameters"
         )
-    return family.scale(config, model, compute / flops.flops_per_token(model), counted)
+    return family.scale(config, chosen.model, compute / flops.flops_per_token(chosen.model), counted), warnings
 
 
 def write_recipe(design: Design, origin: str, comments: list[str]) -> str:

@@ -124,8 +124,12 @@ def _recommend(options: ScalingOptions) -> tuple[dict[str, Any], str]:
         outputs.require_replaceable("--out", Path(options.out), is_own, "a recommended recipe")
     recipe = _load_recipe(options)
     fits = _read_fits(options) if options.sources else None
-    law = fits.best().law if fits else recommend.CHINCHILLA
-    chosen = recommend.recommend(recipe, compute, law, options.counted)
+    if fits:
+        ratios = fits.points.d / fits.points.n
+        trusted = float(ratios.min()), float(ratios.max())
+        chosen, warnings = recommend.recommend(recipe, compute, fits.best().law, options.counted, trusted)
+    else:
+        chosen, warnings = recommend.recommend(recipe, compute, recommend.CHINCHILLA, options.counted)
     prediction = predict.predict(fits, chosen.parameters, chosen.tokens) if fits else None
     if prediction:
         low, high = prediction.interval95
@@ -149,7 +153,7 @@ def _recommend(options: ScalingOptions) -> tuple[dict[str, Any], str]:
         "loss": prediction.loss if prediction else None,
         "interval95": prediction.interval95 if prediction else None,
         "recipe": options.out,
-        "warnings": list(prediction.warnings) if prediction else [],
+        "warnings": [*warnings, *(prediction.warnings if prediction else ())],
     }
     return result, text
 

@@ -134,7 +134,7 @@ def test_the_modern_architecture_is_planned_and_recommended(tmp_path):
         base = {f"{s}.{k}": v for s, values in recipe.model_dump(exclude_unset=True).items() for k, v in values.items()}
         loaded = settings.load([], base | changed)
         assert (loaded.model, loaded.optimizer) == (run.config.model, run.config.optimizer)
-    chosen = recommend.recommend(recipe, 1e17, recommend.CHINCHILLA, "blocks-and-head")
+    chosen, _ = recommend.recommend(recipe, 1e17, recommend.CHINCHILLA, "blocks-and-head")
     path = tmp_path / "larger.yaml"
     path.write_text(recommend.write_recipe(chosen, "small", []))
     loaded = settings.load([path])
@@ -156,6 +156,21 @@ def test_more_compute_than_the_largest_model_of_the_family_needs_is_refused():
         recommend.recommend(SMALL, 1e40, recommend.CHINCHILLA, "blocks-and-head")
 
 
+def test_a_law_is_not_used_at_another_ratio_than_that_of_its_runs():
+    recipe, compute = settings.load(["gpt2_124m"]), 1e19
+    free, warnings = recommend.recommend(recipe, compute, recommend.CHINCHILLA, "blocks-and-head")
+    assert not warnings
+    ratio = free.tokens / free.parameters
+    same, warnings = recommend.recommend(recipe, compute, recommend.CHINCHILLA, "blocks-and-head", (1, 2 * ratio))
+    assert same == free
+    assert not warnings
+    limited, (warning,) = recommend.recommend(
+        recipe, compute, recommend.CHINCHILLA, "blocks-and-head", (ratio / 20, ratio / 3)
+    )
+    assert ratio / 6 < limited.tokens / limited.parameters <= ratio / 3 * 1.02
+    assert f"the law's optimum has {ratio:.3g} tokens a parameter" in warning
+
+
 def test_the_family_has_no_shallow_and_no_narrow_models_unless_the_recipe_is_one():
     def smallest(**shape):
         model = SMALL.model.model_copy(update={"n_head": 4, "n_embd": 64, **shape})
@@ -170,7 +185,7 @@ def test_the_family_has_no_shallow_and_no_narrow_models_unless_the_recipe_is_one
 @pytest.mark.parametrize("name", ["gpt2_124m", "quickstart"])
 def test_a_recommended_recipe_is_near_the_optimum_and_loads(name, tmp_path):
     recipe, compute = settings.load([name]), 1e19
-    chosen = recommend.recommend(recipe, compute, recommend.CHINCHILLA, "blocks-and-head")
+    chosen, _ = recommend.recommend(recipe, compute, recommend.CHINCHILLA, "blocks-and-head")
     assert chosen.flops == pytest.approx(compute, rel=0.02)
     best = recommend.CHINCHILLA.loss(*recommend.CHINCHILLA.optimum(compute))
     assert recommend.CHINCHILLA.loss(chosen.parameters, chosen.tokens) < best * 1.01
