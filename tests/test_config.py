@@ -195,6 +195,18 @@ def test_messages_say_in_plain_words_what_a_value_should_be(name, value, words):
     assert not re.search("valid|Input|[Ss]tring|pattern|pars", str(error.value))
 
 
+def test_a_number_out_of_range_is_written_in_one_form(yaml):
+    for value in ("-5", "0"):
+        message = f"train.max_steps: should be more than 0, not {value}$"
+        for layers in (([], {"train.max_steps": value}), ([yaml(f"train: {{max_steps: {value}}}")],)):
+            with pytest.raises(GPT2LabError, match=message):
+                load(*layers)
+    with pytest.raises(GPT2LabError, match="^--optimizer.max_lr: should be more than 0, not 0$"):
+        load([], {"optimizer.max_lr": "0"})
+    with pytest.raises(GPT2LabError, match="^--train.max_steps: should be a whole number .*, not 'many'$"):
+        load([], {"train.max_steps": "many"})
+
+
 def batches(total: int, world_size: int, micro: int | str = "auto", block: int = 128):
     settings = Config.model_validate(
         {"model": {"block_size": block}, "train": {"total_batch_size": total, "micro_batch_size": micro}}
