@@ -87,12 +87,14 @@ def sample(options: SampleOptions) -> None:
     Args:
         options: the model, the prompt and how to sample.
     """
+    from gpt2lab.generation import prompts
     from gpt2lab.model import names
 
     names.require(options.checkpoint)
+    prompt = prompts.read(options.prompt, options.prompt_file)
     from gpt2lab import sample
 
-    sample.run(options)
+    sample.run(options, prompt)
 
 
 def app(options: AppOptions) -> None:
