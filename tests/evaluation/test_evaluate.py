@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -216,16 +218,38 @@ def test_weights_that_do_not_fit_the_config_are_an_error(capsys, tmp_path):
     assert "shape" in error_of(capsys, "--model-checkpoint", str(tmp_path / "m"), "--tasks", "everyday")
 
 
-def test_a_run_directory_that_cannot_be_written_does_not_lose_the_result(workspace, capsys, tmp_path):
-    import shutil
+@pytest.fixture
+def run_copy(workspace, tmp_path) -> Path:
+    """A copy of the run."""
+    shutil.copytree(workspace / "runs" / "x", tmp_path / "x", ignore=shutil.ignore_patterns("evaluations"))
+    return tmp_path / "x"
 
-    shutil.copytree(workspace / "runs", tmp_path / "runs")
-    evaluations = tmp_path / "runs" / "x" / "evaluations"
-    shutil.rmtree(evaluations, ignore_errors=True)
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_result_that_cannot_be_written_is_printed_and_is_one_error(run_copy, capsys, monkeypatch, as_json):
+    evaluations = run_copy / "evaluations"
+    words = ["evaluate", "--model-checkpoint", str(run_copy), "--tasks", "everyday", "--val-tokens", "0"]
+
+    def fails_with(reason: str) -> None:
+        assert cli.main([*words, *["--json"] * as_json]) == 2
+        out, error = capsys.readouterr()
+        assert json.loads(out)["tasks"]["everyday"]["total"] == 32 if as_json else "everyday" in out
+        assert error.count("step_00000007.json") == 1
+        line = error.splitlines()[-1]
+        assert line.startswith("gpt2lab: ")
+        assert re.search(f"{reason}.* or save what gpt2lab evaluate --json prints$", line), line
+
     evaluations.write_text("a file instead of the folder")
-    words = ["--model-checkpoint", str(tmp_path / "runs" / "x"), "--tasks", "everyday", "--json", "--val-tokens", "0"]
-    assert cli.main(["evaluate", *words]) == 0
-    out, error = capsys.readouterr()
-    assert json.loads(out)["tasks"]["everyday"]["total"] == 32
-    assert error.count("warning: ") == 1
-    assert str(evaluations) in error
+    fails_with(f"remove the file {evaluations}, which is in place of a folder")
+    evaluations.unlink()
+    evaluations.mkdir()
+    (evaluations / "step_00000007.json").write_text("[]")
+    fails_with("not written to .*step_00000007.json, which is damaged; remove it")
+    (evaluations / "step_00000007.json").unlink()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "publish", full)
+    fails_with("cannot write .*step_00000007.json: No space left on device; free space")
+    assert list(evaluations.iterdir()) == []
