@@ -89,7 +89,7 @@ def evaluate(options: EvaluateOptions, dist: DistContext) -> tuple[ResolvedCheck
     harness = _import_harness(harness_tasks, options.include) if harness_tasks else None
     checkpoint = dist.on_main(lambda: resolve.find_checkpoint(options.checkpoint, mirror=options.mirror))
     run = checkpoint.run
-    settings = config.load_run(run) if run and (run / "config.yaml").is_file() else None
+    settings = config.find_run_settings(run, "there is no validation loss without --data-dir") if run else None
     if settings is not None and options.mirror is None:
         options = replace(options, mirror=settings.data.mirror)
     tokenizer = Tokenizer(options.mirror)
@@ -280,7 +280,7 @@ def _write(checkpoint: ResolvedCheckpoint, result: dict[str, Any]) -> None:
     except OSError as error:
         raise files.cannot_read(path, error) from error
     except (ValueError, KeyError, TypeError):
-        raise GPT2LabError(f"the result was not written to {path}, which is damaged; remove it, or {elsewhere}") from None
+        raise GPT2LabError(f"the result is not in {path}, which is damaged; remove it, or {elsewhere}") from None
     with files.atomic_write(path, elsewhere=elsewhere) as temporary:
         temporary.write_text(content, encoding="utf-8")
     logger.info(f"written to {path}")

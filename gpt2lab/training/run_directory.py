@@ -43,6 +43,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
         self.events = self.path / "events.jsonl"
+        self._config = self.path / "config.yaml"
 
     @contextlib.contextmanager
     def locked(self) -> Generator[None, None, None]:
@@ -181,11 +182,30 @@ class RunDirectory:
             # A step that was saved before its evaluation has no line yet, or one of a start that was killed since.
             last_step = -1 if start is None else start.step if record is self.events else start.recorded
             truncate_jsonl(record, last_step)
-        with files.atomic_write(self.path / "config.yaml") as temporary:
-            temporary.write_text(_RECORD_NOTE + config.to_yaml(), encoding="utf-8")
+        self._write_config(config)
         with files.atomic_write(self.path / "environment.json") as temporary:
             values = environment.collect(self.dist) | {"parameters": flops.parameters(config.model), **facts}
             temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+    def restore_config(self, config: Config) -> None:
+        """Write config.yaml of a finished run again if it is missing or damaged.
+
+        Args:
+            config: all settings.
+        """
+
+        def restore() -> None:
+            try:
+                load_run(self.path)
+            except GPT2LabError:
+                self._write_config(config)
+                logger.warning("%s was missing or damaged: it now has the settings of this start", self._config)
+
+        self.dist.on_main(restore)
+
+    def _write_config(self, config: Config) -> None:
+        with files.atomic_write(self._config) as temporary:
+            temporary.write_text(_RECORD_NOTE + config.to_yaml(), encoding="utf-8")
 
     def _set_aside_after(self, step: int) -> None:
         """Rename the checkpoints after the newest intact one: they would count among those that are kept."""

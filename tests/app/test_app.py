@@ -339,3 +339,11 @@ def test_the_verb_uses_the_next_port_while_another_page_is_served(served, run):
             process.send_signal(2)
             process.wait(60)
     assert process.returncode == 0
+
+
+def test_a_damaged_config_yaml_is_a_warning(run, tmp_path, monkeypatch, caplog):
+    shutil.copytree(run, tmp_path / "x")
+    (tmp_path / "x" / "config.yaml").write_text("garbage")
+    monkeypatch.setattr(app_run.pages, "build", lambda *_: "page")
+    assert app_run.prepare(AppOptions(str(tmp_path / "x"), device="cpu", precision="fp32")) == "page"
+    assert "until then the untrained model may have another seed" in caplog.text

@@ -253,3 +253,16 @@ def test_a_result_that_cannot_be_written_is_printed_and_is_one_error(run_copy, c
     monkeypatch.setattr(files, "publish", full)
     fails_with("cannot write .*step_00000007.json: No space left on device; free space")
     assert list(evaluations.iterdir()) == []
+
+
+def test_a_damaged_config_yaml_is_a_warning(run_copy, capsys, workspace):
+    (run_copy / "config.yaml").write_text("garbage")
+    words = ["evaluate", "--model-checkpoint", str(run_copy), "--tasks", "everyday", "--json"]
+    assert cli.main(words) == 0
+    out, error = capsys.readouterr()
+    assert json.loads(out)["val_loss"] is None
+    (warning,) = (line for line in error.splitlines() if line.startswith("warning: "))
+    assert "config.yaml: expected sections such as 'train:', found text; the gpt2lab train command" in warning
+    assert warning.endswith("until then there is no validation loss without --data-dir")
+    assert cli.main([*words, "--data-dir", str(workspace / "data"), "--val-tokens", "128"]) == 0
+    assert json.loads(capsys.readouterr().out)["val_tokens"] == 128

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gpt2lab import files
-from gpt2lab.config import DataConfig
+from gpt2lab.config import DataConfig, load_run
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import DirectoryLock
 from gpt2lab.model.gpt2 import GPT2
@@ -34,6 +34,18 @@ def test_a_finished_run_is_not_changed_by_another_start(finished_run, tmp_path, 
     run = run_again(finished_run, tmp_path, token_folder)
     assert "is finished" in caplog.text
     assert (run / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("max_steps", [STEPS, STEPS + 1])
+def test_a_damaged_config_yaml_is_written_again(finished_run, tmp_path, token_folder, caplog, max_steps):
+    shutil.copytree(finished_run, tmp_path / "tiny")
+    (tmp_path / "tiny" / "config.yaml").write_text("garbage")
+    with pytest.raises(GPT2LabError, match="the gpt2lab train command of this run writes the file again"):
+        load_run(tmp_path / "tiny")
+    config = settings(token_folder, tmp_path, train__max_steps=max_steps)
+    training_run.run(config)
+    assert load_run(tmp_path / "tiny") == config
+    assert ("config.yaml was missing or damaged" in caplog.text) == (max_steps == STEPS)
 
 
 def test_a_finished_run_continues_with_more_max_steps(finished_run, tmp_path, token_folder, caplog):
