@@ -240,6 +240,13 @@ def test_total_batch_size_that_does_not_divide_names_the_nearest_that_do():
         batches(5 * 128, 6)
 
 
+def test_a_block_size_far_beyond_the_tokens_of_a_step_is_doubted_rather_than_the_step():
+    with pytest.raises(GPT2LabError, match="^model.block_size 100000000 is far more .*; lower model.block_size"):
+        batches(3072, 1, block=100_000_000)
+    with pytest.raises(GPT2LabError, match="set train.total_batch_size 1024$|share equally: .* 1024$"):
+        batches(128, 1, block=1024)
+
+
 def test_a_number_for_the_micro_batch_is_an_upper_limit():
     assert batches(60 * 128, 1, micro=16) == (60, 15, 4)
     assert batches(60 * 128, 4, micro=16) == (60, 15, 1)
