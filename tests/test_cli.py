@@ -384,3 +384,9 @@ def test_too_little_memory_is_one_line(monkeypatch, capsys):
     error = capsys.readouterr().err
     assert "gpt2lab: the memory is not enough (can't allocate memory: " in error
     assert error.count("\n") == 1
+
+
+def test_a_checkpoint_that_is_not_there_is_found_before_torch_is_loaded():
+    done = gpt2lab("train", "--run.resume", "yes")
+    assert done.returncode == 2
+    assert done.stderr.startswith("gpt2lab: run.resume yes: no such folder; give auto, never or a checkpoint's path; ")

@@ -21,7 +21,6 @@ from gpt2lab.system.distributed import DistContext
 from gpt2lab.tracking.metrics import JsonLines, set_aside_jsonl, truncate_jsonl
 from gpt2lab.training import checkpoint, environment
 from gpt2lab.training.checkpoint import Checkpoint
-from gpt2lab.training.resume import WEIGHTS_ONLY
 
 logger = logging.getLogger(__name__)
 
@@ -238,13 +237,10 @@ def _read_start(resume: str) -> Checkpoint:
         if start is None:
             raise GPT2LabError(f"run.resume {resume}: that run has no checkpoint yet")
         return start
-    if not path.is_dir() and names.is_hub_id(resume):
-        raise GPT2LabError(
-            f"run.resume {resume}: no such folder; a model of the Hub has only weights. {WEIGHTS_ONLY.format(resume)}"
-        )
+    names.require_start(resume)
     if (path / huggingface.CONFIG).is_file() and not any((path / name).exists() for name in checkpoint.STATE_FILES):
         raise GPT2LabError(
             f"run.resume {resume} is a model without the state of a training run (an export, or a model of another "
-            f"project). {WEIGHTS_ONLY.format(resume)}"
+            f"project). {names.WEIGHTS_ONLY.format(resume)}"
         )
     return checkpoint.read(path)

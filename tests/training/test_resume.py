@@ -183,7 +183,7 @@ def test_run_resume_tells_what_a_model_without_training_state_is(finished_run, t
         ) as refusal:
             training_run.run(settings(token_folder, tmp_path, run__resume=resume))
         assert "damaged" not in str(refusal.value)
-    with pytest.raises(GPT2LabError, match="no such checkpoint folder"):
+    with pytest.raises(GPT2LabError, match="absent: no such folder; give auto, never or a checkpoint's path$"):
         training_run.run(settings(token_folder, tmp_path, run__resume=str(tmp_path / "absent")))
 
 
