@@ -18,7 +18,7 @@ from gpt2lab.config import Config, RunConfig, load_run
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import flops, huggingface, names, resolve
 from gpt2lab.system.distributed import DistContext
-from gpt2lab.tracking.metrics import JsonLines, set_aside_jsonl, truncate_jsonl
+from gpt2lab.tracking.metrics import JsonLines, describe_missing, set_aside_jsonl, truncate_jsonl
 from gpt2lab.training import checkpoint, environment
 from gpt2lab.training.checkpoint import Checkpoint
 
@@ -180,7 +180,9 @@ class RunDirectory:
                 record.write_bytes(original.read_bytes() if original.is_file() else b"")
             # A step that was saved before its evaluation has no line yet, or one of a start that was killed since.
             last_step = -1 if start is None else start.step if record is self.events else start.recorded
-            truncate_jsonl(record, last_step)
+            steps = truncate_jsonl(record, last_step)
+            if record is self.metrics and (missing := describe_missing(record, steps, last_step)):
+                logger.warning(missing)
         self._write_config(config)
         with files.atomic_write(self.path / "environment.json") as temporary:
             values = environment.collect(self.dist) | {"parameters": flops.parameters(config.model), **facts}

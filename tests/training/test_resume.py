@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2lab import files
+from gpt2lab import cli, files
 from gpt2lab.config import DataConfig, load_run
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import DirectoryLock
@@ -203,6 +203,29 @@ def test_resume_from_a_checkpoint_older_than_the_run_is_refused(finished_run, to
     path = finished_run / "checkpoints" / "step_00000002"
     with pytest.raises(GPT2LabError, match="has gone on to step 6"):
         training_run.run(settings(token_folder, finished_run.parent, run__resume=str(path), train__max_steps=8))
+
+
+@pytest.mark.parametrize(
+    ("kept", "missing"),
+    [(0, "steps 1 to 6: curves begin at step 7"), (4, "steps 4 to 6: curves lack them"), (7, "")],
+)
+def test_a_resumed_run_says_which_records_are_gone(finished_run, tmp_path, token_folder, caplog, capsys, kept, missing):
+    shutil.copytree(finished_run, tmp_path / "tiny")
+    metrics = tmp_path / "tiny" / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(lines[:kept]))
+    assert cli.main(["report", str(tmp_path / "tiny")]) == 0
+    now = missing.replace("curves begin at step 7", "there are no curves")
+    warned = [line for line in "".join(capsys.readouterr()).splitlines() if line.startswith("warning: ")]
+    assert warned == ([f"warning: {tmp_path / 'tiny'}: metrics.jsonl has no records of {now}"] if missing else [])
+    if kept == 0:
+        metrics.unlink()
+    caplog.clear()
+    training_run.run(settings(token_folder, tmp_path, train__max_steps=8))
+    warnings = [message for message in caplog.messages if "has no records" in message]
+    assert warnings[:1] == ([f"{metrics} has no records of {missing}"] if missing else [])
+    assert cli.main(["report", str(tmp_path / "tiny")]) == 0
+    assert missing in (tmp_path / "tiny" / "report.html").read_text()
 
 
 def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(finished_run, tmp_path, token_folder, caplog):
