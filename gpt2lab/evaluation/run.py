@@ -64,7 +64,8 @@ def run(options: EvaluateOptions) -> None:
                 if options.as_json:
                     logs.print_result(json.dumps(result))
         finally:
-            dist.on_main(lambda: _write(checkpoint, result))
+            elsewhere = "keep what was printed" if options.as_json else "save what gpt2lab evaluate --json prints"
+            dist.on_main(lambda: _write(checkpoint, result, elsewhere))
         if result["not_scored"]:
             raise GPT2LabError(f"not scored: {', '.join(result['not_scored'])} (see the reason above)")
 
@@ -267,13 +268,15 @@ def _measure_loss(
     return {"val_loss": value, "bits_per_byte": bits, "val_tokens": sequences * block_size}
 
 
-def _write(checkpoint: ResolvedCheckpoint, result: dict[str, Any]) -> None:
-    """Write the result to the run directory, if there is one: a file per step; other tasks in the file are kept."""
+def _write(checkpoint: ResolvedCheckpoint, result: dict[str, Any], elsewhere: str) -> None:
+    """Write the result to the run directory, if there is one: a file per step; other tasks in the file are kept.
+
+    `elsewhere` is what the user can do instead, for the error.
+    """
     if checkpoint.run is None:
         return
     limit = f"_limit_{result['limit']}" if result["limit"] else ""
     path = checkpoint.run / "evaluations" / f"step_{checkpoint.step or 0:08d}{limit}.json"
-    elsewhere = "save what gpt2lab evaluate --json prints"
     try:
         previous = json.loads(path.read_text(encoding="utf-8"))["tasks"] if path.exists() else {}
         content = json.dumps(result | {"tasks": previous | result["tasks"]}) + "\n"

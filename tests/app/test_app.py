@@ -345,6 +345,8 @@ def test_the_verb_uses_the_next_port_while_another_page_is_served(served, run):
 def test_a_damaged_config_yaml_is_a_warning(run, tmp_path, monkeypatch, caplog):
     shutil.copytree(run, tmp_path / "x")
     (tmp_path / "x" / "config.yaml").write_text("garbage")
-    monkeypatch.setattr(app_run.pages, "build", lambda *_: "page")
-    assert app_run.prepare(AppOptions(str(tmp_path / "x"), device="cpu", precision="fp32")) == "page"
+    built = []
+    monkeypatch.setattr(app_run.pages, "build", lambda models, *_: built.extend(models))
+    app_run.prepare(AppOptions(str(tmp_path / "x"), device="cpu", precision="fp32"))
+    assert len(built) == 2
     assert "until then the untrained model may have another seed" in caplog.text

@@ -237,14 +237,15 @@ def test_a_result_that_cannot_be_written_is_printed_and_is_one_error(run_copy, c
         assert error.count("step_00000007.json") == 1
         line = error.splitlines()[-1]
         assert line.startswith("gpt2lab: ")
-        assert re.search(f"{reason}.* or save what gpt2lab evaluate --json prints$", line), line
+        elsewhere = "keep what was printed" if as_json else "save what gpt2lab evaluate --json prints"
+        assert re.search(f"{reason}.* or {elsewhere}$", line), line
 
     evaluations.write_text("a file instead of the folder")
     fails_with(f"remove the file {evaluations}, which is in place of a folder")
     evaluations.unlink()
     evaluations.mkdir()
     (evaluations / "step_00000007.json").write_text("[]")
-    fails_with("not written to .*step_00000007.json, which is damaged; remove it")
+    fails_with("the result is not in .*step_00000007.json, which is damaged; remove it")
     (evaluations / "step_00000007.json").unlink()
 
     def full(*_, **__):
