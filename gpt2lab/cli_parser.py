@@ -25,11 +25,13 @@ class Parser(argparse.ArgumentParser):
     Attributes:
         flags: names of the options of the verb, without settings and positional arguments.
         required: the first option that must be given, for an argument that lacks the name of its option.
+        for_words: the option that such an argument belongs to if `required` is given already, and what is between the
+            words of its value.
         positionals: arguments of the verb without a name.
     """
 
     def __init__(self, **keywords: Any):
-        self.flags, self.required = ["--help"], ""
+        self.flags, self.required, self.for_words = ["--help"], "", ("", "")
         self.positionals: list[str] = []
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **keywords)
 
@@ -79,10 +81,10 @@ def parse(options: type[Options], arguments: Sequence[str], prog: str) -> Option
         if name.startswith("--") and " " not in name and name not in parser.flags and name[2:] not in settings:
             raise GPT2LabError(_unknown_option(name, arguments, parser, settings))
     if arguments and not arguments[0].startswith("-") and not parser.positionals:
-        raise GPT2LabError(_unknown_argument(arguments[0], parser))
+        raise GPT2LabError(_unknown_argument(arguments[0], arguments, parser))
     namespace, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
-        raise GPT2LabError(_unknown_argument(unknown[0], parser))
+        raise GPT2LabError(_unknown_argument(unknown[0], arguments, parser))
     return _instance(options, namespace)
 
 
@@ -99,6 +101,8 @@ def _add_fields(parser: Parser, options: type, defaults: object = None) -> None:
                 keywords |= {"dest": field.name, "required": default is MISSING}
                 parser.flags.append(flag)
                 parser.required = parser.required or flag * (default is MISSING)
+                if "for_words" in field.metadata:
+                    parser.for_words = flag, field.metadata["for_words"]
             else:
                 parser.positionals.append(flag)
             parser.add_argument(flag, **keywords)
@@ -160,13 +164,17 @@ def _number(number_type: type[float], minimum: float | None) -> Callable[[str], 
         try:
             plain = parse_whole_number(text, text) if number_type is int else text  # of text such as 1e9
             value = float(text[:-1]) * factor if factor > 1 else number_type(plain)
-            if math.isfinite(value) and value == number_type(value) and (minimum is None or value >= minimum):
-                return number_type(value)
+            whole = not math.isfinite(value) or value == number_type(value)
         except (ValueError, OverflowError):
-            pass
-        description = "a whole number such as 100000 or 100M" if number_type is int else "a number such as 2.50"
-        limit = "" if minimum is None else f", at least {minimum}"
-        raise argparse.ArgumentTypeError(f"{text!r} is not {description}{limit}")
+            whole = False
+        if not whole:
+            description = "a whole number such as 100000 or 100M" if number_type is int else "a number such as 2.50"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {description}")
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"must be a finite number, not {text}")
+        if minimum is not None and value < minimum:
+            raise argparse.ArgumentTypeError(f"must be at least {minimum}, not {text}")
+        return number_type(value)
 
     return number
 
@@ -222,7 +230,7 @@ def _unknown_option(name: str, arguments: Sequence[str], parser: Parser, setting
     return f"unknown option {name}{f'; did you mean {guess}?' if guess else ''} (see {parser.prog} --help)"
 
 
-def _unknown_argument(name: str, parser: Parser) -> str:
+def _unknown_argument(name: str, arguments: Sequence[str], parser: Parser) -> str:
     """The error message about an argument that needs the name of an option before it."""
     from gpt2lab import config
 
@@ -231,8 +239,14 @@ def _unknown_argument(name: str, parser: Parser) -> str:
             return f"unexpected argument {name}; did you mean --config {name}?"
         guess = did_you_mean(name, config.recipes()).replace("did you mean ", "did you mean --config ")
         return f"unexpected argument {name}{guess or '; settings are given as --train.max_steps 50'}"
-    if parser.required:
-        return f"unexpected argument {name}; did you mean {parser.required} {name}?"
+    words = [word for argument in arguments for word in argument.split("=", 1 if argument[:2] == "--" else 0)]
+    option, joined_by = parser.for_words
+    if option in words:  # as in --prompt Once upon a time
+        value = list(itertools.takewhile(lambda word: not word.startswith("-"), words[words.index(option) + 1 :]))
+        if joined_by and name in value:
+            return f"unexpected argument {name}; did you mean {option} {shlex.quote(joined_by.join(value))}?"
+    elif option := option if parser.required in words else parser.required:
+        return f"unexpected argument {name}; did you mean {option} {shlex.quote(name)}?"
     if "--input" in parser.flags and os.path.exists(name):
         return f"unexpected argument {name}; did you mean --input {shlex.quote(name)}?"
     return f"unexpected argument {name} (see {parser.prog} --help)"

@@ -5,6 +5,7 @@ the options as they are (sweep, scaling) have no function here.
 """
 
 import logging
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -38,6 +39,7 @@ def train(options: TrainOptions) -> None:
     from gpt2lab import config
     from gpt2lab.config import notes
     from gpt2lab.data import run_data
+    from gpt2lab.model import names
 
     recipes = options.config or [options.RECIPE]
     settings, renames = config.load_with_notes(recipes, options.overrides)
@@ -50,6 +52,10 @@ def train(options: TrainOptions) -> None:
     run_data.require_mirror(settings.data)
     if not options.dry_run:
         run_data.require_input(settings.data)
+    folder = Path(settings.run.out_dir) / (settings.run.name or "run")
+    is_new = settings.run.resume not in ("auto", "never") and not (folder / "checkpoints").exists()
+    if is_new and os.environ.get("RANK", "0") == "0":  # the other ranks may not see the folders of runs
+        names.require_start(settings.run.resume)
     if not options.config:
         logger.info(notes.describe_quickstart(settings, options.overrides))
     elif note := notes.describe_defaults(settings):
@@ -87,12 +93,14 @@ def sample(options: SampleOptions) -> None:
     Args:
         options: the model, the prompt and how to sample.
     """
+    from gpt2lab.generation import prompts
     from gpt2lab.model import names
 
     names.require(options.checkpoint)
+    prompt = prompts.read(options.prompt, options.prompt_file)
     from gpt2lab import sample
 
-    sample.run(options)
+    sample.run(options, prompt)
 
 
 def app(options: AppOptions) -> None:

@@ -17,15 +17,11 @@ class SpaceNeeded(NamedTuple):
     what: str
 
 
-def require_space(needs: list[SpaceNeeded], advice: str) -> None:
-    """Check that the disks have room for all of `needs` together.
+def describe_lack(needs: list[SpaceNeeded]) -> str:
+    """Describe the first disk that lacks room for `needs` together: how much is needed and free; empty if none does.
 
     Args:
         needs: what is about to be written; several may go to one disk.
-        advice: what the user can do if space is missing; the end of the message.
-
-    Raises:
-        GPT2LabError: a disk does not have enough space; the message says how much is needed.
     """
     on_disk: dict[int, list[SpaceNeeded]] = {}
     for need in needs:
@@ -37,4 +33,19 @@ def require_space(needs: list[SpaceNeeded], advice: str) -> None:
         folder, free = same_disk[0].folder, shutil.disk_usage(same_disk[0].folder).free
         if sum(need.size for need in same_disk) > free:
             needed = " and ".join(f"{format_bytes(need.size)} for {need.what}" for need in same_disk)
-            raise GPT2LabError(f"{folder}: {needed} needed, {format_bytes(free)} free; {advice}")
+            return f"{folder}: {needed} needed, {format_bytes(free)} free"
+    return ""
+
+
+def require_space(needs: list[SpaceNeeded], advice: str) -> None:
+    """Check that the disks have room for all of `needs` together.
+
+    Args:
+        needs: what is about to be written; several may go to one disk.
+        advice: what the user can do if space is missing; the end of the message.
+
+    Raises:
+        GPT2LabError: a disk does not have enough space; the message says how much is needed.
+    """
+    if lack := describe_lack(needs):
+        raise GPT2LabError(f"{lack}; {advice}")

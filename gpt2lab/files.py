@@ -52,10 +52,19 @@ def publish(temporary: Path, path: Path) -> None:
     sync(path.parent)
 
 
-def cannot_write(path: Path, error: OSError) -> GPT2LabError:
-    """The error to raise when the file system refuses a write to `path`."""
-    advice = "check the owner and mode of the folder," if isinstance(error, PermissionError) else "free space"
-    return GPT2LabError(f"cannot write {path}: {error.strerror or error}; {advice} or write elsewhere")
+def cannot_write(path: Path, error: OSError, elsewhere: str = "write elsewhere") -> GPT2LabError:
+    """The error to raise when the file system refuses a write to `path`; `elsewhere` is what else can be done."""
+    advice = "free space"
+    if isinstance(error, PermissionError):
+        advice = "check the owner and mode of the folder,"
+    elif isinstance(error, FileExistsError | NotADirectoryError):
+        advice = f"remove the file {_first_file(path)}, which is in place of a folder,"
+    return GPT2LabError(f"cannot write {path}: {error.strerror or error}; {advice} or {elsewhere}")
+
+
+def _first_file(path: Path) -> Path:
+    """The parent of `path` that is a file where a folder should be; its parent folder if none is."""
+    return next((parent for parent in reversed(path.parents) if parent.is_file()), path.parent)
 
 
 def cannot_read(path: Path, error: OSError) -> UnreadableError:
@@ -65,11 +74,12 @@ def cannot_read(path: Path, error: OSError) -> UnreadableError:
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path, *, elsewhere: str = "write elsewhere") -> Iterator[Path]:
     """Write a file. On error, the old file stays as it was.
 
     Args:
         path: the file; its directory is created if missing.
+        elsewhere: what the user can do instead, in the message of the error.
 
     Yields:
         A temporary path to write to. It is synced and renamed to `path` at the end.
@@ -84,7 +94,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         yield temporary
         publish(temporary, path)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise cannot_write(path, error, elsewhere) from error
     finally:
         with contextlib.suppress(OSError):  # there may be no directory
             temporary.unlink()

@@ -20,6 +20,8 @@ def option(help: str, default: Any = MISSING, **metadata: Any) -> Any:
             - nargs: as in argparse, for a tuple; default: the option may be repeated.
             - at_least: smallest number that is accepted.
             - for_path: for one of several words, the command that a path in its place belongs to.
+            - for_words: an argument without the name of an option is meant for this one; the text between the words of
+              its value, empty for only one word.
             - zero_is_none: True: 0 on the command line means None.
             - may_be_empty: True: empty text is accepted here.
 

@@ -161,7 +161,9 @@ class EvaluateOptions:
     """Score a model on HellaSwag and other tasks, and measure its validation loss."""
 
     checkpoint: str = option(MODEL_HELP, flag="--model-checkpoint")
-    tasks: tuple[str, ...] = option("tasks by name; lm_eval:NAME for a task of lm-eval", ("hellaswag",), parse=names)
+    tasks: tuple[str, ...] = option(
+        "tasks by name; lm_eval:NAME for a task of lm-eval", ("hellaswag",), parse=names, for_words=","
+    )
     hellaswag_file: str | None = option("HellaSwag's validation set, in either schema (default: downloaded)", None)
     data_dir: str | None = option("token shards for the validation loss, or the tasks' files", None)
     mirror: str | None = option(MIRROR_HELP, None)
@@ -188,7 +190,7 @@ echo "Once upon" | gpt2lab sample --model-checkpoint runs/x --json             f
 
     checkpoint: str = option(MODEL_HELP, flag="--model-checkpoint")
     prompt: str | None = option(
-        "text to continue; - for standard input (default: piped input)", None, may_be_empty=True
+        "text to continue; - for standard input (default: piped input)", None, may_be_empty=True, for_words=" "
     )
     prompt_file: str | None = option("read the prompt from a UTF-8 file", None)
     num_samples: int = option("number of continuations", 4, at_least=1)
@@ -254,7 +256,7 @@ gpt2lab export --model-checkpoint runs/x --space out/space --push me/try-it --pu
 """
 
     checkpoint: str = option(MODEL_HELP, flag="--model-checkpoint")
-    out: str | None = option("new or empty directory, or an earlier export, which is replaced", None)
+    out: str | None = option("new or empty directory, or an earlier export, which is replaced", None, for_words="")
     space: str | None = option("such a directory, in which an app runs as a Hugging Face Space", None)
     push: str | None = option("OWNER/NAME: upload it to the Hub; private if the repository is new", None)
     public: bool = option("let everybody see what is uploaded", False)

@@ -1,7 +1,7 @@
 """`gpt2lab sample`: continue a prompt with a trained model.
 
-    --prompt, --prompt-file, stdin ─▶ prompt ─┐
-    --model-checkpoint ─▶ model ──────────────┴─▶ generation.text.stream ─▶ terminal, or one JSON object
+    --prompt, --prompt-file, stdin ─▶ generation.prompts.read ─┐
+    --model-checkpoint ─▶ model ───────────────────────────────┴─▶ generation.text.stream ─▶ terminal, or JSON
 
 Samples are generated as a batch, since a step for several costs little more than a step for one. The first sample is
 printed while it grows. The others follow in order.
@@ -9,16 +9,12 @@ printed while it grows. The others follow in order.
 
 import json
 import logging
-import os
-import stat
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from gpt2lab import logs, progress
 from gpt2lab.data.tokenizer import Tokenizer
-from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import replace_control_characters
 from gpt2lab.generation import inference, text
 from gpt2lab.generation.text import TextDelta
@@ -30,24 +26,20 @@ from gpt2lab.system import precision as precisions
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_PROMPT = "Hello this is AI model,"
 BATCH_SIZE = 16  # samples generated together
 SEPARATOR = "\n\n---\n\n"
 
-_MAX_PROMPT_BYTES = 2**20  # more than any context window holds
 
-
-def run(options: SampleOptions) -> None:
+def run(options: SampleOptions, prompt: str) -> None:
     """Generate the samples and print them.
 
     Args:
-        options: prompt, model and how to generate.
+        options: model and how to generate.
+        prompt: the text to continue (see `prompts.read`).
 
     Raises:
-        GPT2LabError: the prompt is unreadable or not valid (see `text.encode`), there is no such model, or an option is
-            out of range.
+        GPT2LabError: the prompt is not valid (see `text.encode`), there is no such model, or an option is out of range.
     """
-    prompt = _read_prompt(options)
     device = devices.choose(options.device)
     checkpoint = resolve.find_checkpoint(options.checkpoint)
     with progress.Phase("loading the model", announce=True):
@@ -125,38 +117,3 @@ def _as_json(options: SampleOptions, prompt: str, deltas: Iterable[TextDelta]) -
         sample["end"] = delta.end
     settings = {"max_new_tokens": generation.max_new_tokens, **vars(generation.sampling), "stop": list(options.stop)}
     return {"prompt": prompt, "settings": settings, "samples": samples}
-
-
-def _read_prompt(options: SampleOptions) -> str:
-    if options.prompt is not None and options.prompt_file is not None:
-        raise GPT2LabError("--prompt and --prompt-file both give a prompt; use one of them")
-    if options.prompt_file not in (None, "-"):
-        try:
-            with Path(str(options.prompt_file)).open("rb") as file:
-                return _decode(file, str(options.prompt_file))
-        except OSError as error:
-            raise GPT2LabError(f"--prompt-file {options.prompt_file}: {error.strerror}") from error
-    if "-" in (options.prompt, options.prompt_file) or (options.prompt is None and _is_piped()):
-        return _decode(sys.stdin.buffer, "standard input")
-    return DEFAULT_PROMPT if options.prompt is None else options.prompt
-
-
-def _is_piped() -> bool:
-    """Whether standard input is a pipe or a file, rather than a terminal, /dev/null or closed."""
-    try:
-        mode = os.fstat(0).st_mode
-    except OSError:
-        return False
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
-
-
-def _decode(file: BinaryIO, name: str) -> str:
-    """The content of a file as a prompt, without the newline that editors add at the end."""
-    data = file.read(_MAX_PROMPT_BYTES + 1)
-    if len(data) > _MAX_PROMPT_BYTES:
-        raise GPT2LabError(f"{name}: the prompt is longer than any context window; shorten it")
-    try:
-        prompt = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise GPT2LabError(f"{name}: not valid UTF-8 at byte {error.start}; save it as UTF-8") from None
-    return prompt.removesuffix("\n").removesuffix("\r")

@@ -85,6 +85,16 @@ BAD_INPUT = [
     (["train", "--data.dir", "data/mine"], "data/mine does not exist"),
     (["sample", "--promt", "a"], "did you mean --prompt?"),
     (["sample", "runs/x"], "did you mean --model-checkpoint runs/x?"),
+    (["sample", "--model-checkpoint", "runs/x", "Once"], "unexpected argument Once; did you mean --prompt Once?"),
+    (["sample", "It's", "--model-checkpoint=runs/x"], """did you mean --prompt 'It'"'"'s'?"""),
+    (["sample", "--model-checkpoint", "x", "--prompt", "Once", "upon", "a"], "did you mean --prompt 'Once upon a'?"),
+    (["evaluate", "--model-checkpoint", "x", "piqa"], "did you mean --tasks piqa?"),
+    (["evaluate", "--model-checkpoint", "x", "--tasks", "piqa", "everyday"], "did you mean --tasks piqa,everyday?"),
+    (["export", "--model-checkpoint", "runs/x", "out/x"], "did you mean --out out/x?"),
+    (["export", "--model-checkpoint", "runs/x", "--out", "a", "b"], "unexpected argument b (see"),
+    (["sample", "--model-checkpoint", "x", "--temperature", "nan"], "--temperature: must be a finite number, not nan"),
+    (["sample", "--model-checkpoint", "x", "--max-new-tokens", "0"], "--max-new-tokens: must be at least 1, not 0"),
+    (["sample", "--model-checkpoint", "x", "--top-k", "0.5"], "'0.5' is not a whole number such as 100000 or 100M"),
     (["evaluate", "--checkpoint", "x"], "did you mean --model-checkpoint?"),
     (["app", "runs/x"], "did you mean --trained runs/x?"),
     (["train", "--config", "config/nope.yaml"], "config/nope.yaml"),
@@ -374,3 +384,9 @@ def test_too_little_memory_is_one_line(monkeypatch, capsys):
     error = capsys.readouterr().err
     assert "gpt2lab: the memory is not enough (can't allocate memory: " in error
     assert error.count("\n") == 1
+
+
+def test_a_checkpoint_that_is_not_there_is_found_before_torch_is_loaded():
+    done = gpt2lab("train", "--run.resume", "yes")
+    assert done.returncode == 2
+    assert done.stderr.startswith("gpt2lab: run.resume yes: no such folder; give auto, never or a checkpoint's path; ")

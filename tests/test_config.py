@@ -195,6 +195,18 @@ def test_messages_say_in_plain_words_what_a_value_should_be(name, value, words):
     assert not re.search("valid|Input|[Ss]tring|pattern|pars", str(error.value))
 
 
+def test_a_number_out_of_range_is_written_in_one_form(yaml):
+    for value in ("-5", "0"):
+        message = f"train.max_steps: should be more than 0, not {value}$"
+        for layers in (([], {"train.max_steps": value}), ([yaml(f"train: {{max_steps: {value}}}")],)):
+            with pytest.raises(GPT2LabError, match=message):
+                load(*layers)
+    with pytest.raises(GPT2LabError, match="^--optimizer.max_lr: should be more than 0, not 0$"):
+        load([], {"optimizer.max_lr": "0"})
+    with pytest.raises(GPT2LabError, match="^--train.max_steps: should be a whole number .*, not 'many'$"):
+        load([], {"train.max_steps": "many"})
+
+
 def batches(total: int, world_size: int, micro: int | str = "auto", block: int = 128):
     settings = Config.model_validate(
         {"model": {"block_size": block}, "train": {"total_batch_size": total, "micro_batch_size": micro}}
@@ -226,6 +238,13 @@ def test_total_batch_size_that_does_not_divide_names_the_nearest_that_do():
         batches(100, 2, micro=4)
     with pytest.raises(GPT2LabError, match="start 5 processes, or set train.total_batch_size 768$"):
         batches(5 * 128, 6)
+
+
+def test_a_block_size_far_beyond_the_tokens_of_a_step_is_doubted_rather_than_the_step():
+    with pytest.raises(GPT2LabError, match="^model.block_size 100000000 is far more .*; lower model.block_size"):
+        batches(3072, 1, block=100_000_000)
+    with pytest.raises(GPT2LabError, match="set train.total_batch_size 1024$|share equally: .* 1024$"):
+        batches(128, 1, block=1024)
 
 
 def test_a_number_for_the_micro_batch_is_an_upper_limit():

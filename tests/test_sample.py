@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from gpt2lab import GPT2, GPT2Config, cli, files, sample
+from gpt2lab.generation import prompts
 from gpt2lab.generation.engine import Token
 from gpt2lab.generation.text import TextDelta
 
@@ -34,7 +35,7 @@ def ask(folder, capsys, monkeypatch):
     """Run the verb in this process: (exit status, standard output, standard error)."""
 
     def ask(*options: str, stdin: bytes | None = None) -> tuple[int, str, str]:
-        monkeypatch.setattr(sample, "_is_piped", lambda: stdin is not None)
+        monkeypatch.setattr(prompts, "_is_piped", lambda: stdin is not None)
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(stdin or b"")))
         command = ["sample", "--model-checkpoint", folder, "--max-new-tokens", "6", "--device", "cpu"]
         status = cli.main([*command, *options])
@@ -107,7 +108,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(ask, folder, tmp_path):
 def test_temperature_0_is_greedy(ask):
     texts = ask("--temperature", "0", "--num-samples", "2")[1].removesuffix("\n").split(sample.SEPARATOR)
     assert texts[0] == texts[1] == ask("--top-k", "1", "--num-samples", "1")[1].removesuffix("\n")
-    assert texts[0].startswith(sample.DEFAULT_PROMPT)
+    assert texts[0].startswith(prompts.DEFAULT)
 
 
 def test_a_stop_string_ends_a_sample(ask):
@@ -145,7 +146,7 @@ def test_a_real_pipe_and_no_pipe_at_all(folder):
     assert (piped.returncode, piped.stdout.startswith("Zwölf".encode())) == (0, True)
     assert all(line.startswith(b"loading ") for line in piped.stderr.splitlines())  # on a slow machine
     nothing = subprocess.run(command, stdin=subprocess.DEVNULL, **options)
-    assert nothing.stdout.startswith(sample.DEFAULT_PROMPT.encode())
+    assert nothing.stdout.startswith(prompts.DEFAULT.encode())
 
 
 def test_an_argument_that_is_not_valid_utf_8_is_one_line(ask):
@@ -203,3 +204,19 @@ def test_bad_input_is_one_line_and_exit_status_2(options, stdin, key, format_opt
     assert (status, out) == (2, "")
     assert key in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        (["--prompt", ""], "the prompt is empty"),
+        (["--prompt-file", "nowhere.txt"], "--prompt-file nowhere.txt: No such file"),
+        (["--prompt", "a", "--prompt-file", "b"], "--prompt and --prompt-file"),
+        (["--seed", str(2**64)], "seed is 18446744073709551616"),
+    ],
+)
+def test_a_mistake_in_an_option_is_found_before_torch_is_loaded(options, key, folder):
+    command = [sys.executable, "-m", "gpt2lab", "sample", "--model-checkpoint", folder, *options]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"gpt2lab: {key}")  # rather than `loading torch`

@@ -200,7 +200,7 @@ def serve(page: "gradio.Blocks", port: int, host: str = "127.0.0.1", share: bool
                 head=f"<script>{(_FOLDER / 'page.js').read_text(encoding='utf-8')}</script>",
             )
         except OSError:
-            logger.info("port %d is taken", candidate)
+            logger.info("port %d is taken%s", candidate, "; trying the next" if candidate < last else "")
             continue
         if share and not public_address:
             page.close(verbose=False)

@@ -70,7 +70,8 @@ def prepare(options: AppOptions) -> "gradio.Blocks":
     devices.choose(options.device)  # an error about it comes before those about the models
     checkpoint = resolve.find_checkpoint(options.trained)
     folder = checkpoint.run
-    settings = config.load_run(folder) if folder and (folder / "config.yaml").is_file() else config.Config()
+    effect = "the untrained model may have another seed than that of the run"
+    settings = (folder and config.find_run_settings(folder, effect)) or config.Config()
     other = None if options.untrained == "random" else resolve.find_checkpoint(options.untrained)
     with progress.Phase("loading the models", announce=True):
         models = _load_models(options, checkpoint, other, settings.run.seed)

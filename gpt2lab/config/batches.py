@@ -5,6 +5,8 @@ from typing import Literal, NamedTuple
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import plural
 
+_DOUBTFUL = 16  # a sequence of so many times the tokens of a step is rather a mistake than the step is
+
 
 class BatchPlan(NamedTuple):
     """How a step's tokens are divided: sequences = world_size x grad_accum_steps x micro_batch_size."""
@@ -35,8 +37,13 @@ def plan_batches(
 
     Raises:
         GPT2LabError: the processes cannot share the tokens equally. The message names the nearest numbers of processes
-            and of tokens that would work.
+            and of tokens that would work, or doubts a block size far beyond the tokens.
     """
+    if block_size >= _DOUBTFUL * total_batch_size:
+        raise GPT2LabError(
+            f"model.block_size {block_size} is far more than the tokens of a step (train.total_batch_size "
+            f"{total_batch_size}), which must hold whole sequences; lower model.block_size (GPT-2's is 1024)"
+        )
     sequences, rest = divmod(total_batch_size, block_size)
     unit = block_size * world_size
     if rest or sequences % world_size:

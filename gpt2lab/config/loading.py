@@ -198,4 +198,26 @@ def load_run(folder: Path) -> Config:
     Raises:
         GPT2LabError: as for `load`.
     """
-    return load_with_notes([folder / "config.yaml"])[0]
+    try:
+        return load_with_notes([folder / "config.yaml"])[0]
+    except GPT2LabError as error:
+        raise GPT2LabError(f"{error}; the gpt2lab train command of this run writes the file again") from None
+
+
+def find_run_settings(folder: Path, effect: str) -> Config | None:
+    """Read the config.yaml of a run directory for a command that works without it.
+
+    Args:
+        folder: the run directory.
+        effect: what is different without the settings, for the warning about a damaged file.
+
+    Returns:
+        All settings; None if the file is missing or damaged.
+    """
+    if not (folder / "config.yaml").is_file():
+        return None
+    try:
+        return load_run(folder)
+    except GPT2LabError as error:
+        logger.warning(f"{error}; until then {effect}")
+        return None

@@ -33,6 +33,9 @@ _EXPECTED = {
 }
 
 
+_OUT_OF_RANGE = ("finite_number", "greater_than", "greater_than_equal", "less_than", "less_than_equal")
+
+
 def describe_unknown_setting(name: str, known: Sequence[str]) -> str:
     """The error message about a name that is not a setting.
 
@@ -81,14 +84,22 @@ def translate(
         return GPT2LabError(prefix + first["msg"].removeprefix("Value error, "))
     if first["type"] == "string_unicode":
         return GPT2LabError(f"{prefix}the text is not valid UTF-8{UTF8_ADVICE if origin == '--' else ''}")
+    problems = [problem for problem in error.errors() if problem["loc"][:2] == first["loc"][:2]]
     expected = [
-        _EXPECTED[problem["type"]].format_map(problem.get("ctx", {}))
+        _EXPECTED[problem["type"]].format_map({key: _plain(value) for key, value in problem.get("ctx", {}).items()})
         if problem["type"] in _EXPECTED
         else problem["msg"].removeprefix("Input should be ")
-        for problem in error.errors()
-        if problem["loc"][:2] == first["loc"][:2]
+        for problem in problems
     ]
-    return GPT2LabError(f"{prefix}should be {', or '.join(dict.fromkeys(expected))}, not {shorten(first['input'])}")
+    # A number on the command line is text, which is shown as in a file: without quotes.
+    is_number = isinstance(first["input"], str) and any(problem["type"] in _OUT_OF_RANGE for problem in problems)
+    found = first["input"] if is_number else shorten(first["input"])
+    return GPT2LabError(f"{prefix}should be {', or '.join(dict.fromkeys(expected))}, not {found}")
+
+
+def _plain(value: Any) -> Any:
+    """A whole number without the `.0` of a float, which limits of fractions have."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def name_of(problem: Mapping[str, Any]) -> str:

@@ -75,7 +75,8 @@ def parse(text: str, file: object, *, simple: bool = False) -> Mapping[Any, Any]
     if content is None:
         return {}
     if not isinstance(content, Mapping):
-        raise GPT2LabError(f"{file}: expected sections such as 'train:', found {type(content).__name__}")
+        found = {"str": "text", "list": "a list"}.get(type(content).__name__, type(content).__name__)
+        raise GPT2LabError(f"{file}: expected sections such as 'train:', found {found}")
     return content
 
 

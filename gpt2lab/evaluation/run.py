@@ -48,29 +48,37 @@ def run(options: EvaluateOptions) -> None:
         options: of the command.
 
     Raises:
-        GPT2LabError: the input cannot be used.
+        GPT2LabError: the input cannot be used; or a task was not scored, or the result not written to the run
+            directory, after it was printed.
     """
     _check_data_dir(options.data_dir)
     with distributed.start(options.device) as dist:
         # With --json, messages go to standard error, also those of libraries; standard output has one object.
         redirect = contextlib.redirect_stdout(sys.stderr) if options.as_json else contextlib.nullcontext()
         with redirect:
-            result = evaluate(options, dist)
-        if dist.is_main and options.as_json:
-            logs.print_result(json.dumps(result))
+            checkpoint, result = evaluate(options, dist)
+        try:
+            if dist.is_main:
+                with redirect:
+                    logs.print_result(table.render(result))
+                if options.as_json:
+                    logs.print_result(json.dumps(result))
+        finally:
+            elsewhere = "keep what was printed" if options.as_json else "save what gpt2lab evaluate --json prints"
+            dist.on_main(lambda: _write(checkpoint, result, elsewhere))
         if result["not_scored"]:
             raise GPT2LabError(f"not scored: {', '.join(result['not_scored'])} (see the reason above)")
 
 
-def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
-    """Evaluate a checkpoint, print a table on rank 0, and write the result to its run directory if it has one.
+def evaluate(options: EvaluateOptions, dist: DistContext) -> tuple[ResolvedCheckpoint, dict[str, Any]]:
+    """Evaluate a checkpoint.
 
     Args:
         options: of the command.
         dist: the ranks that share the work.
 
     Returns:
-        The JSON object of docs/evaluation.md, the same on all ranks.
+        The checkpoint, and the JSON object of docs/evaluation.md, the same on all ranks.
 
     Raises:
         GPT2LabError: the input cannot be used.
@@ -82,7 +90,7 @@ def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
     harness = _import_harness(harness_tasks, options.include) if harness_tasks else None
     checkpoint = dist.on_main(lambda: resolve.find_checkpoint(options.checkpoint, mirror=options.mirror))
     run = checkpoint.run
-    settings = config.load_run(run) if run and (run / "config.yaml").is_file() else None
+    settings = config.find_run_settings(run, "there is no validation loss without --data-dir") if run else None
     if settings is not None and options.mirror is None:
         options = replace(options, mirror=settings.data.mirror)
     tokenizer = Tokenizer(options.mirror)
@@ -115,13 +123,7 @@ def evaluate(options: EvaluateOptions, dist: DistContext) -> dict[str, Any]:
         result |= _measure_loss(model, tokenizer, val_data, sequences, batch_tokens, dist, precision)
     result |= {"precision": precision.name, "device": dist.device.type, "limit": options.limit}
     result["seconds"] = round(time.perf_counter() - began, 3)
-    if dist.is_main:
-        try:
-            logs.print_result(table.render(result))
-        finally:
-            if checkpoint.run is not None:
-                _write(checkpoint, checkpoint.run, result)
-    return result
+    return checkpoint, result
 
 
 def _import_harness(names: Sequence[str], include: str | None) -> Any:
@@ -266,18 +268,22 @@ def _measure_loss(
     return {"val_loss": value, "bits_per_byte": bits, "val_tokens": sequences * block_size}
 
 
-def _write(checkpoint: ResolvedCheckpoint, run_folder: Path, result: dict[str, Any]) -> None:
-    """Write the result to the run directory, one file per step; other tasks in the file are kept.
+def _write(checkpoint: ResolvedCheckpoint, result: dict[str, Any], elsewhere: str) -> None:
+    """Write the result to the run directory, if there is one: a file per step; other tasks in the file are kept.
 
-    If this fails, it logs a warning only: the result is printed in any case.
+    `elsewhere` is what the user can do instead, for the error.
     """
+    if checkpoint.run is None:
+        return
     limit = f"_limit_{result['limit']}" if result["limit"] else ""
-    path = run_folder / "evaluations" / f"step_{checkpoint.step or 0:08d}{limit}.json"
+    path = checkpoint.run / "evaluations" / f"step_{checkpoint.step or 0:08d}{limit}.json"
     try:
         previous = json.loads(path.read_text(encoding="utf-8"))["tasks"] if path.exists() else {}
-        path.parent.mkdir(exist_ok=True)
-        with files.atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(result | {"tasks": previous | result["tasks"]}) + "\n", encoding="utf-8")
-        logger.info(f"written to {path}")
-    except (OSError, ValueError, KeyError, TypeError) as error:  # a GPT2LabError is a ValueError
-        logger.warning(f"the result was not written to the run directory, {path} cannot be used: {error}")
+        content = json.dumps(result | {"tasks": previous | result["tasks"]}) + "\n"
+    except OSError as error:
+        raise files.cannot_read(path, error) from error
+    except (ValueError, KeyError, TypeError):
+        raise GPT2LabError(f"the result is not in {path}, which is damaged; remove it, or {elsewhere}") from None
+    with files.atomic_write(path, elsewhere=elsewhere) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+    logger.info(f"written to {path}")

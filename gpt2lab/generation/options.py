@@ -81,7 +81,7 @@ class GenerationOptions:
         seed: seed of the first text; the next text has seed + 1.
 
     Raises:
-        GPT2LabError: max_new_tokens is below 1.
+        GPT2LabError: max_new_tokens is below 1, or the seed has more than 64 bits.
     """
 
     max_new_tokens: int = _setting(64, "new tokens of each text", minimum=1, at_least=1, maximum=512, step=1)
@@ -91,3 +91,5 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise GPT2LabError(f"max_new_tokens is {self.max_new_tokens}; it must be 1 or more")
+        if not -(2**63) <= self.seed < 2**64:
+            raise GPT2LabError(f"seed is {self.seed}; it must be a whole number that fits into 64 bits")

@@ -13,8 +13,9 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Literal, NamedTuple
 
 from gpt2lab.data.tokenizer import EOT, Tokenizer
-from gpt2lab.errors import UTF8_ADVICE, GPT2LabError
+from gpt2lab.errors import GPT2LabError
 from gpt2lab.generation import engine
+from gpt2lab.generation import prompts as prompt_texts
 from gpt2lab.generation.engine import LanguageModel, Token
 from gpt2lab.generation.sampling import Sampling
 
@@ -44,19 +45,9 @@ def encode(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> list[int]
         The ids. If they are more than fit into the window, `stream` uses the last ones (see `describe_window`).
 
     Raises:
-        GPT2LabError: the prompt is empty, contains a NUL or text that is not valid Unicode, or has tokens that the
-            model's vocabulary lacks.
+        GPT2LabError: the prompt is not valid (see `prompts.check`), or has tokens that the model's vocabulary lacks.
     """
-    if not isinstance(prompt, str):
-        raise GPT2LabError(f"the prompt is {type(prompt).__name__} {prompt!r:.60}; it must be text (str)")
-    if not prompt:
-        raise GPT2LabError("the prompt is empty; give the model something to continue, such as a space")
-    if "\0" in prompt:
-        raise GPT2LabError(f"the prompt has a NUL (character {prompt.index(chr(0)) + 1}); take it out")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:  # a lone surrogate, by which Python represents bytes that are not UTF-8
-        raise GPT2LabError(f"the prompt is not valid UTF-8 (character {error.start + 1}){UTF8_ADVICE}") from None
+    prompt_texts.check(prompt)
     ids = tokenizer.encode(prompt)
     if max(ids) >= model.config.vocab_size:
         raise GPT2LabError(

@@ -8,6 +8,8 @@ from gpt2lab import files
 from gpt2lab.errors import GPT2LabError
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")  # of files of other projects
+# The end of a message about a `run.resume` that is no interrupted run.
+WEIGHTS_ONLY = "run.resume continues a training run on its data; to start a new one from weights: --train.init_from {}"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -45,6 +47,22 @@ def require(name: str | Path) -> None:
     if not is_hub_id(str(name)):
         advice = "; give a run directory, a model's folder, or a Hub id such as gpt2"
         raise GPT2LabError(f"{name}: no such folder{suggest(name) or advice}")
+
+
+def require_start(resume: str) -> None:
+    """Check that the checkpoint or run that `run.resume` names is there.
+
+    Args:
+        resume: the setting, neither auto nor never.
+
+    Raises:
+        GPT2LabError: nothing has this name; the message has a similar one that exists.
+    """
+    if os.path.lexists(resume):
+        return
+    weights = f"; a model of the Hub has only weights. {WEIGHTS_ONLY.format(resume)}" if is_hub_id(resume) else ""
+    advice = suggest(resume) or f"; give auto, never or a checkpoint's path{weights}"
+    raise GPT2LabError(f"run.resume {resume}: no such folder{advice}")
 
 
 def _find_other_kind(path: Path) -> str:

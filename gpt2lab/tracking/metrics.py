@@ -6,12 +6,14 @@ prints lines on the terminal, `trackers.py` sends the metrics to TensorBoard and
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
 from gpt2lab import files
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.formatting import plural
 
 
 class Sink(Protocol):
@@ -29,25 +31,52 @@ class Sink(Protocol):
         """Flush and close."""
 
 
-def truncate_jsonl(path: Path, last_step: int) -> None:
+def describe_missing(path: Path, steps: Iterable[float], last_step: int) -> str:
+    """Describe the steps that a record lacks though they were trained, such as after it was deleted or cut.
+
+    Args:
+        path: of metrics.jsonl.
+        steps: those that it has, in any order.
+        last_step: the last one that it should have.
+
+    Returns:
+        One line; empty if it has all from 1 on. (Step 0 has a line only if there is an evaluation before training.)
+    """
+    present = [0, *sorted({int(step) for step in steps if 0 < step <= last_step}), last_step + 1]
+    gaps = [(before + 1, after - 1) for before, after in pairwise(present) if after > before + 1]
+    if not gaps:
+        return ""
+    ranges = [f"{first:,} to {last:,}" if last > first else f"{first:,}" for first, last in gaps]
+    more = f" and {plural(len(ranges) - 3, 'other gap')}" if len(ranges) > 3 else ""
+    effect = f"curves begin at step {gaps[0][1] + 1:,}" if gaps[0][0] == 1 else "curves lack them"
+    word = "steps" if len(ranges) > 1 or "to" in ranges[0] else "step"
+    return f"{path} has no records of {word} {', '.join(ranges[:3])}{more}: {effect}"
+
+
+def truncate_jsonl(path: Path, last_step: int) -> list[int]:
     """Remove the lines of later steps, and incomplete lines. A missing file is not an error.
 
     Args:
         path: of a `.jsonl` file whose lines have a `step`.
         last_step: the last step to keep.
+
+    Returns:
+        The steps of the lines that are kept.
     """
     if not path.exists():
-        return
-    kept = []
+        return []
+    kept, steps = [], []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             step = json.loads(line)["step"]
             if step <= last_step:
                 kept.append(line + "\n")
+                steps.append(step)
         except (ValueError, KeyError, TypeError):
             continue
     with files.atomic_write(path) as temporary:
         temporary.write_text("".join(kept), encoding="utf-8")
+    return steps
 
 
 def set_aside_jsonl(path: Path) -> Path:

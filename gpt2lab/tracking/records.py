@@ -18,6 +18,7 @@ from gpt2lab.config import Config, load_run
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import suggest_path
 from gpt2lab.formatting import plural
+from gpt2lab.tracking.metrics import describe_missing
 
 UNKNOWN_TEXT = "unknown text"
 LARGEST = 1e18  # larger integers in JSON may not fit into a float; no step, loss or rate is that large
@@ -114,6 +115,23 @@ class Run(Measured):
         """The last step that was trained, 0 before the first."""
         steps = self.curve("train/loss").steps
         return int(steps[-1]) if len(steps) else 0
+
+    def describe_missing(self) -> str:
+        """One line about steps that were trained but are not in metrics.jsonl; empty if there are none."""
+        steps = self.curve("step").steps
+        last = max(self._last_saved(), int(max(steps, default=0)))
+        line = describe_missing(Path("metrics.jsonl"), steps, last)
+        return line if len(steps) or not line else f"{line.partition(':')[0]}: there are no curves"
+
+    def _last_saved(self) -> int:
+        """The last step that was recorded before the newest checkpoint was written; 0 without checkpoints."""
+        folders = {path.name[5:]: path for path in self.folder.glob("checkpoints/step_*")}
+        newest = max((number for number in folders if number.isdecimal()), key=int, default=None)
+        if newest is None:
+            return 0
+        with contextlib.suppress(GPT2LabError):  # damaged
+            return int(newest) - bool(read_json(folders[newest] / "state.json").get("unlogged"))
+        return 0
 
 
 def read(folder: Path) -> Run:

@@ -99,6 +99,9 @@ def write(
     comparisons = [*_comparisons(runs, "val/loss"), *_comparisons(runs, "hellaswag/acc_norm"), *savings.describe(runs)]
     if difference := savings.describe_difference(runs):
         logger.warning(difference)
+    for run in runs:
+        if missing := run.describe_missing():
+            logger.warning(f"{run.folder}: {missing}")
     for comparison in comparisons:
         logger.info(comparison)
     return [page, *pictures]

@@ -146,7 +146,7 @@ class RunEvents(NamedTuple):
 
 def run_events(run: Run) -> RunEvents:
     """Resumes, skipped steps and other recorded events, and warnings about damaged files."""
-    warnings = list(run.warnings)
+    warnings = [*run.warnings, *filter(None, [run.describe_missing()])]
     for key, (steps, values) in run.metrics.items():
         if key.startswith("guard/") and values[-1] > 0:  # a count that only grows
             first = steps[values > 0][0]

@@ -156,7 +156,7 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
     path = folder / f"step_{snapshot.step:08d}"
     tensors = {t.data_ptr(): t.nbytes for t in (*snapshot.weights.values(), *snapshot.optimizer.values())}
     size = sum(tensors.values())  # tied weights once
-    advice = "free space, lower checkpoint.keep_last, or move run.out_dir"
+    advice = "free space, or move run.out_dir to another disk"  # keep_last applies once this one is written
     disk_space.require_space([disk_space.SpaceNeeded(folder, size, "a checkpoint")], advice)
     with files.atomic_directory(path) as temporary:
         huggingface.write(temporary, snapshot.config, snapshot.weights)

@@ -1,11 +1,13 @@
 """The disk space of a run: how many checkpoints it keeps, and whether they fit. Checked before the first step."""
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 from gpt2lab import disk_space, files
 from gpt2lab.config import Config
 from gpt2lab.disk_space import SpaceNeeded
+from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import format_bytes, plural
 from gpt2lab.model import flops, resolve
 from gpt2lab.training.checkpoint import BYTES_PER_PARAMETER
@@ -74,25 +76,37 @@ def require_space(config: Config, directory: RunDirectory, *, remove_unfinished:
     def check() -> None:
         if remove_unfinished and directory.checkpoints.is_dir():
             files.remove_temporaries(directory.checkpoints)
-        missing = max(1, space.most - len(resolve.list_checkpoints(directory.checkpoints)))
-        what = f"{missing} more checkpoint{'s' * (missing > 1)} of {format_bytes(space.each)}"
-        records = _STEP_BYTES * config.train.max_steps
-        needs = [
-            SpaceNeeded(directory.path, missing * space.each, what),
-            SpaceNeeded(
-                directory.path,
-                records + _REPORT_BYTES,
-                f"records of {plural(config.train.max_steps, 'step')} and the report",
-            ),
-        ]
-        advice = "free space, move run.out_dir to another disk, "
-        if records > missing * space.each:
-            advice += "or lower train.max_steps"
-        elif config.checkpoint.keep_best or config.checkpoint.keep_every:
-            advice += "lower checkpoint.keep_last, or set checkpoint.keep_best false and checkpoint.keep_every 0"
-        else:
-            advice += "or lower checkpoint.keep_last"
-        disk_space.require_space(needs, advice)
+        present = len(resolve.list_checkpoints(directory.checkpoints))
+        if lack := disk_space.describe_lack(_list_needs(config, directory.path, present)):
+            advice = ["free space", "move run.out_dir to another disk", *_find_help(config, directory.path, present)]
+            raise GPT2LabError(f"{lack}; {', '.join(advice[:-1])}, or {advice[-1]}")
 
     directory.dist.on_main(check)
     return space
+
+
+def _list_needs(config: Config, folder: Path, present: int) -> list[SpaceNeeded]:
+    """What a run in `folder`, which has `present` checkpoints, will still write."""
+    space, steps = plan_checkpoints(config), config.train.max_steps
+    missing = max(1, space.most - present)
+    what = f"{missing} more checkpoint{'s' * (missing > 1)} of {format_bytes(space.each)}"
+    return [
+        SpaceNeeded(folder, missing * space.each, what),
+        SpaceNeeded(folder, _STEP_BYTES * steps + _REPORT_BYTES, f"records of {plural(steps, 'step')} and the report"),
+    ]
+
+
+def _find_help(config: Config, folder: Path, present: int) -> list[str]:
+    """The change of settings with which the run fits on the disk; empty if there is none."""
+    keep, train = config.checkpoint, config.train
+    checkpoints, records = (need.size for need in _list_needs(config, folder, present))
+    if records - _REPORT_BYTES > checkpoints:
+        advice = "lower train.max_steps"
+        changed: dict[str, object] = {"train": train.model_copy(update={"max_steps": 1})}
+    else:
+        fewest = {"keep_last": 1, "keep_best": False, "keep_every": 0}
+        names = [name for name, value in fewest.items() if getattr(keep, name) != value]
+        advice = f"set {' and '.join(f'checkpoint.{name} {str(fewest[name]).lower()}' for name in names)}"
+        changed = {"checkpoint": keep.model_copy(update=fewest)}
+    helps = not disk_space.describe_lack(_list_needs(config.model_copy(update=changed), folder, present))
+    return [advice] if helps else []

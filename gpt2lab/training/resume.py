@@ -5,11 +5,9 @@ from typing import Any
 
 from gpt2lab.config import RENAMED_SETTINGS, Config, GPT2Config
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.model.names import WEIGHTS_ONLY
 from gpt2lab.training.checkpoint import Checkpoint
 from gpt2lab.training.schedule import constant_steps, learning_rate
-
-# The end of a message about a `run.resume` that is no interrupted run.
-WEIGHTS_ONLY = "run.resume continues a training run on its data; to start a new one from weights: --train.init_from {}"
 
 RESUME_MUTABLE = "train.max_steps"  # may change, and changes the learning rate of the steps to come
 # Must be those of the checkpoint: with another value a run would train something else.

@@ -55,6 +55,7 @@ def run(config: Config, extra_sinks: Sequence[Sink] = (), given: Collection[str]
         evaluators = build_evaluators(config.train, config.model, config.run, data, directory, plan, dist, precision)
         changed = changed_settings(start, config, data.digest, directory.holds(start)) if start else {}
         if start and directory.is_finished(start, config.train.max_steps):
+            directory.restore_config(config)
             messages.log_finished(directory, config.train, start)
             return
         space = require_space(config, directory)

@@ -18,10 +18,9 @@ from gpt2lab.config import Config, RunConfig, load_run
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import flops, huggingface, names, resolve
 from gpt2lab.system.distributed import DistContext
-from gpt2lab.tracking.metrics import JsonLines, set_aside_jsonl, truncate_jsonl
+from gpt2lab.tracking.metrics import JsonLines, describe_missing, set_aside_jsonl, truncate_jsonl
 from gpt2lab.training import checkpoint, environment
 from gpt2lab.training.checkpoint import Checkpoint
-from gpt2lab.training.resume import WEIGHTS_ONLY
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +42,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
         self.events = self.path / "events.jsonl"
+        self._config = self.path / "config.yaml"
 
     @contextlib.contextmanager
     def locked(self) -> Generator[None, None, None]:
@@ -180,12 +180,33 @@ class RunDirectory:
                 record.write_bytes(original.read_bytes() if original.is_file() else b"")
             # A step that was saved before its evaluation has no line yet, or one of a start that was killed since.
             last_step = -1 if start is None else start.step if record is self.events else start.recorded
-            truncate_jsonl(record, last_step)
-        with files.atomic_write(self.path / "config.yaml") as temporary:
-            temporary.write_text(_RECORD_NOTE + config.to_yaml(), encoding="utf-8")
+            steps = truncate_jsonl(record, last_step)
+            if record is self.metrics and (missing := describe_missing(record, steps, last_step)):
+                logger.warning(missing)
+        self._write_config(config)
         with files.atomic_write(self.path / "environment.json") as temporary:
             values = environment.collect(self.dist) | {"parameters": flops.parameters(config.model), **facts}
             temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+    def restore_config(self, config: Config) -> None:
+        """Write config.yaml of a finished run again if it is missing or damaged.
+
+        Args:
+            config: all settings.
+        """
+
+        def restore() -> None:
+            try:
+                load_run(self.path)
+            except GPT2LabError:
+                self._write_config(config)
+                logger.warning("%s was missing or damaged: it now has the settings of this start", self._config)
+
+        self.dist.on_main(restore)
+
+    def _write_config(self, config: Config) -> None:
+        with files.atomic_write(self._config) as temporary:
+            temporary.write_text(_RECORD_NOTE + config.to_yaml(), encoding="utf-8")
 
     def _set_aside_after(self, step: int) -> None:
         """Rename the checkpoints after the newest intact one: they would count among those that are kept."""
@@ -218,13 +239,10 @@ def _read_start(resume: str) -> Checkpoint:
         if start is None:
             raise GPT2LabError(f"run.resume {resume}: that run has no checkpoint yet")
         return start
-    if not path.is_dir() and names.is_hub_id(resume):
-        raise GPT2LabError(
-            f"run.resume {resume}: no such folder; a model of the Hub has only weights. {WEIGHTS_ONLY.format(resume)}"
-        )
+    names.require_start(resume)
     if (path / huggingface.CONFIG).is_file() and not any((path / name).exists() for name in checkpoint.STATE_FILES):
         raise GPT2LabError(
             f"run.resume {resume} is a model without the state of a training run (an export, or a model of another "
-            f"project). {WEIGHTS_ONLY.format(resume)}"
+            f"project). {names.WEIGHTS_ONLY.format(resume)}"
         )
     return checkpoint.read(path)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -216,16 +218,52 @@ def test_weights_that_do_not_fit_the_config_are_an_error(capsys, tmp_path):
     assert "shape" in error_of(capsys, "--model-checkpoint", str(tmp_path / "m"), "--tasks", "everyday")
 
 
-def test_a_run_directory_that_cannot_be_written_does_not_lose_the_result(workspace, capsys, tmp_path):
-    import shutil
+@pytest.fixture
+def run_copy(workspace, tmp_path) -> Path:
+    """A copy of the run."""
+    shutil.copytree(workspace / "runs" / "x", tmp_path / "x", ignore=shutil.ignore_patterns("evaluations"))
+    return tmp_path / "x"
 
-    shutil.copytree(workspace / "runs", tmp_path / "runs")
-    evaluations = tmp_path / "runs" / "x" / "evaluations"
-    shutil.rmtree(evaluations, ignore_errors=True)
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_result_that_cannot_be_written_is_printed_and_is_one_error(run_copy, capsys, monkeypatch, as_json):
+    evaluations = run_copy / "evaluations"
+    words = ["evaluate", "--model-checkpoint", str(run_copy), "--tasks", "everyday", "--val-tokens", "0"]
+
+    def fails_with(reason: str) -> None:
+        assert cli.main([*words, *["--json"] * as_json]) == 2
+        out, error = capsys.readouterr()
+        assert json.loads(out)["tasks"]["everyday"]["total"] == 32 if as_json else "everyday" in out
+        assert error.count("step_00000007.json") == 1
+        line = error.splitlines()[-1]
+        assert line.startswith("gpt2lab: ")
+        elsewhere = "keep what was printed" if as_json else "save what gpt2lab evaluate --json prints"
+        assert re.search(f"{reason}.* or {elsewhere}$", line), line
+
     evaluations.write_text("a file instead of the folder")
-    words = ["--model-checkpoint", str(tmp_path / "runs" / "x"), "--tasks", "everyday", "--json", "--val-tokens", "0"]
-    assert cli.main(["evaluate", *words]) == 0
+    fails_with(f"remove the file {evaluations}, which is in place of a folder")
+    evaluations.unlink()
+    evaluations.mkdir()
+    (evaluations / "step_00000007.json").write_text("[]")
+    fails_with("the result is not in .*step_00000007.json, which is damaged; remove it")
+    (evaluations / "step_00000007.json").unlink()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "publish", full)
+    fails_with("cannot write .*step_00000007.json: No space left on device; free space")
+    assert list(evaluations.iterdir()) == []
+
+
+def test_a_damaged_config_yaml_is_a_warning(run_copy, capsys, workspace):
+    (run_copy / "config.yaml").write_text("garbage")
+    words = ["evaluate", "--model-checkpoint", str(run_copy), "--tasks", "everyday", "--json"]
+    assert cli.main(words) == 0
     out, error = capsys.readouterr()
-    assert json.loads(out)["tasks"]["everyday"]["total"] == 32
-    assert error.count("warning: ") == 1
-    assert str(evaluations) in error
+    assert json.loads(out)["val_loss"] is None
+    (warning,) = (line for line in error.splitlines() if line.startswith("warning: "))
+    assert "config.yaml: expected sections such as 'train:', found text; the gpt2lab train command" in warning
+    assert warning.endswith("until then there is no validation loss without --data-dir")
+    assert cli.main([*words, "--data-dir", str(workspace / "data"), "--val-tokens", "128"]) == 0
+    assert json.loads(capsys.readouterr().out)["val_tokens"] == 128

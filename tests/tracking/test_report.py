@@ -262,8 +262,8 @@ def test_text_that_utf_8_cannot_encode_is_replaced(make_run):
         (["{tmp}/a", "{tmp}/absent"], "{tmp}/absent"),
         (["{tmp}/a", "--out", "{tmp}"], "--out {tmp}"),
         (["{tmp}/a", "--out", "{tmp}/a/config.yaml/page.html"], "{tmp}/a/config.yaml/"),
-        (["{tmp}/a", "--price-per-hour", "nan"], "'nan'"),
-        (["{tmp}/a", "--price-per-hour", "-1"], "'-1'"),
+        (["{tmp}/a", "--price-per-hour", "nan"], "--price-per-hour: must be a finite number, not nan"),
+        (["{tmp}/a", "--price-per-hour", "-1"], "--price-per-hour: must be at least 0, not -1"),
         ([], "runs"),
     ],
 )

@@ -99,7 +99,7 @@ def test_pruning_keeps_the_newest_and_multiples_of_keep_every(tmp_path):
 def test_too_little_space_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     model, adamw = stepped()
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(GPT2LabError, match=r"for a checkpoint needed"):
+    with pytest.raises(GPT2LabError, match=r"for a checkpoint needed, .* free; free space, or move"):
         checkpoint.write(tmp_path, taken(3, model, adamw))
     assert list(tmp_path.iterdir()) == []
 

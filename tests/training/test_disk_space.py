@@ -49,6 +49,25 @@ def test_too_many_steps_for_the_disk_are_named(token_folder, tmp_path, monkeypat
         training_run.run(settings(token_folder, tmp_path, train__max_steps=10**9))
 
 
+@pytest.mark.parametrize(
+    ("fits", "changes", "advice"),
+    [
+        (2, {}, "another disk, or set checkpoint.keep_last 1 and checkpoint.keep_best false"),
+        (2, {"checkpoint__keep_last": 1, "checkpoint__keep_every": 3}, "set checkpoint.keep_best false and .*every 0"),
+        (1, {"checkpoint__keep_last": 1, "checkpoint__keep_best": False}, "space, or move .* another disk"),
+        (1, {}, "space, or move .* another disk"),  # with the fewest, there are two while the second is written
+        (0, {"checkpoint__every": 0}, "space, or move .* another disk"),
+    ],
+)
+def test_only_settings_with_which_a_run_fits_are_advised(token_folder, tmp_path, monkeypatch, fits, changes, advice):
+    changes = {"checkpoint__every": 1, "checkpoint__keep_last": 3} | changes
+    config = settings(token_folder, tmp_path, train__max_steps=12, **changes)
+    usage = shutil.disk_usage(tmp_path)._replace(free=fits * plan_checkpoints(config).each + 5_100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(GPT2LabError, match=rf"more checkpoint.* free; .*{advice}$"):
+        training_run.run(config)
+
+
 def test_a_disk_too_small_is_refused_before_the_first_step(token_folder, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     config = settings(token_folder, tmp_path, train__max_steps=12, checkpoint__every=2, checkpoint__keep_last=3)

@@ -48,7 +48,7 @@ def test_bad_data_is_refused_before_anything_is_written(token_folder, tmp_path):
 
 
 def test_a_model_too_large_for_the_machine_is_a_user_error(token_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("gpt2lab.disk_space.require_space", lambda *_: None)  # which is refused first
+    monkeypatch.setattr("gpt2lab.disk_space.describe_lack", lambda _: "")  # which is refused first
     with pytest.raises(GPT2LabError, match=r"cannot make the model: its weights alone take .* GiB"):
         training_run.run(settings(token_folder, tmp_path, model__n_embd=10_000_000))
     assert not (tmp_path / "tiny" / "config.yaml").exists()

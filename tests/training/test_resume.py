@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2lab import files
-from gpt2lab.config import DataConfig
+from gpt2lab import cli, files
+from gpt2lab.config import DataConfig, load_run
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import DirectoryLock
 from gpt2lab.model.gpt2 import GPT2
@@ -34,6 +34,18 @@ def test_a_finished_run_is_not_changed_by_another_start(finished_run, tmp_path, 
     run = run_again(finished_run, tmp_path, token_folder)
     assert "is finished" in caplog.text
     assert (run / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("max_steps", [STEPS, STEPS + 1])
+def test_a_damaged_config_yaml_is_written_again(finished_run, tmp_path, token_folder, caplog, max_steps):
+    shutil.copytree(finished_run, tmp_path / "tiny")
+    (tmp_path / "tiny" / "config.yaml").write_text("garbage")
+    with pytest.raises(GPT2LabError, match="the gpt2lab train command of this run writes the file again"):
+        load_run(tmp_path / "tiny")
+    config = settings(token_folder, tmp_path, train__max_steps=max_steps)
+    training_run.run(config)
+    assert load_run(tmp_path / "tiny") == config
+    assert ("config.yaml was missing or damaged" in caplog.text) == (max_steps == STEPS)
 
 
 def test_a_finished_run_continues_with_more_max_steps(finished_run, tmp_path, token_folder, caplog):
@@ -171,7 +183,7 @@ def test_run_resume_tells_what_a_model_without_training_state_is(finished_run, t
         ) as refusal:
             training_run.run(settings(token_folder, tmp_path, run__resume=resume))
         assert "damaged" not in str(refusal.value)
-    with pytest.raises(GPT2LabError, match="no such checkpoint folder"):
+    with pytest.raises(GPT2LabError, match="absent: no such folder; give auto, never or a checkpoint's path$"):
         training_run.run(settings(token_folder, tmp_path, run__resume=str(tmp_path / "absent")))
 
 
@@ -191,6 +203,29 @@ def test_resume_from_a_checkpoint_older_than_the_run_is_refused(finished_run, to
     path = finished_run / "checkpoints" / "step_00000002"
     with pytest.raises(GPT2LabError, match="has gone on to step 6"):
         training_run.run(settings(token_folder, finished_run.parent, run__resume=str(path), train__max_steps=8))
+
+
+@pytest.mark.parametrize(
+    ("kept", "missing"),
+    [(0, "steps 1 to 6: curves begin at step 7"), (4, "steps 4 to 6: curves lack them"), (7, "")],
+)
+def test_a_resumed_run_says_which_records_are_gone(finished_run, tmp_path, token_folder, caplog, capsys, kept, missing):
+    shutil.copytree(finished_run, tmp_path / "tiny")
+    metrics = tmp_path / "tiny" / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(lines[:kept]))
+    assert cli.main(["report", str(tmp_path / "tiny")]) == 0
+    now = missing.replace("curves begin at step 7", "there are no curves")
+    warned = [line for line in "".join(capsys.readouterr()).splitlines() if line.startswith("warning: ")]
+    assert warned == ([f"warning: {tmp_path / 'tiny'}: metrics.jsonl has no records of {now}"] if missing else [])
+    if kept == 0:
+        metrics.unlink()
+    caplog.clear()
+    training_run.run(settings(token_folder, tmp_path, train__max_steps=8))
+    warnings = [message for message in caplog.messages if "has no records" in message]
+    assert warnings[:1] == ([f"{metrics} has no records of {missing}"] if missing else [])
+    assert cli.main(["report", str(tmp_path / "tiny")]) == 0
+    assert missing in (tmp_path / "tiny" / "report.html").read_text()
 
 
 def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(finished_run, tmp_path, token_folder, caplog):
