@@ -18,6 +18,7 @@ from gpt2lab.config import Config, RunConfig, load_run
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import flops, huggingface, names, resolve
 from gpt2lab.system.distributed import DistContext
+from gpt2lab.tracking import records
 from gpt2lab.tracking.metrics import JsonLines, set_aside_jsonl, truncate_jsonl
 from gpt2lab.training import checkpoint, environment
 from gpt2lab.training.checkpoint import Checkpoint
@@ -64,9 +65,10 @@ class RunDirectory:
             The checkpoint; None to train from the beginning.
 
         Raises:
-            GPT2LabError: `never` and the run exists; a path without an intact checkpoint, or with one older than
-                those of this run; all checkpoints are damaged.
+            GPT2LabError: the directory is a sweep or holds runs; `never` and the run exists; a path without an intact
+                checkpoint, or with one older than those of this run; all checkpoints are damaged.
         """
+        self._require_no_runs()
         resume, existing = self._resume, resolve.list_checkpoints(self.checkpoints)
         if resume == "never":
             if existing or self.metrics.exists():
@@ -84,6 +86,15 @@ class RunDirectory:
                 "set another run.name to branch off"
             )
         return start
+
+    def _require_no_runs(self) -> None:
+        """Refuse a directory that holds other runs: a run in it would replace the page of the sweep."""
+        if (self.path / "config.yaml").exists():
+            return
+        if (self.path / records.SWEEP).exists():
+            raise GPT2LabError(f"{self.path} is a sweep, not a run; give another --run.name")
+        if inside := next(self.path.glob("*/config.yaml"), None):
+            raise GPT2LabError(f"{self.path} holds runs, such as {inside.parent.name}; give another --run.name")
 
     def _started_from(self) -> str:
         """The `run.resume` of the first start: the same command again resumes the run itself."""
