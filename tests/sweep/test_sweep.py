@@ -94,6 +94,12 @@ def test_a_run_does_not_take_over_the_folder_of_a_sweep_or_of_runs(recipe, tmp_p
     assert sweep(recipe, *TWO, "--run.name", "taken") == 0
 
 
+def test_a_sweep_without_a_validation_loss_is_warned_about(recipe, capsys):
+    for value, warned in (("0", True), ("3", False)):
+        assert sweep(recipe, *TWO, "--train.eval_every", value, "--print") == 0
+        assert ("train.eval_every is 0" in "".join(capsys.readouterr())) is warned
+
+
 def test_a_failed_run_is_a_row_and_the_others_go_on(recipe, tmp_path, in_process, capsys):
     over = ["--over", "train.total_batch_size=128,100,256"]
     assert sweep(recipe, *over) == 2
