@@ -1,5 +1,6 @@
 """What training would need on this machine: `gpt2lab train --dry-run`. Writes nothing and starts nothing."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from gpt2lab.training.batches import TrainingData
 from gpt2lab.training.checkpoint import Checkpoint
 from gpt2lab.training.disk_space import require_space
 from gpt2lab.training.resume import changed_settings
-from gpt2lab.training.run_directory import RunDirectory
+from gpt2lab.training.run_directory import ORPHANED, RunDirectory
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: Config, overrides: Mapping[str, str] | None = None) -> None:
@@ -60,6 +63,9 @@ def run(config: Config, overrides: Mapping[str, str] | None = None) -> None:
             messages.log_finished(directory, config.train, start)
             return
     space = require_space(config, directory, remove_unfinished=False)
+    if start is None and directory.has_records():
+        logger.warning(f"{directory.path} has {ORPHANED}, and these records would be set aside")
+    messages.warn(config, start.step if start else 0)
     lines = [
         *text.headline(config, overrides, len(data.train) if data else None),
         "",

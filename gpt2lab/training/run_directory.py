@@ -26,6 +26,7 @@ from gpt2lab.training.resume import WEIGHTS_ONLY
 
 logger = logging.getLogger(__name__)
 
+ORPHANED = "records of an earlier start but no checkpoint: training starts again at step 0"
 _RECORD_NOTE = "# The settings of this run, written at each start. Resuming the run does not read this file.\n"
 
 
@@ -112,6 +113,10 @@ class RunDirectory:
             return f"{existing[-1][1]} is kept, and the same command resumes from it"
         return "there is no checkpoint yet, and the same command starts from the beginning"
 
+    def has_records(self) -> bool:
+        """Return whether there are metrics."""
+        return self.metrics.is_file() and self.metrics.stat().st_size > 0
+
     def holds(self, start: Checkpoint) -> bool:
         """Return whether a checkpoint is one of this run, not of another one that it continues.
 
@@ -179,12 +184,9 @@ class RunDirectory:
         if start is not None and self.holds(start):
             self._set_aside_after(start.step)
         records = (self.metrics, self.samples, self.events)
-        if start is None and self.metrics.is_file() and self.metrics.stat().st_size:
+        if start is None and self.has_records():
             aside = [set_aside_jsonl(record).name for record in records if record.is_file()]
-            logger.warning(
-                f"{self.path} has records of an earlier start but no checkpoint: training starts again at step 0, and "
-                f"these records are moved to {', '.join(aside)}"
-            )
+            logger.warning(f"{self.path} has {ORPHANED}, and these records are moved to {', '.join(aside)}")
         for record in records:
             if start is not None and not self.holds(start):
                 original = start.path.parent.parent / record.name
