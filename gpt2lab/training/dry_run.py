@@ -11,6 +11,7 @@ from gpt2lab.config import Config
 from gpt2lab.data import catalogue, run_data, shards
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import format_count, format_time_left, plural
+from gpt2lab.model import init_from
 from gpt2lab.planning import local, text
 from gpt2lab.system import device as devices
 from gpt2lab.system import distributed
@@ -44,8 +45,10 @@ def run(config: Config, overrides: Mapping[str, str] | None = None) -> None:
     directory = RunDirectory(config.run, alone)
     build.check_trackers(config.tracking, directory)
     start = directory.find_checkpoint()
-    if start or Path(config.train.init_from or "").exists():  # a model of the Hub would be downloaded
+    if start or Path(config.train.init_from or "").exists():
         config, _ = initial_weights.find(config, overrides, start, alone)
+    else:  # a model of the Hub would be downloaded
+        config = init_from.apply(config, overrides)
     optimizer.check(config.optimizer, config.system.shard and world_size > 1)
     batches = memory.plan_batches(config, world_size, device)
     if device.type == "cpu":  # on a GPU, training tries what fits

@@ -145,6 +145,7 @@ BAD = [
     ("plan --flops 1e13:1e15 --runs 4", "--runs"),
     ("plan --config quickstart --flops 1:10", "raise --flops"),
     ("plan --config quickstart --flops 1e13:1e15 --train.eval_every 0", "train.eval_every is 0"),
+    ("run p.json --train.init_from gpt2", "train.init_from is set"),
     ("run p.json --train.eval_every 0", "train.eval_every is 0"),
     ("recommend", "--flops"),
     ("recommend --gpu-hours 4 --gpu A100 --mfu 40", "'40' is not a share from 0 to 1, such as 0.4"),

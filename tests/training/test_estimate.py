@@ -107,6 +107,15 @@ def test_a_dry_run_makes_these_checks_before_there_is_data(finished_run, monkeyp
     assert message in capsys.readouterr().err
 
 
+def test_a_dry_run_looks_for_the_weights_that_training_starts_from(token_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = settings(token_folder, tmp_path)
+    assert dry_run(config, "--train.init_from", "runs/nope") == 2
+    assert capsys.readouterr().err.startswith("gpt2lab: train.init_from: runs/nope: no such folder")
+    assert dry_run(config, "--train.init_from", "gpt2-medium") == 0
+    assert "train.init_from gpt2-medium is not downloaded" in capsys.readouterr().out
+
+
 def test_a_dry_run_has_the_warnings_of_training(token_folder, tmp_path, caplog):
     more = {"optimizer__warmup_steps": 500, "system__profile": "100-103", "train__eval_every": 0}
     config = settings(token_folder, tmp_path, train__max_steps=3, train__sample_every=0, **more)
