@@ -326,6 +326,23 @@ def test_every_verb_has_its_options_and_defaults():
                 assert getattr(parsed, field.name) == field.default
 
 
+@pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb.name not in ("train", "evaluate")])
+def test_a_verb_that_has_no_ranks_refuses_those_of_torchrun(verb, monkeypatch, capsys):
+    monkeypatch.setattr(cli.cli_parser, "parse", lambda *_: None)
+    monkeypatch.setattr(cli, "VERBS", (verb._replace(function="builtins:id"),))
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main([verb.name]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"gpt2lab: {verb.name} ")
+    assert error.endswith("; run it without torchrun\n")
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main([verb.name]) == 2
+    assert capsys.readouterr().err == ""  # rank 0 has said it
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert cli.main([verb.name]) == 0
+
+
 def test_the_function_of_every_verb_exists():
     for verb in cli.VERBS:
         module, _, function = verb.function.partition(":")

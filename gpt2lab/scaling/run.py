@@ -121,7 +121,7 @@ def _require_law(configs: Iterable[Config]) -> None:
     configs = list(configs)
     if any(config.train.init_from for config in configs):
         raise GPT2LabError(
-            "train.init_from is set: runs that start from weights have their size, but a law needs several; leave it out"
+            "train.init_from is set: the runs would have the size of its weights, and a law needs several; leave it out"
         )
     if any(config.train.eval_every == 0 for config in configs):
         raise GPT2LabError(
