@@ -2,7 +2,15 @@
 
 from gpt2lab.config.architecture import GPT2_VOCAB_SIZE, SHAPE, SIZES, GPT2Config
 from gpt2lab.config.batches import BatchPlan, largest_divisor
-from gpt2lab.config.loading import RENAMED_SETTINGS, find_recipe, load, load_run, load_with_notes, recipes
+from gpt2lab.config.loading import (
+    RENAMED_SETTINGS,
+    find_recipe,
+    load,
+    load_run,
+    load_with_notes,
+    recipes,
+    suggest_recipe,
+)
 from gpt2lab.config.settings import (
     CheckpointConfig,
     Config,
@@ -39,4 +47,5 @@ __all__ = [
     "load_run",
     "load_with_notes",
     "recipes",
+    "suggest_recipe",
 ]
