@@ -52,6 +52,11 @@ def test_checkpoints_hold_a_run_up_only_if_it_waits_for_them_long(capsys):
     assert re.search(r"checkpoints: a write takes \d+ ms, one is due every \d+ ms", text)
 
 
+def test_few_tokens_are_a_number_that_is_not_zero(capsys):
+    few = ["--train.max_steps", "20", "--train.total_batch_size", "256"]
+    assert "parameters, 5,120 tokens in 20 steps of 256" in run(capsys, "--gpu", "h200", *TINY, *few)
+
+
 def test_one_of_something_is_singular(capsys):
     text = run(capsys, *TINY, "--gpu", "h100", "--train.max_steps", "1", "--train.total_batch_size", "64")
     assert " in 1 step of 64" in text

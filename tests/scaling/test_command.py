@@ -155,6 +155,7 @@ BAD = [
     ("recommend --gpu-hours 4 --gpu TPU", "--gpu TPU"),
     ("guess", "guess"),
     ("fit a.csv --nn 3", "nn"),
+    ("fit semicolons.csv", "not separated by commas"),
     ("fit a.csv --n size", "size"),
 ]
 
@@ -163,6 +164,7 @@ BAD = [
 def test_bad_input_is_one_line_and_exit_status_2(arguments, key, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_csv(tmp_path / "a.csv", grid())
+    (tmp_path / "semicolons.csv").write_text((tmp_path / "a.csv").read_text().replace(",", ";"))
     run = {"name": "a", "settings": {"train.max_steps": 5}}
     (tmp_path / "p.json").write_text(json.dumps({"config": ["quickstart"], "overrides": {}, "runs": [run]}))
     assert scaling(*shlex.split(arguments)) == 2
