@@ -68,6 +68,7 @@ def _find_folder(path: Path) -> Path:
         return newest.parent
     if checkpoints != path or (path / "metrics.jsonl").exists():
         raise GPT2LabError(f"{path} has no checkpoint yet; wait for the first one (checkpoint.every)")
+    names.require_no_runs(path)
     return path
 
 

@@ -281,6 +281,7 @@ def test_a_run_from_weights_is_planned_with_their_architecture(finished_run, cap
         ("runs/nope", "no such folder"),
         ("a.pt", "no such file"),
         ("runs/begun", "no checkpoint yet"),
+        ("runs", "holds runs, not a model"),
     ):
         assert cli.main(["plan", "--train.init_from", name]) == 2
         error = capsys.readouterr().err
