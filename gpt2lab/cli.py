@@ -31,20 +31,24 @@ gpt2lab VERB --help                            the options of a verb
 
 
 class Verb(NamedTuple):
-    """A subcommand. `function` is `module:name`, imported when the verb runs; it takes an instance of `options`."""
+    """A subcommand. `function` is `module:name`, imported when the verb runs; it takes an instance of `options`.
+
+    `uses_ranks`: torchrun's processes share its work. Those of the others would all do the same.
+    """
 
     name: str
     help: str
     options: type
     function: str
+    uses_ranks: bool = False
 
 
 VERBS = (
-    Verb("train", "train a model; resumes an interrupted run", options.TrainOptions, "gpt2lab.commands:train"),
+    Verb("train", "train a model; resumes an interrupted run", options.TrainOptions, "gpt2lab.commands:train", True),
     Verb("plan", "estimate memory, hours and cost on GPUs", options.PlanOptions, "gpt2lab.commands:plan"),
     Verb("prepare", "make token shards from a corpus", options.PrepareOptions, "gpt2lab.commands:prepare"),
     Verb("data", "inspect or verify a directory of shards", options.DataOptions, "gpt2lab.commands:data"),
-    Verb("evaluate", "score a model on tasks", options.EvaluateOptions, "gpt2lab.commands:evaluate"),
+    Verb("evaluate", "score a model on tasks", options.EvaluateOptions, "gpt2lab.commands:evaluate", True),
     Verb("bench", "time a training step and compare it", options.BenchOptions, "gpt2lab.commands:bench"),
     Verb("sweep", "train a grid of runs; resumes where it stopped", SweepOptions, "gpt2lab.sweep.run:run"),
     Verb("scaling", "predict the loss of larger runs", ScalingOptions, "gpt2lab.scaling.run:run"),
@@ -156,6 +160,8 @@ def _run_verb(arguments: list[str]) -> None:
     if verb.name != "bench":  # which compares with implementations that use torch's own defaults
         startup.prepare()
     parsed: object = cli_parser.parse(verb.options, rest, f"gpt2lab {verb.name}")
+    if not verb.uses_ranks:
+        _require_one_process(verb.name)
     mirror: str | None = getattr(parsed, "mirror", None)
     if mirror is not None:  # rather than use the network without a word
         files.require_folder(mirror, "--mirror")
@@ -167,6 +173,16 @@ def _run_verb(arguments: list[str]) -> None:
     module, _, function = verb.function.partition(":")
     with slow_imports.shown():
         getattr(importlib.import_module(module), function)(parsed)
+
+
+def _require_one_process(name: str) -> None:
+    """Refuse to be one of several processes of torchrun. A cluster may set WORLD_SIZE for all, but not LOCAL_RANK."""
+    if "LOCAL_RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        return
+    how = "starts its own processes" if name in ("sweep", "scaling", "bench") else "is one process"
+    error = GPT2LabError(f"{name} {how}; run it without torchrun")
+    error.same_on_rank_0 = True
+    raise error
 
 
 def _unknown_verb(name: str) -> str:

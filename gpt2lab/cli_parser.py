@@ -80,6 +80,8 @@ def parse(options: type[Options], arguments: Sequence[str], prog: str) -> Option
         # Before anything else is checked: an option that seems to be missing may be the one that is misspelled.
         if name.startswith("--") and " " not in name and name not in parser.flags and name[2:] not in settings:
             raise GPT2LabError(_unknown_option(name, arguments, parser, settings))
+        if name[1] != "-" and (f"-{name}" in parser.flags or name[1:] in settings):
+            raise GPT2LabError(f"unknown option {name}; did you mean -{name}?")
     if arguments and not arguments[0].startswith("-") and not parser.positionals:
         raise GPT2LabError(_unknown_argument(arguments[0], arguments, parser))
     namespace, unknown = parser.parse_known_intermixed_args(arguments)
@@ -237,8 +239,9 @@ def _unknown_argument(name: str, arguments: Sequence[str], parser: Parser) -> st
     if parser.required == "--config" and not (name in config.recipes() or name.endswith((".yaml", ".yml"))):
         if name.endswith(".py") and os.path.isfile(name):
             return f"unexpected argument {name}; did you mean --config {name}?"
-        guess = did_you_mean(name, config.recipes()).replace("did you mean ", "did you mean --config ")
-        return f"unexpected argument {name}{guess or '; settings are given as --train.max_steps 50'}"
+        guess = config.suggest_recipe(name)
+        advice = f"did you mean --config {guess}?" if guess else "settings are given as --train.max_steps 50"
+        return f"unexpected argument {name}; {advice}"
     words = [word for argument in arguments for word in argument.split("=", 1 if argument[:2] == "--" else 0)]
     option, joined_by = parser.for_words
     if option in words:  # as in --prompt Once upon a time

@@ -7,20 +7,29 @@
 # - SHA256SUMS is copied last, after every file that it lists. Without it, a checkpoint is not valid.
 # - metrics.jsonl and the other records are copied after the checkpoints. On resume, a record that is longer than the
 #   newest checkpoint is truncated; one that is too short could not be repaired.
+# FROM may hold sweeps, whose runs are copied in the same way.
 # Checkpoints that the run has deleted remain in the copy. If a file could not be copied, the exit status is 1, and the
 # next call tries it again.
 set -euo pipefail
+# shellcheck source=/dev/null
+. "$(dirname "$0")/common.sh"
+show_help_if_asked "$@"
 
-from="${1:?usage: copy_runs.sh FROM TO}"
-to="${2:?usage: copy_runs.sh FROM TO}"
+[ "$#" = 2 ] || fail "usage: $0 FROM TO, such as $0 runs /bucket/runs"
+from="${1%/}"
+to="${2%/}"
 failed=0
+
+is_run() {
+    [ -e "$1/config.yaml" ] || [ -e "$1/metrics.jsonl" ] || [ -e "$1/checkpoints" ]
+}
 
 copy_checkpoint() {
     mkdir -p "$2"
     while read -r _ file; do
-        cp "$1$file" "$2/" || return 1
-    done <"$1SHA256SUMS"
-    cp "$1SHA256SUMS" "$2/.SHA256SUMS" && mv "$2/.SHA256SUMS" "$2/SHA256SUMS"
+        cp "$1/$file" "$2/" || return 1
+    done <"$1/SHA256SUMS"
+    cp "$1/SHA256SUMS" "$2/.SHA256SUMS" && mv "$2/.SHA256SUMS" "$2/SHA256SUMS"
 }
 
 copy_record() {
@@ -28,23 +37,45 @@ copy_record() {
         cp -r "$1" "$2/"
     else
         cp "$1" "$2/.copying" && mv "$2/.copying" "$2/$(basename "$1")"
-    fi
+    fi || [ ! -e "$1" ] || failed=1 # it may be deleted meanwhile
 }
 
-for run in "$from"/*/; do
-    [ -d "$run" ] || continue
-    target="$to/$(basename "$run")"
-    mkdir -p "$target/checkpoints"
-    for checkpoint in "$run"checkpoints/step_*/; do
-        copy="$target/checkpoints/$(basename "$checkpoint")"
-        if [ -e "${checkpoint}SHA256SUMS" ] && [ ! -e "$copy/SHA256SUMS" ]; then
-            copy_checkpoint "$checkpoint" "$copy" || [ ! -e "$checkpoint" ] || failed=1 # it may be deleted meanwhile
+copy_run() {
+    local checkpoint copy record
+    mkdir -p "$2/checkpoints"
+    for checkpoint in "$1"/checkpoints/step_*; do
+        copy="$2/checkpoints/$(basename "$checkpoint")"
+        if [ -e "$checkpoint/SHA256SUMS" ] && [ ! -e "$copy/SHA256SUMS" ]; then
+            copy_checkpoint "$checkpoint" "$copy" || [ ! -e "$checkpoint" ] || failed=1 # as above
         fi
     done
-    for record in "$run"*; do
-        if [ "$(basename "$record")" != checkpoints ]; then
-            copy_record "$record" "$target" || [ ! -e "$record" ] || failed=1
+    for record in "$1"/*; do
+        [ "$(basename "$record")" = checkpoints ] || copy_record "$record" "$2"
+    done
+}
+
+# A folder that is no run: FROM, a sweep, or others.
+copy_folder() {
+    local entry
+    mkdir -p "$2"
+    for entry in "$1"/*; do
+        if [ -d "$entry" ] && is_run "$entry"; then
+            copy_run "$entry" "$2/$(basename "$entry")"
+        elif [ -d "$entry" ] && { [ ! -L "$entry" ] || [ "$1" = "$from" ]; }; then # links can form a circle
+            copy_folder "$entry" "$2/$(basename "$entry")"
+        elif [ -e "$entry" ]; then
+            copy_record "$entry" "$2"
         fi
     done
-done
+}
+
+[ -d "$from" ] || fail "$from: no such folder; give the folder that holds the runs, such as runs"
+if is_run "$from"; then
+    fail "$from is a run; give the folder that holds it, $(dirname "$from")"
+fi
+mkdir -p "$to"
+case "$(cd "$to" && pwd -P)/" in
+    "$(cd "$from" && pwd -P)"/*) fail "$to is inside $from; give another folder to copy to" ;;
+esac
+copy_folder "$from" "$to"
 exit "$failed"

@@ -6,6 +6,9 @@
 # An existing .venv with Python 3.11 or newer and pip is used. Otherwise uv installs Python 3.12 there, with the headers
 # that torch.compile needs; the machine needs neither Python nor pip. If everything is installed, nothing is done.
 set -euo pipefail
+# shellcheck source=/dev/null
+. "$(dirname "$0")/common.sh"
+show_help_if_asked "$@"
 cd "$(dirname "$0")/.."
 
 # A checksum of everything that determines which packages are installed.

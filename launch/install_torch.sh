@@ -9,6 +9,9 @@
 #
 # GPUs of compute capability 10 or above need driver 580.
 set -euo pipefail
+# shellcheck source=/dev/null
+. "$(dirname "$0")/common.sh"
+show_help_if_asked "$@"
 
 constraints="$(dirname "$0")/../constraints.txt"
 python="${1:-.venv/bin/python}"

@@ -18,12 +18,10 @@
 #   PYTHON           Python interpreter with gpt2lab (default: that of .venv, which is created)
 #   PLAN             only: stop after the estimate
 set -euo pipefail
+# shellcheck source=/dev/null
+. "$(dirname "$0")/common.sh"
+show_help_if_asked "$@"
 cd "$(dirname "$0")/.."
-
-fail() {
-    printf '%s: %s\n' "$0" "$*" >&2
-    exit 2
-}
 
 [ -f pyproject.toml ] || fail "this script belongs to a checkout of gpt2lab: clone the repository, and run it there"
 for setting in "$@"; do
@@ -50,6 +48,8 @@ if [ -z "${PYTHON:-}" ]; then
     PYTHON="$PWD/.venv/bin/python"
     launch/install.sh
 fi
+require_python "$PYTHON"
+require_processes "${NPROC_PER_NODE:-gpu}" "$PYTHON"
 
 # Runs a command in the background and in its own process group, so that only this script forwards signals to it. The
 # command may save before it exits. `wait` returns when a signal arrives, so it is repeated.

@@ -3,5 +3,8 @@
 #
 #   launch/speedrun.sh [SETTINGS]
 set -euo pipefail
+# shellcheck source=/dev/null
+. "$(dirname "$0")/common.sh"
+show_help_if_asked "$@"
 # 20 shards of 100M tokens; the run reads 1.7B tokens, each once.
 RECIPE="${RECIPE:-modern_124m}" DATA="${DATA-fineweb --shards 20}" exec "$(dirname "$0")/reproduce.sh" "$@"

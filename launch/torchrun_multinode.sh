@@ -15,13 +15,26 @@
 #
 # docs/distributed.md describes what happens when a machine or a process is lost.
 set -euo pipefail
+# shellcheck source=/dev/null
+. "$(dirname "$0")/common.sh"
+show_help_if_asked "$@"
 
 nodes="${NNODES:-${SLURM_NNODES:-${SKYPILOT_NUM_NODES:-1}}}"
 rank="${NODE_RANK:-${SLURM_NODEID:-${SKYPILOT_NODE_RANK:-}}}"
+require_number NNODES "$nodes"
+[ "$nodes" -gt 0 ] || fail "NNODES is 0; give the number of machines"
 if [ "$nodes" -gt 1 ]; then
-    : "${rank:?set NODE_RANK to the number of this machine, from 0}"
-    : "${MASTER_ADDR:?set MASTER_ADDR to the address of machine 0}"
+    [ -n "$rank" ] || fail "set NODE_RANK to the number of this machine, from 0"
+    [ -n "${MASTER_ADDR:-}" ] || fail "set MASTER_ADDR to the address of machine 0"
 fi
+rank="${rank:-0}"
+require_number NODE_RANK "$rank"
+[ "$rank" -lt "$nodes" ] || fail "NODE_RANK is $rank, but NNODES is $nodes: machines count from 0"
+require_number MASTER_PORT "${MASTER_PORT:-29500}"
+require_number MAX_RESTARTS "${MAX_RESTARTS:-3}"
+require_number SAVE_SECONDS "${SAVE_SECONDS:-300}"
+require_python "${PYTHON:-python}"
+require_processes "${NPROC_PER_NODE:-gpu}" "${PYTHON:-python}"
 
 # torchrun sends SIGKILL 30 s after it has forwarded a signal. That is too short for a large checkpoint on a slow disk.
 # torch 2.11 ignores this variable.
@@ -34,7 +47,7 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${SAVE_SECONDS:-300}"
 # exec: signals to this script reach torchrun.
 exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes="$nodes" \
-    --node-rank="${rank:-0}" \
+    --node-rank="$rank" \
     --master-addr="${MASTER_ADDR:-127.0.0.1}" \
     --master-port="${MASTER_PORT:-29500}" \
     --nproc-per-node="${NPROC_PER_NODE:-gpu}" \

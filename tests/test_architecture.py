@@ -65,10 +65,20 @@ ALLOWED = {
     "sweep": {"sweep", "tracking.plots", "tracking.records", "files"},
     "sample": {"model", "generation", "data.tokenizer", "options", "system"},
     "training.run": {"training", "tracking.metrics", "system"},
-    "training.dry_run": {"training", "data", "logs", "options", "planning.local", "planning.text", "system"},
+    "training.dry_run": {
+        "training",
+        "data",
+        "logs",
+        "model.init_from",
+        "options",
+        "planning.local",
+        "planning.text",
+        "system",
+    },
     "training.estimate": {"planning", "training.memory"},
     "training.outlook": {"planning.speed"},
     "model.names": {"files"},
+    "model.init_from": {"model.config_json", "model.names"},  # and no torch
     "training.build": {"training", "data", "model", "tracking", "system"},
     "training.evaluators": {
         "training.batches",
@@ -93,6 +103,7 @@ ALLOWED = {
         "model.resolve",
         "system",
         "tracking.metrics",
+        "tracking.records",
         "training.checkpoint",
         "training.environment",
         "training.resume",
@@ -111,6 +122,7 @@ ALLOWED = {
         "training.checkpoint",
         "training.disk_space",
         "training.memory",
+        "training.profiling",
         "training.run_directory",
         "training.state",
     },
@@ -135,7 +147,7 @@ ALLOWED = {
     "evaluation.jsonl": set(),
     "evaluation": {"evaluation", "model", "generation", "data.tokenizer", "system", "resources", "files"},
     "tracking": {"files", "outputs", "tracking", "evaluation.baselines"},
-    "planning.run": {"planning", "model.flops", "logs", "options", "system.cpu", "system.gpus"},
+    "planning.run": {"planning", "model.flops", "model.init_from", "logs", "options", "system.cpu", "system.gpus"},
     "planning.calibration": {"planning", "files", "resources", "system.gpus"},
     "planning.local": {"planning", "model.ops", "system.cpu", "system.gpus"},  # it and calibrate import torch
     "planning.calibrate": {"planning", "training", "model", "logs", "options", "system"},  # only commands imports it
@@ -146,7 +158,8 @@ ALLOWED = {
     "bench.measure": {"system.device", "training.environment"},
     "bench": {"options", "bench", "training.run", "training.run_directory", "model", "system", "files", "outputs"},
     "data": {"resources", "disk_space", "files", "options", "data"},
-    "model.huggingface": {"files", "model.gpt2_layout", "model.nanochat_layout", "model.weight_files"},
+    "model.config_json": {"model.gpt2_layout", "model.nanochat_layout"},  # and no torch
+    "model.huggingface": {"files", "model.config_json", "model.weight_files"},
     "model.resolve": {"model.names", "files", "resources", "model.foreign", "model.huggingface", "model.weight_files"},
     "model.gpt2": {"model", "generation.cache"},
     "model.modern": {"model", "generation.cache"},

@@ -79,6 +79,9 @@ BAD_INPUT = [
     (["train", "--train.epochs", "3"], "did you mean train.max_steps?"),
     (["train", "--batch-size", "3"], "did you mean train.micro_batch_size?"),
     (["train", "--confg", "quickstart"], "did you mean --config?"),
+    (["train", "-config", "quickstart"], "unknown option -config; did you mean --config?"),
+    (["train", "-train.max_steps=3"], "unknown option -train.max_steps; did you mean --train.max_steps?"),
+    (["evaluate", "-model-checkpoint", "x"], "did you mean --model-checkpoint?"),
     (["train", "quickstart"], "--config quickstart"),
     (["train", "quikstart"], "--config quickstart"),
     (["train", "config/x.yaml"], "did you mean --config config/x.yaml?"),
@@ -199,6 +202,22 @@ def test_no_config_is_the_quickstart_and_names_the_recipe_of_124m(monkeypatch, c
     assert cli.main(["train"]) == 0
     assert seen[0].run.name == "quickstart"
     assert "--config config/gpt2_124m.yaml" in capsys.readouterr().out
+
+
+def test_a_recipe_in_this_folder_is_suggested(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "own run.yml").touch()
+    for words, suggested in (
+        (["--config", "tinyy.yaml"], "did you mean tiny.yaml?"),
+        (["--config", "tiny"], "did you mean tiny.yaml?"),
+        (["tiny"], "did you mean --config tiny.yaml?"),
+        (["--config", "mine/own_run.yaml"], "did you mean 'mine/own run.yml'?"),
+        (["--config", "tinyr"], "did you mean tinyrb?"),
+    ):
+        assert cli.main(["train", *words]) == 2
+        assert suggested in capsys.readouterr().err
 
 
 def test_a_folder_of_a_similar_name_is_suggested(tmp_path, monkeypatch, capsys):
@@ -334,6 +353,23 @@ def test_every_verb_has_its_options_and_defaults():
         for field in dataclasses.fields(verb.options):
             if field.default is not dataclasses.MISSING:
                 assert getattr(parsed, field.name) == field.default
+
+
+@pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb.name not in ("train", "evaluate")])
+def test_a_verb_that_has_no_ranks_refuses_those_of_torchrun(verb, monkeypatch, capsys):
+    monkeypatch.setattr(cli.cli_parser, "parse", lambda *_: None)
+    monkeypatch.setattr(cli, "VERBS", (verb._replace(function="builtins:id"),))
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main([verb.name]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"gpt2lab: {verb.name} ")
+    assert error.endswith("; run it without torchrun\n")
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main([verb.name]) == 2
+    assert capsys.readouterr().err == ""  # rank 0 has said it
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert cli.main([verb.name]) == 0
 
 
 def test_the_function_of_every_verb_exists():

@@ -78,7 +78,8 @@ BAD_INPUT = [
     ("train: {max_steps: -3}", "train.max_steps"),
     ("optimizer: {max_lr: .inf}", "optimizer.max_lr"),
     ("optimizer: {beta2: 1.0}", "optimizer.beta2"),
-    ("optimizer: {max_lr: 1e-5}", "optimizer.min_lr"),
+    ("optimizer: {max_lr: 1e-5}", "set optimizer.min_lr to 1e-06"),
+    ("optimizer: {min_lr: 1}", "set optimizer.min_lr to 6e-05"),
     ("model: {size: huge}", "model.size"),
     ("model: {n_head: 5}", "n_head 5"),
     ("model: {vocab_size: 70000}", "model.vocab_size"),  # beyond uint16
@@ -147,6 +148,12 @@ def test_errors_name_the_file_or_the_option_they_come_from(yaml):
         load([yaml("train: {max_steps: 0}")])
     with pytest.raises(GPT2LabError, match="^--train.max_steps"):
         load([yaml("train: {max_steps: 5}")], {"train.max_steps": "0"})
+
+
+def test_a_recipe_in_another_encoding_is_said_to_be(tmp_path):
+    (tmp_path / "wide.yaml").write_text("train: {max_steps: 3}", encoding="utf-16")
+    with pytest.raises(GPT2LabError, match=r"wide\.yaml: not UTF-8 text \(byte 1\); save it as UTF-8"):
+        load([tmp_path / "wide.yaml"])
 
 
 def test_a_missing_recipe_names_the_closest_one():

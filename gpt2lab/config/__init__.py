@@ -10,6 +10,7 @@ from gpt2lab.config.loading import (
     load_run,
     load_with_notes,
     recipes,
+    suggest_recipe,
 )
 from gpt2lab.config.settings import (
     CheckpointConfig,
@@ -48,4 +49,5 @@ __all__ = [
     "load_run",
     "load_with_notes",
     "recipes",
+    "suggest_recipe",
 ]

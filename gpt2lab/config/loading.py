@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from gpt2lab.config import foreign_files, messages, translation, yaml_format
 from gpt2lab.config.architecture import SHAPE
 from gpt2lab.config.settings import Config, leaves
-from gpt2lab.errors import GPT2LabError, did_you_mean
+from gpt2lab.errors import GPT2LabError, find_similar
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +55,24 @@ def find_recipe(name: str | Path) -> Path:
     if "," in str(name):
         repeated = " ".join(f"--config {shlex.quote(part.strip())}" for part in str(name).split(",") if part.strip())
         raise GPT2LabError(f"--config {name}: no such file or recipe; for several files, repeat --config: {repeated}")
-    guess = did_you_mean(Path(name).stem, known)
-    raise GPT2LabError(f"--config {name}: no such file or recipe{guess} (recipes: {', '.join(known)})")
+    guess = suggest_recipe(name)
+    hint = f"; did you mean {guess}?" if guess else ""
+    raise GPT2LabError(f"--config {name}: no such file or recipe{hint} (recipes: {', '.join(known)})")
+
+
+def suggest_recipe(name: str | Path) -> str | None:
+    """Find the recipe that was probably meant: a YAML file in the same folder, or a shipped recipe.
+
+    Args:
+        name: that no recipe has.
+
+    Returns:
+        Its path or name; None if none is similar.
+    """
+    files = {file.stem: shlex.quote(str(file)) for file in sorted(Path(name).parent.glob("*.y*ml")) if file.is_file()}
+    shipped = {stem: stem for stem in recipes()}
+    guess = find_similar(Path(name).stem, candidates := shipped | files)
+    return candidates[guess] if guess else None
 
 
 def _read_settings(file: Path, known: Sequence[str]) -> dict[str, Any]:

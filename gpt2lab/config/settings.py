@@ -229,7 +229,7 @@ class Config(Section):
         if self.optimizer.min_lr > self.optimizer.max_lr:
             raise ValueError(
                 f"optimizer.min_lr {self.optimizer.min_lr:g} is above optimizer.max_lr {self.optimizer.max_lr:g}; "
-                f"set it too, to {self.optimizer.max_lr / 10:g} for instance"
+                f"set optimizer.min_lr to {self.optimizer.max_lr / 10:g} for instance"
             )
         return self
 

@@ -35,8 +35,8 @@ def read(file: Path) -> Mapping[Any, Any]:
     """Read a YAML 1.2 mapping: `6e-4` is a number, `on` is text; repeated keys and Python tags are errors."""
     try:
         text = file.read_text(encoding="utf-8")
-    except ValueError as error:  # not UTF-8
-        raise GPT2LabError(f"{file}: not valid YAML: {error}") from None
+    except UnicodeDecodeError as error:
+        raise GPT2LabError(f"{file}: not UTF-8 text (byte {error.start + 1}); save it as UTF-8") from None
     except OSError as error:
         raise GPT2LabError(f"{file}: cannot read it: {error.strerror}") from None
     return parse(text, file)

@@ -20,7 +20,7 @@ from torch import Tensor
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import plural
-from gpt2lab.model import gpt2_layout, huggingface, llmc, torch_files, weight_files
+from gpt2lab.model import config_json, gpt2_layout, huggingface, llmc, torch_files, weight_files
 from gpt2lab.model.pickle_reader import Record, StoredView, show
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def _config_beside(path: Path) -> dict[str, Any]:
     """The values of config.json, if the file is one that belongs to it."""
     is_part = path.name in (weight_files.SAFETENSORS, weight_files.PICKLE)
     if is_part and path.with_name(huggingface.CONFIG).is_file():
-        return huggingface.read_config(path.parent).model_dump()
+        return config_json.read_config(path.parent).model_dump()
     return {}
 
 
@@ -195,7 +195,7 @@ def _find_config(path: Path, tensors: Mapping[str, Tensor | StoredView], source:
             f"{path}: does not say how many heads the model has, and {n_embd} channels are no multiple of "
             f'{_HEAD_SIZE}; save {{"model": model.state_dict(), "config": {{"n_head": ...}}}}'
         )
-    return huggingface.make_config(
+    return config_json.make_config(
         path,
         {
             "n_layer": n_layer,

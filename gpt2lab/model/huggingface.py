@@ -7,27 +7,24 @@ GPT-2 is stored as `gpt2_layout.py` says, the modern architecture as `nanochat_l
 """
 
 import json
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from gpt2lab.config import GPT2_VOCAB_SIZE, SIZES, GPT2Config
+from gpt2lab.config import GPT2_VOCAB_SIZE, GPT2Config
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import atomic_write
-from gpt2lab.model import gpt2_layout, nanochat_layout, weight_files
+from gpt2lab.model import config_json, weight_files
+from gpt2lab.model.config_json import LAYOUTS
 from gpt2lab.model.weight_files import StoredTensor
 
-CONFIG = "config.json"
+CONFIG = config_json.CONFIG
 WEIGHTS = weight_files.SAFETENSORS
 CARD = "README.md"
 
 _WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_LAYOUTS: dict[str, Any] = {"gpt2": gpt2_layout, "modern": nanochat_layout}  # by architecture
 
 
 def shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
@@ -39,7 +36,7 @@ def shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     Returns:
         The shape of each tensor by name, linear layers as (out, in).
     """
-    return _LAYOUTS[config.architecture].shapes(config)  # type: ignore[no-any-return]
+    return LAYOUTS[config.architecture].shapes(config)  # type: ignore[no-any-return]
 
 
 def vocabulary_tensors(config: GPT2Config) -> tuple[str, str]:
@@ -48,7 +45,7 @@ def vocabulary_tensors(config: GPT2Config) -> tuple[str, str]:
     Args:
         config: the architecture.
     """
-    layout = _LAYOUTS[config.architecture]
+    layout = LAYOUTS[config.architecture]
     return layout.EMBEDDING, layout.HEAD
 
 
@@ -70,7 +67,7 @@ def read(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[GPT2Co
     folder = Path(folder)
     if not folder.is_dir():
         raise GPT2LabError(f"{folder}: no such folder; give one that holds {CONFIG} and {WEIGHTS}")
-    config = read_config(folder)
+    config = config_json.read_config(folder)
     stored = _match_tensors(folder, weight_files.read_folder(folder), config)
     weights = {
         name: _to_file_layout(name, entry.tensor, config).to(dtype, memory_format=torch.contiguous_format, copy=True)
@@ -112,68 +109,6 @@ def write(folder: str | Path, config: GPT2Config, state: Mapping[str, Tensor]) -
     write_config(folder, config, state[embedding].dtype)
 
 
-def read_config(folder: str | Path) -> GPT2Config:
-    """Read the architecture from `config.json`.
-
-    Args:
-        folder: holds the file.
-
-    Returns:
-        The config, with `size` set if it is a published one.
-
-    Raises:
-        GPT2LabError: the file is missing or damaged, or describes a model that is neither GPT-2 nor NanoChat.
-    """
-    path = Path(folder) / CONFIG
-    values = weight_files.read_json(path)
-    model_type = values.get("model_type")  # of any type
-    architecture = next((name for name, layout in _LAYOUTS.items() if model_type == layout.MODEL_TYPE), None)
-    if architecture is None:
-        known = " and ".join(layout.MODEL_TYPE for layout in _LAYOUTS.values())
-        raise GPT2LabError(f"{path}: model_type is {reprlib.repr(model_type)}; only {known} can be read")
-    layout = _LAYOUTS[architecture]
-    if missing := [key for key in layout.FIELDS.values() if values.get(key) is None]:
-        raise GPT2LabError(f"{path}: {', '.join(missing)} missing; use the {CONFIG} that belongs to the weights")
-    for key in layout.FIELDS.values():
-        if not isinstance(values[key], int | float | str):  # not a list, of which `fixed` would compute
-            raise GPT2LabError(f"{path}: {key}: should be a number, found {reprlib.repr(values[key])}")
-    for key, value in layout.fixed(values).items():
-        if values.get(key, value) != value:
-            raise GPT2LabError(
-                f"{path}: {key} is {reprlib.repr(values[key])}, {layout.MODEL_TYPE} has {reprlib.repr(value)}; this "
-                "model cannot be read"
-            )
-    fields = {field: values[key] for field, key in layout.FIELDS.items()}
-    fields |= {"architecture": architecture, "tie_word_embeddings": values.get("tie_word_embeddings", True)}
-    return make_config(path, fields | layout.more_fields(path, values), layout.FIELDS)
-
-
-def make_config(path: Path, fields: Mapping[str, Any], names: Mapping[str, str] | None = None) -> GPT2Config:
-    """Check the architecture that a file describes.
-
-    Args:
-        path: of the file, for messages.
-        fields: of GPT2Config, without `size`.
-        names: the file's names of the fields, where they differ.
-
-    Returns:
-        The config, with `size` set if it is a published one.
-
-    Raises:
-        GPT2LabError: a value is not valid.
-    """
-    shape = (fields["n_layer"], fields["n_head"], fields["n_embd"])
-    size = next((size for size, published in SIZES.items() if published == shape), None)
-    try:
-        return GPT2Config.model_validate({**fields, "size": size})
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = str(first["loc"][0]) if first["loc"] else "model"
-        message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-        found = reprlib.repr(first["input"])
-        raise GPT2LabError(f"{path}: {(names or {}).get(field, field)}: {message}, found {found}") from None
-
-
 def write_config(folder: Path, config: GPT2Config, dtype: torch.dtype) -> None:
     """Write `config.json`.
 
@@ -185,7 +120,7 @@ def write_config(folder: Path, config: GPT2Config, dtype: torch.dtype) -> None:
     Raises:
         GPT2LabError: the file system refused.
     """
-    layout = _LAYOUTS[config.architecture]
+    layout = LAYOUTS[config.architecture]
     end_of_text = GPT2_VOCAB_SIZE - 1 if config.vocab_size >= GPT2_VOCAB_SIZE else None
     values = {
         "architectures": [layout.CLASS_NAME],
@@ -202,12 +137,12 @@ def write_config(folder: Path, config: GPT2Config, dtype: torch.dtype) -> None:
 
 def _to_file_layout(name: str, tensor: Tensor, config: GPT2Config) -> Tensor:
     """Convert between Linear's (out, in) and Conv1D's (in, out), which is its own inverse."""
-    return tensor.t() if _LAYOUTS[config.architecture].TRANSPOSED.search(name) else tensor
+    return tensor.t() if LAYOUTS[config.architecture].TRANSPOSED.search(name) else tensor
 
 
 def _match_tensors(folder: Path, stored: list[StoredTensor], config: GPT2Config) -> dict[str, StoredTensor]:
     """The stored tensors by their names in a state dict: those needed, no others, with checked shapes."""
-    layout = _LAYOUTS[config.architecture]
+    layout = LAYOUTS[config.architecture]
     if config.n_layer > len(stored):  # a wrong number could ask for names without end
         raise GPT2LabError(
             f"{folder / CONFIG}: {config.n_layer:,} layers, but the weights are {len(stored):,} tensors; use {CONFIG} "

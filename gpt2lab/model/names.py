@@ -65,6 +65,21 @@ def require_start(resume: str) -> None:
     raise GPT2LabError(f"run.resume {resume}: no such folder{advice}")
 
 
+def require_no_runs(path: Path) -> None:
+    """Check that a folder is not one of runs.
+
+    Args:
+        path: a folder that is no run.
+
+    Raises:
+        GPT2LabError: it holds runs and no model; the message names one of them.
+    """
+    if not (path / "config.json").exists() and (runs := sorted(path.glob("*/checkpoints"))):
+        usable = [run.parent for run in runs if any(run.glob("step_*"))]
+        advice = f"give one of them, such as {usable[0]}" if usable else "none of them has a checkpoint yet"
+        raise GPT2LabError(f"{path} holds runs, not a model; {advice}")
+
+
 def _find_other_kind(path: Path) -> str:
     """What a path is that is certainly no model; empty for all others."""
     if path.is_file():

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab.config import GPT2Config
-from gpt2lab.model.ops import RMS_NORM_EPS
 
+RMS_NORM_EPS = 1e-6
 ROPE_BASE = 10_000.0
 SOFTCAP = 15.0
 

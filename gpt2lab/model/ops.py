@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gpt2lab.model.nanochat_layout import RMS_NORM_EPS
+
 IGNORE_INDEX = -100  # a target that does not count, as in torch
-RMS_NORM_EPS = 1e-6
 
 _KERNELS_WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _QUERY_BLOCK = 256  # queries per block of attention

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from gpt2lab.config import GPT2Config
-from gpt2lab.model import huggingface, resolve
+from gpt2lab.model import config_json, resolve
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.model.language_model import LanguageModel
 from gpt2lab.model.modern import Modern
@@ -36,5 +36,5 @@ def from_pretrained(name: str | Path | resolve.ResolvedCheckpoint) -> LanguageMo
     checkpoint = name if isinstance(name, resolve.ResolvedCheckpoint) else resolve.find_checkpoint(name)
     if checkpoint.folder.is_file():  # of a project that trains GPT-2
         return GPT2.from_pretrained(checkpoint)
-    config = huggingface.read_config(checkpoint.folder)
+    config = config_json.read_config(checkpoint.folder)
     return _CLASSES[config.architecture].from_pretrained(checkpoint)

@@ -160,10 +160,7 @@ def _find_in_folder(path: Path) -> ResolvedCheckpoint:
             files.verify_digests(path, ignored=(huggingface.CARD,))  # users may edit the model card
     if path.parent.name == "checkpoints" and _CHECKPOINT.fullmatch(path.name):
         return ResolvedCheckpoint(path, path.parent.parent, int(path.name[5:]))
-    if not (path / huggingface.CONFIG).exists() and (runs := sorted(path.glob("*/checkpoints"))):
-        usable = [run.parent for run in runs if any(run.glob("step_*"))]
-        advice = f"give one of them, such as {usable[0]}" if usable else "none of them has a checkpoint yet"
-        raise GPT2LabError(f"{path} holds runs, not a model; {advice}")
+    names.require_no_runs(path)
     return ResolvedCheckpoint(path)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from gpt2lab import files
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import torch_files
+from gpt2lab.model.config_json import read_json
 from gpt2lab.model.pickle_reader import StoredView
 
 SAFETENSORS = "model.safetensors"
@@ -57,31 +58,6 @@ def read_folder(folder: Path) -> list[StoredTensor]:
         return _read_pickle(folder / PICKLE)
     names = ", ".join(sorted(file.name for file in folder.iterdir()))
     raise GPT2LabError(f"{folder}: no {SAFETENSORS}; the folder holds {names}; convert its weights to {SAFETENSORS}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The object.
-
-    Raises:
-        GPT2LabError: the file is missing or damaged.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise GPT2LabError(f"{path}: no such file; a model's folder holds config.json and {SAFETENSORS}") from None
-    except OSError as error:
-        raise GPT2LabError(f"{path}: cannot read it: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deeply
-        raise GPT2LabError(f"{path}: not valid JSON: {error}; download or save it again") from error
-    if not isinstance(values, dict):
-        raise GPT2LabError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
 
 
 def _list_shards(index: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from gpt2lab import config as settings
 from gpt2lab import logs
 from gpt2lab.config import Config
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import flops
+from gpt2lab.model import flops, init_from
 from gpt2lab.options import PlanOptions
 from gpt2lab.planning import calibration, loss, plan, text, validate
 from gpt2lab.planning.memory import GIB
@@ -35,7 +35,7 @@ def run(options: PlanOptions) -> None:
         errors = json.dumps(summary) if options.as_json else _describe_errors(summary, validate.count_too_big(rows))
         logs.print_result(errors)
         return
-    config = settings.load(options.config or [options.RECIPE], options.overrides)
+    config = init_from.apply(settings.load(options.config or [options.RECIPE], options.overrides), options.overrides)
     priced = sorted({gpu.name for gpu in table.values() if gpu.price_per_hour})
     kinds = [gpus.find(name, table) for name in options.gpu or priced]
     price = options.price_per_hour

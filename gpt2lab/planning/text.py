@@ -164,4 +164,6 @@ def _range(values: Range, digits: int = 0) -> str:
 
 
 def _short(value: float) -> str:
+    if value < 1e6:
+        return f"{value:,.0f}"
     return f"{value / 1e9:.2f}B" if value >= 1e9 else f"{value / 1e6:.1f}M"

@@ -48,6 +48,9 @@ def read(file: str | Path, table: Mapping[str, GPU]) -> list[Row]:
     except (OSError, ValueError) as error:
         raise GPT2LabError(f"--validate {file}: cannot read it: {error}") from None
     rows = []
+    header = text.partition("\n")[0]
+    if "," not in header and (";" in header or "\t" in header):
+        raise GPT2LabError(f"--validate {file}: its columns are not separated by commas; save it so")
     for number, row in enumerate(csv.DictReader(text.splitlines()), start=1):
         try:
             rows.append(_parse(row, table))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def plan(
         The runs in increasing FLOPs and size, and warnings about them.
 
     Raises:
-        GPT2LabError: the range of FLOPs is empty, or the family has no three sizes for it.
+        GPT2LabError: the range of FLOPs is too narrow or too low for different runs, or the family has too few sizes.
     """
     low, high = budget
     if high < 4 * low:
@@ -64,6 +65,12 @@ def plan(
             )
         if short := [design for design in scaled if design.config.train.max_steps < _FEWEST_STEPS]:
             warnings.append(f"{compute:.2g} FLOPs: {len(short)} runs have fewer than {_FEWEST_STEPS} steps")
+    names = Counter(map(name_run, designs))
+    if repeated := [name for name, count in names.items() if count > 1]:
+        raise GPT2LabError(
+            f"--flops {low:g}:{high:g} --runs {runs} gives only {len(names)} different runs ({repeated[0]} is there "
+            f"{names[repeated[0]]} times); raise --flops, or widen its range"
+        )
     return designs, warnings
 
 

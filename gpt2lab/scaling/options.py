@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from gpt2lab.option_values import option, quantities
+from gpt2lab.option_values import option, quantities, share
 from gpt2lab.options import JSON_HELP, SettingsOptions
 
 
@@ -37,11 +37,11 @@ gpt2lab scaling recommend --gpu-hours 24 --gpu A100
     counted: Literal["blocks-and-head", "all", "blocks"] = option(
         "run directories and recipes: parameters that N counts", "blocks-and-head"
     )
-    bootstraps: int = option("fits to resampled points, for the intervals", 200, at_least=40)
+    bootstraps: int = option("fits to resampled points, for the intervals; at least 40", 200, at_least=40)
     flops: tuple[float, ...] | None = option(
         "plan: range of the runs' FLOPs, 1e13:1e15; recommend: FLOPs of the run", None, parse=quantities
     )
-    runs: int = option("plan: at most N runs", 12, at_least=9)
+    runs: int = option("plan: at most N runs; at least 9", 12, at_least=9)
     tokens_per_parameter: float = option("plan: expected optimum, without earlier runs", 20.0, at_least=0.001)
     speed: float | None = option(
         "plan: FLOP/s of training, for the time (default: of the runs given)", None, at_least=1
@@ -50,7 +50,7 @@ gpt2lab scaling recommend --gpu-hours 24 --gpu A100
     tokens: float | None = option("predict: tokens of the run, such as 10B", None, at_least=1)
     gpu_hours: float | None = option("recommend: hours of all GPUs together", None, at_least=0.01)
     gpu: str | None = option("recommend: name of the GPU, such as A100", None)
-    mfu: float = option("recommend: share of the GPU's peak that training reaches", 0.4, at_least=0.001)
+    mfu: float = option("recommend: share of the GPU's peak that training reaches, from 0 to 1", 0.4, parse=share)
     out: str | None = option("plan, recommend: file to write (JSON; a recipe)", None)
     only_print: bool = option("run: print the command of each run, and start nothing", False, flag="--print")
     as_json: bool = option(JSON_HELP, False, flag="--json")

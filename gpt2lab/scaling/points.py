@@ -135,6 +135,8 @@ def _read_csv(path: Path, columns: Columns) -> Points:
         reader = csv.DictReader(file, skipinitialspace=True)
         try:
             header = reader.fieldnames or []
+            if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
+                raise GPT2LabError(f"{path}: its columns are not separated by commas; save it so")
             for option, column in columns._asdict().items():
                 if column not in header:
                     known = f"{did_you_mean(column, header)} (columns: {', '.join(header)})"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def _plan(options: ScalingOptions) -> tuple[dict[str, Any], str]:
     law = fit.fit(earlier, 0).best().law if earlier else None
     budget = options.flops[0], options.flops[1]
     recipe = _load_recipe(options)
+    _require_law([recipe])
     runs, warnings = design.plan(recipe, budget, options.runs, options.counted, law, options.tokens_per_parameter)
     speed = options.speed or (earlier.speed if earlier else None)
     origin = {"config": list(options.config or [options.RECIPE]), "overrides": options.overrides}
@@ -109,7 +111,23 @@ def _run(options: ScalingOptions) -> None:
     if clash := [name for name in options.overrides if any(name in own for own in runs.values())]:
         raise GPT2LabError(f"--{clash[0]}: the plan sets it for each run")
     overrides = {key: _as_text(value) for key, value in plan["overrides"].items()} | options.overrides
-    sweep_run.start(grid.build(plan["config"], overrides, runs, Path(path).stem, path), page.write, options.only_print)
+    sweep = grid.build(plan["config"], overrides, runs, Path(path).stem, path)
+    _require_law(run.config for run in sweep.runs)
+    sweep_run.start(sweep, page.write, options.only_print)
+
+
+def _require_law(configs: Iterable[Config]) -> None:
+    """Refuse runs that give no law, which would be noticed only after they have trained."""
+    configs = list(configs)
+    if any(config.train.init_from for config in configs):
+        raise GPT2LabError(
+            "train.init_from is set: the runs would have the size of its weights, and a law needs several; leave it out"
+        )
+    if any(config.train.eval_every == 0 for config in configs):
+        raise GPT2LabError(
+            "train.eval_every is 0, so the runs would have no validation loss, which a law is fitted to; set it to 250 "
+            "for instance"
+        )
 
 
 def _as_text(value: Any) -> str:

@@ -13,9 +13,8 @@ from gpt2lab import __version__, files
 from gpt2lab.config import Config, load_run
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.sweep.grid import Sweep
-from gpt2lab.tracking.records import read_json
+from gpt2lab.tracking.records import SWEEP, read_json
 
-RECORD = "sweep.json"
 Status = Literal["waiting", "running", "finished", "failed", "stopped"]
 # Settings that do not change what a run learns. All others must be as they were when the run began.
 _MAY_CHANGE = ("run.name", "run.out_dir", "run.resume", "data.mirror", "checkpoint.", "tracking.", "system.")
@@ -124,11 +123,11 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         GPT2LabError: the file is damaged.
     """
-    content = read_json(folder / RECORD)
+    content = read_json(folder / SWEEP)
     if content and not (
         isinstance(content.get("runs"), list) and all(isinstance(row, dict) for row in content["runs"])
     ):
-        raise GPT2LabError(f"{folder / RECORD} is damaged; restore it or remove it")
+        raise GPT2LabError(f"{folder / SWEEP} is damaged; restore it or remove it")
     return content
 
 
@@ -150,7 +149,7 @@ def write(sweep: Sweep, states: Mapping[str, State]) -> None:
         "plan": sweep.plan,
         "runs": runs,
     }
-    with files.atomic_write(sweep.folder / RECORD) as temporary:
+    with files.atomic_write(sweep.folder / SWEEP) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

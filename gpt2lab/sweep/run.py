@@ -39,11 +39,10 @@ def run(options: SweepOptions) -> None:
     recipes = options.config or (options.RECIPE,)
     axes = grid.parse_axes(options.over, options.overrides)
     default_name = f"{settings.load(recipes).run.name}_sweep"
-    start(
-        grid.build(recipes, options.overrides, grid.list_combinations(axes), default_name),
-        page.write,
-        options.only_print,
-    )
+    sweep = grid.build(recipes, options.overrides, grid.list_combinations(axes), default_name)
+    if any(run.config.train.eval_every == 0 for run in sweep.runs):
+        logger.warning("train.eval_every is 0: without a validation loss, the page cannot say which run is the best")
+    start(sweep, page.write, options.only_print)
 
 
 def start(sweep: Sweep, write_page: Callable[[Path], Path], only_print: bool) -> None:

@@ -21,6 +21,7 @@ from gpt2lab.formatting import plural
 from gpt2lab.tracking.metrics import describe_missing
 
 UNKNOWN_TEXT = "unknown text"
+SWEEP = "sweep.json"  # in the folder of a sweep; its content: gpt2lab/sweep/record.py
 LARGEST = 1e18  # larger integers in JSON may not fit into a float; no step, loss or rate is that large
 
 

@@ -1,5 +1,6 @@
 """What training would need on this machine: `gpt2lab train --dry-run`. Writes nothing and starts nothing."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from gpt2lab.config import Config
 from gpt2lab.data import catalogue, run_data, shards
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.formatting import format_count, format_time_left, plural
+from gpt2lab.model import init_from
 from gpt2lab.planning import local, text
 from gpt2lab.system import device as devices
 from gpt2lab.system import distributed
@@ -20,7 +22,9 @@ from gpt2lab.training.batches import TrainingData
 from gpt2lab.training.checkpoint import Checkpoint
 from gpt2lab.training.disk_space import require_space
 from gpt2lab.training.resume import changed_settings
-from gpt2lab.training.run_directory import RunDirectory
+from gpt2lab.training.run_directory import ORPHANED, RunDirectory
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: Config, overrides: Mapping[str, str] | None = None) -> None:
@@ -41,8 +45,10 @@ def run(config: Config, overrides: Mapping[str, str] | None = None) -> None:
     directory = RunDirectory(config.run, alone)
     build.check_trackers(config.tracking, directory)
     start = directory.find_checkpoint()
-    if start or Path(config.train.init_from or "").exists():  # a model of the Hub would be downloaded
+    if start or Path(config.train.init_from or "").exists():
         config, _ = initial_weights.find(config, overrides, start, alone)
+    else:  # a model of the Hub would be downloaded
+        config = init_from.apply(config, overrides)
     optimizer.check(config.optimizer, config.system.shard and world_size > 1)
     batches = memory.plan_batches(config, world_size, device)
     if device.type == "cpu":  # on a GPU, training tries what fits
@@ -60,6 +66,9 @@ def run(config: Config, overrides: Mapping[str, str] | None = None) -> None:
             messages.log_finished(directory, config.train, start)
             return
     space = require_space(config, directory, remove_unfinished=False)
+    if start is None and directory.has_records():
+        logger.warning(f"{directory.path} has {ORPHANED}, and these records would be set aside")
+    messages.warn(config, start.step if start else 0)
     lines = [
         *text.headline(config, overrides, len(data.train) if data else None),
         "",

@@ -15,17 +15,15 @@ import torch
 from torch import Tensor
 
 from gpt2lab import progress
-from gpt2lab.config import GPT2_VOCAB_SIZE, SHAPE, Config, GPT2Config
+from gpt2lab.config import SHAPE, Config, GPT2Config
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import huggingface, resolve
+from gpt2lab.model import huggingface, init_from, resolve
 from gpt2lab.model.language_model import LanguageModel
 from gpt2lab.model.resolve import ResolvedCheckpoint
 from gpt2lab.system.distributed import DistContext
 from gpt2lab.training.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
-
-_ADAPTED = ("block_size", "vocab_size")  # these fields of the model may differ from those of the weights
 
 
 @dataclass(frozen=True)
@@ -94,11 +92,7 @@ def find(
             stored, weights = resolve.read(source)
     except GPT2LabError as error:
         raise GPT2LabError(f"train.init_from: {error}") from error
-    _refuse_contradictions(config.model, given, stored, name)
-    block_size, block_change = _choose_block_size(config.model, given, stored)
-    vocab_size, vocab_change = _choose_vocab_size(config.model, given, stored, name)
-    model = stored.model_copy(update={"block_size": block_size, "vocab_size": vocab_size})
-    changes = {key: text for key, text in zip(_ADAPTED, (block_change, vocab_change), strict=True) if text}
+    model, changes = init_from.adapt(config.model, given, stored, name)
     place = f" ({source.folder})" if str(source.folder) != name else ""
     logger.info(f"starting from the weights of {name}{place}")
     for key, text in changes.items():
@@ -129,49 +123,3 @@ def _keep_origin(config: Config, given: Collection[str], start: Checkpoint) -> C
     kept = {field: getattr(config.model, field) for field in GPT2Config.model_fields if f"model.{field}" in names}
     # Not validated: `changed_settings` names what contradicts the checkpoint.
     return config.model_copy(update={"model": GPT2Config.model_validate(fields).model_copy(update=kept)})
-
-
-def _refuse_contradictions(model: GPT2Config, given: Collection[str], stored: GPT2Config, name: str) -> None:
-    """Raise if a setting on the command line is not that of the weights."""
-    fields = [field for field in GPT2Config.model_fields if field not in ("size", *_ADAPTED)]
-    for field in fields:
-        asked = f"model.{field}" in given or ("model.size" in given and model.size is not None and field in SHAPE)
-        wanted, value = getattr(model, field), getattr(stored, field)
-        if asked and wanted != value:
-            option = f"model.{field}" if f"model.{field}" in given else "model.size"
-            wanted = getattr(model, option.removeprefix("model."))
-            raise GPT2LabError(
-                f"--{option} {str(wanted).lower()}: {name} has {field} {str(value).lower()}, and a run keeps the "
-                f"architecture of the weights that it starts from; leave --{option} out, or start from another model"
-            )
-
-
-def _choose_block_size(model: GPT2Config, given: Collection[str], stored: GPT2Config) -> tuple[int, str]:
-    """The context window of the run, and how it differs from that of the weights or of the recipe."""
-    wanted, has = model.block_size, stored.block_size
-    if "block_size" not in model.model_fields_set or wanted == has:
-        return has, ""
-    learned = stored.architecture == "gpt2"
-    if wanted < has:
-        return wanted, f"shorter than the model's {has:,}" + ("; the positions after it are cut" if learned else "")
-    if "model.block_size" not in given:
-        return has, f"that of the model; the recipe's {wanted:,} is longer (--model.block_size {wanted} extends it)"
-    new = f"positions from {has:,} on start from random values" if learned else "rotary positions have no weights"
-    return wanted, f"longer than the model's {has:,}; {new}"
-
-
-def _choose_vocab_size(model: GPT2Config, given: Collection[str], stored: GPT2Config, name: str) -> tuple[int, str]:
-    """The rows of the vocabulary, and how they differ from those of the weights or of the recipe."""
-    wanted, has = model.vocab_size, stored.vocab_size
-    if "vocab_size" not in model.model_fields_set or wanted == has:
-        return has, ""
-    if "model.vocab_size" not in given:
-        return has, f"that of the model; the recipe's is {wanted} (--model.vocab_size {wanted} pads or trims it)"
-    if wanted > has:
-        return wanted, f"padded from {has}"
-    if wanted < GPT2_VOCAB_SIZE:
-        raise GPT2LabError(
-            f"--model.vocab_size {wanted} would cut tokens of {name}, which has {has}; only padding beyond "
-            f"{GPT2_VOCAB_SIZE} can be trimmed"
-        )
-    return wanted, f"trimmed from {has}, which was padded"

@@ -3,8 +3,9 @@
 import logging
 import time
 
-from gpt2lab.config import GPT2_VOCAB_SIZE, OptimizerConfig, TrainConfig
+from gpt2lab.config import GPT2_VOCAB_SIZE, Config, TrainConfig
 from gpt2lab.formatting import format_duration, plural
+from gpt2lab.training import profiling
 from gpt2lab.training.batches import TrainingData
 from gpt2lab.training.checkpoint import Checkpoint
 from gpt2lab.training.disk_space import CheckpointSpace
@@ -44,9 +45,25 @@ def log_done(directory: RunDirectory, began: float) -> None:
     )
 
 
+def warn(config: Config, first_step: int) -> None:
+    """Warn of settings that do not fit to the steps of the run.
+
+    Args:
+        config: all settings.
+        first_step: steps already taken.
+    """
+    warmup_steps, max_steps = config.optimizer.warmup_steps, config.train.max_steps
+    if warmup_steps > max_steps:
+        logger.warning(
+            f"optimizer.warmup_steps {warmup_steps} is beyond train.max_steps {max_steps}: "
+            "the learning rate never reaches optimizer.max_lr"
+        )
+    if reason := profiling.explain_no_trace(config.system, first_step, max_steps):
+        logger.warning(reason)
+
+
 def log_summary(
     train: TrainConfig,
-    optimizer: OptimizerConfig,
     state: TrainState,
     data: TrainingData,
     model: TrainingModel,
@@ -57,19 +74,13 @@ def log_summary(
 
     Args:
         train: steps and batch.
-        optimizer: the warm-up.
         state: holds the plain model.
         data: both splits.
         model: as it trains.
         space: its checkpoints on disk.
         estimate: the line about speed and time; empty: there is no estimate.
     """
-    shape, warmup_steps = state.model.config, optimizer.warmup_steps
-    if warmup_steps > train.max_steps:
-        logger.warning(
-            f"optimizer.warmup_steps {warmup_steps} is beyond train.max_steps {train.max_steps}: "
-            "the learning rate never reaches optimizer.max_lr"
-        )
+    shape = state.model.config
     vocabulary = f", vocab_size {shape.vocab_size}" if shape.vocab_size != GPT2_VOCAB_SIZE else ""
     logger.info(
         f"model: {state.model.num_parameters():,} parameters, n_layer {shape.n_layer}, n_head {shape.n_head}, "

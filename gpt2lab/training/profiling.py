@@ -69,9 +69,34 @@ def trace_sinks(system: SystemConfig, folder: Path, first_step: int, device: tor
     Returns:
         One sink or none.
     """
-    if not system.profile:
-        return []
-    first, last = first_step + _FIRST, first_step + _LAST
+    steps = _list_steps(system, first_step)
+    return [TraceSink(folder / "trace.json", *steps, device)] if steps else []
+
+
+def _list_steps(system: SystemConfig, first_step: int) -> tuple[int, int] | None:
+    """The first and the last step that `system.profile` asks for."""
     if isinstance(system.profile, str):
         first, last = map(int, system.profile.split("-"))
-    return [TraceSink(folder / "trace.json", first, last, device)]
+        return first, last
+    return (first_step + _FIRST, first_step + _LAST) if system.profile else None
+
+
+def explain_no_trace(system: SystemConfig, first_step: int, max_steps: int) -> str:
+    """Say why `system.profile` gives no trace: its steps are not among those that this start trains.
+
+    Args:
+        system: the steps to record.
+        first_step: steps already taken.
+        max_steps: the last step.
+
+    Returns:
+        A sentence; empty if there will be a trace, or none is asked for.
+    """
+    steps = _list_steps(system, first_step)
+    if steps is None or (steps[1] > first_step and steps[0] <= max_steps):
+        return ""
+    asked = f"system.profile {system.profile}" if isinstance(system.profile, str) else "system.profile true"
+    return (
+        f"{asked} asks for the steps {steps[0]:,} to {steps[1]:,}, but this start trains {first_step + 1:,} to "
+        f"{max_steps:,}: no trace is written"
+    )

@@ -64,7 +64,8 @@ def run(config: Config, extra_sinks: Sequence[Sink] = (), given: Collection[str]
         state = build.build_state(config, start, initial, dist, precision)
         model = build.wrap_for_training(state, config.train, config.system, plan, dist, precision)
         tps, line, facts = estimate.describe_run(config, model, len(data.val), start.step if start else 0)
-        messages.log_summary(config.train, config.optimizer, state, data, model, space, line)
+        messages.warn(config, start.step if start else 0)
+        messages.log_summary(config.train, state, data, model, space, line)
         origin = initial.describe() if initial else None
         directory.prepare(config, start, changed, {"data": data.describe(), **facts}, origin)
         sinks = stack.enter_context(build.open_sinks(config, directory, start, extra_sinks))

@@ -18,12 +18,14 @@ from gpt2lab.config import Config, RunConfig, load_run
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.model import flops, huggingface, names, resolve
 from gpt2lab.system.distributed import DistContext
+from gpt2lab.tracking import records
 from gpt2lab.tracking.metrics import JsonLines, describe_missing, set_aside_jsonl, truncate_jsonl
 from gpt2lab.training import checkpoint, environment
 from gpt2lab.training.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
+ORPHANED = "records of an earlier start but no checkpoint: training starts again at step 0"
 _RECORD_NOTE = "# The settings of this run, written at each start. Resuming the run does not read this file.\n"
 
 
@@ -64,9 +66,10 @@ class RunDirectory:
             The checkpoint; None to train from the beginning.
 
         Raises:
-            GPT2LabError: `never` and the run exists; a path without an intact checkpoint, or with one older than
-                those of this run; all checkpoints are damaged.
+            GPT2LabError: the directory is a sweep or holds runs; `never` and the run exists; a path without an intact
+                checkpoint, or with one older than those of this run; all checkpoints are damaged.
         """
+        self._require_no_runs()
         resume, existing = self._resume, resolve.list_checkpoints(self.checkpoints)
         if resume == "never":
             if existing or self.metrics.exists():
@@ -85,6 +88,15 @@ class RunDirectory:
             )
         return start
 
+    def _require_no_runs(self) -> None:
+        """Refuse a directory that holds other runs: a run in it would replace the page of the sweep."""
+        if (self.path / "config.yaml").exists():
+            return
+        if (self.path / records.SWEEP).exists():
+            raise GPT2LabError(f"{self.path} is a sweep, not a run; give another --run.name")
+        if inside := next(self.path.glob("*/config.yaml"), None):
+            raise GPT2LabError(f"{self.path} holds runs, such as {inside.parent.name}; give another --run.name")
+
     def _started_from(self) -> str:
         """The `run.resume` of the first start: the same command again resumes the run itself."""
         with contextlib.suppress(GPT2LabError):
@@ -100,6 +112,10 @@ class RunDirectory:
         if existing:
             return f"{existing[-1][1]} is kept, and the same command resumes from it"
         return "there is no checkpoint yet, and the same command starts from the beginning"
+
+    def has_records(self) -> bool:
+        """Return whether there are metrics."""
+        return self.metrics.is_file() and self.metrics.stat().st_size > 0
 
     def holds(self, start: Checkpoint) -> bool:
         """Return whether a checkpoint is one of this run, not of another one that it continues.
@@ -168,12 +184,9 @@ class RunDirectory:
         if start is not None and self.holds(start):
             self._set_aside_after(start.step)
         records = (self.metrics, self.samples, self.events)
-        if start is None and self.metrics.is_file() and self.metrics.stat().st_size:
+        if start is None and self.has_records():
             aside = [set_aside_jsonl(record).name for record in records if record.is_file()]
-            logger.warning(
-                f"{self.path} has records of an earlier start but no checkpoint: training starts again at step 0, and "
-                f"these records are moved to {', '.join(aside)}"
-            )
+            logger.warning(f"{self.path} has {ORPHANED}, and these records are moved to {', '.join(aside)}")
         for record in records:
             if start is not None and not self.holds(start):
                 original = start.path.parent.parent / record.name

@@ -168,16 +168,55 @@ def test_a_slurm_job_that_is_stopped_saves_and_is_queued_again(
 def test_a_missing_variable_is_named(tmp_path, monkeypatch):
     for name in ("NODE_RANK", "SLURM_NODEID", "SKYPILOT_NODE_RANK", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
-    for given, message in (({}, "set NODE_RANK to"), ({"NODE_RANK": "0"}, "set MASTER_ADDR to")):
-        script = [SCRIPTS / "torchrun_multinode.sh"]
-        done = subprocess.run(
-            script, env=os.environ | {"NNODES": "2"} | given, capture_output=True, text=True, check=False
-        )
-        assert done.returncode != 0
-        assert message in done.stderr
+    script = str(SCRIPTS / "torchrun_multinode.sh")
+    for given, message in (
+        ({}, "set NODE_RANK to the number of this machine, from 0"),
+        ({"NODE_RANK": "0"}, "set MASTER_ADDR to the address of machine 0"),
+        ({"NODE_RANK": "2", "MASTER_ADDR": "127.0.0.1"}, "NODE_RANK is 2, but NNODES is 2: machines count from 0"),
+        ({"NNODES": "two"}, "NNODES is 'two'; give a whole number"),
+        ({"NNODES": "0"}, "NNODES is 0; give the number of machines"),
+        ({"NNODES": "1", "MAX_RESTARTS": "-1"}, "MAX_RESTARTS is '-1'; give a whole number"),
+    ):
+        assert refusal(script, **{"NNODES": "2"} | given) == f"{script}: {message}\n"
     done = subprocess.run(["bash", SCRIPTS / "slurm.sbatch"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "submit from the checkout" in done.stderr
+
+
+def refusal(*command: str, **environment: str) -> str:
+    """The error of a command that ends with status 2 and prints nothing else."""
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    return done.stderr
+
+
+@pytest.mark.parametrize("name", ["reproduce.sh", "speedrun.sh", "torchrun_multinode.sh"])
+def test_without_a_gpu_or_a_python_it_says_what_to_set(name, tmp_path):
+    fake(tmp_path, "no_gpu", "echo False")
+    fake(tmp_path, "no_torch", "echo Traceback >&2; echo \"No module named 'torch'\" >&2; exit 1")
+    for environment, message in (
+        ({"PYTHON": str(tmp_path / "no_gpu")}, "no GPU that torch can use; NPROC_PER_NODE=1 trains on the CPU"),
+        ({"PYTHON": str(tmp_path / "no_torch")}, f"{tmp_path}/no_torch: No module named 'torch'"),
+        ({"PYTHON": "/nope"}, "PYTHON: /nope: no such command; give a Python interpreter with gpt2lab"),
+        (
+            {"PYTHON": sys.executable, "NPROC_PER_NODE": "all"},
+            "NPROC_PER_NODE is 'all'; give a number of processes, or gpu for one per GPU",
+        ),
+    ):
+        error = refusal(str(SCRIPTS / name), **{"NPROC_PER_NODE": "gpu"} | environment)
+        assert error.endswith(f".sh: {message}\n")
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["reproduce.sh", "speedrun.sh", "torchrun_multinode.sh", "copy_runs.sh", "install.sh", "install_torch.sh"]
+)
+def test_help_is_the_comment_of_the_script(name):
+    comment = [line for line in (SCRIPTS / name).read_text().partition("\nset -")[0].splitlines()[1:] if line[0] == "#"]
+    for arguments in (["--help"], ["--train.max_steps", "3", "-h"]):
+        done = subprocess.run([SCRIPTS / name, *arguments], capture_output=True, text=True, check=True)
+        assert [f"# {line}".rstrip() for line in done.stdout.splitlines()] == comment
+        assert done.stderr == ""
 
 
 def copy_runs(source: Path, target: Path) -> None:
@@ -204,6 +243,42 @@ def test_a_run_continues_from_its_copy(token_folder, tmp_path, monkeypatch, harm
     copy_runs(second, bucket)  # repairs the incomplete copy
     assert tensors(bucket / "tiny", 4) == tensors(reference / "tiny", 4)
     assert tensors(bucket / "tiny", STEPS) == tensors(reference / "tiny")
+
+
+def test_copying_refuses_what_it_cannot_copy(tmp_path):
+    script, target = str(SCRIPTS / "copy_runs.sh"), tmp_path / "to"
+    (tmp_path / "runs" / "tiny" / "checkpoints").mkdir(parents=True)
+    runs = tmp_path / "runs"
+    for arguments, message in (
+        ([], "usage: "),
+        ([runs], "usage: "),
+        ([tmp_path / "nope", target], f"{tmp_path}/nope: no such folder"),
+        ([runs / "tiny", target], f"{runs}/tiny is a run; give the folder that holds it, {runs}"),
+        ([runs, runs / "copy"], f"{runs}/copy is inside {runs}"),
+    ):
+        error = refusal(script, *map(str, arguments))
+        assert error.startswith(f"{script}: {message}")
+        assert error.count("\n") == 1
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("source", ["", "runs"])
+def test_the_runs_of_a_sweep_are_copied_in_the_same_order(source, tmp_path, monkeypatch):
+    """SHA256SUMS after the files that it lists, and metrics.jsonl after the checkpoints."""
+    checkpoint = checkpoint_to_copy(tmp_path)  # runs/tiny is the run, and runs the sweep
+    (checkpoint.parents[1] / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "runs" / "sweep.json").write_text("{}")
+    (tmp_path / "runs" / "circle").symlink_to(".")
+    fake(tmp_path / "bin", "cp", f'echo "$@" >> {tmp_path}/log; exec /bin/cp "$@"')
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    sweep = tmp_path / "bucket" / ("" if source else "runs")
+    (tmp_path / "all").mkdir()
+    (tmp_path / "runs").rename(tmp_path / "all" / "runs")
+    copy_runs(tmp_path / "all" / source, tmp_path / "bucket")
+    files.verify_digests(sweep / "tiny" / "checkpoints" / checkpoint.name)
+    assert (sweep / "sweep.json").exists()
+    copied = [Path(line.split()[0]).name for line in (tmp_path / "log").read_text().splitlines() if "tiny" in line]
+    assert copied[:5] == ["config.json", "model.safetensors", "state.json", "SHA256SUMS", "metrics.jsonl"]
 
 
 def fake(folder: Path, name: str, text: str) -> None:
@@ -302,6 +377,7 @@ def test_the_skypilot_task_goes_on_copying_after_a_failure_and_copies_once_at_a_
 @pytest.mark.parametrize(
     "name",
     [
+        "common.sh",
         "torchrun_multinode.sh",
         "copy_runs.sh",
         "slurm.sbatch",

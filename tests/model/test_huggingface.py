@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.model import huggingface, weight_files
+from gpt2lab.model import config_json, huggingface, weight_files
 from gpt2lab.model.gpt2 import GPT2
 from tests.model.helpers import TINY, assert_refused, random_model, random_tokens, same_weights, to_openai_layout
 
@@ -110,7 +110,7 @@ def test_saving_and_loading_returns_the_same_model(tmp_path, tied):
 def test_published_sizes_are_recognized(tmp_path, size):
     config = GPT2Config(size=size)
     huggingface.write_config(tmp_path, config, torch.float32)
-    assert huggingface.read_config(tmp_path) == config
+    assert config_json.read_config(tmp_path) == config
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -1,5 +1,6 @@
 """The `plan` command: does it fit, how long, how much; tables, budgets, and what holds a run up."""
 
+import json
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from gpt2lab import cli, config
 from gpt2lab.planning import loss, memory, plan
 from gpt2lab.system import gpus
 from tests.planning.helpers import plan_as_json
+from tests.runs import STEPS
 
 DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "planning.md").read_text()
 TINY = ("--model.n_layer", "2", "--model.n_embd", "128", "--model.n_head", "2", "--model.block_size", "64")
@@ -21,8 +23,9 @@ def run(capsys, *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-def test_torch_is_not_imported():
-    code = "import sys; from gpt2lab import cli; cli.main(['plan', '--gpu', 'h100']); print(*sys.modules)"
+def test_torch_is_not_imported(finished_run):
+    arguments = ["plan", "--gpu", "h100", "--train.init_from", str(finished_run)]
+    code = f"import sys; from gpt2lab import cli; assert cli.main({arguments}) == 0; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "numpy", "scipy"} & set(done.stdout.splitlines()[-1].split())
 
@@ -47,6 +50,11 @@ def test_checkpoints_hold_a_run_up_only_if_it_waits_for_them_long(capsys):
         capsys, "--config", "quickstart", "--gpu", "h100", "--train.max_steps", "60000", "--checkpoint.every", "1"
     )
     assert re.search(r"checkpoints: a write takes \d+ ms, one is due every \d+ ms", text)
+
+
+def test_few_tokens_are_a_number_that_is_not_zero(capsys):
+    few = ["--train.max_steps", "20", "--train.total_batch_size", "256"]
+    assert "parameters, 5,120 tokens in 20 steps of 256" in run(capsys, "--gpu", "h200", *TINY, *few)
 
 
 def test_one_of_something_is_singular(capsys):
@@ -257,3 +265,27 @@ def test_muon_with_a_sharded_model_is_refused_as_in_training(capsys):
 def test_every_recipe_has_a_plan(capsys):
     for name in config.recipes():
         assert plan_as_json(capsys, "--config", name, "--gpu", "h200")["plans"][0]["fits"], name
+
+
+def test_a_run_from_weights_is_planned_with_their_architecture(finished_run, capsys, tmp_path, monkeypatch):
+    folder = finished_run / "checkpoints" / f"step_{STEPS:08d}"
+    parameters = json.loads((finished_run / "environment.json").read_text())["parameters"]
+    for name in (finished_run, folder, folder.parent):
+        planned = json.loads(run(capsys, "--gpu", "h200", "--json", "--train.init_from", str(name)))
+        assert planned["parameters"] == parameters
+    assert cli.main(["plan", "--train.init_from", str(folder), "--model.n_layer", "7"]) == 2
+    assert "--model.n_layer 7" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "begun" / "checkpoints").mkdir(parents=True)
+    for name, message in (
+        ("runs/nope", "no such folder"),
+        ("a.pt", "no such file"),
+        ("runs/begun", "no checkpoint yet"),
+        ("runs", "holds runs, not a model"),
+    ):
+        assert cli.main(["plan", "--train.init_from", name]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"gpt2lab: train.init_from: {name}")
+        assert message in error
+    assert cli.main(["plan", "--gpu", "h200", "--train.init_from", "gpt2-medium"]) == 0
+    assert "train.init_from gpt2-medium is not downloaded" in capsys.readouterr().out

@@ -77,6 +77,12 @@ def test_a_row_that_is_not_valid_is_named(tmp_path, capsys, old, new, message):
     assert error.count("\n") == 1
 
 
+def test_columns_that_are_not_separated_by_commas(tmp_path, capsys):
+    (tmp_path / "runs.csv").write_text("gpu;n_layer\nh100;12\n")
+    assert cli.main(["plan", "--validate", str(tmp_path / "runs.csv")]) == 2
+    assert "not separated by commas" in capsys.readouterr().err
+
+
 def test_a_missing_or_empty_table_is_an_error(tmp_path, capsys):
     (tmp_path / "empty.csv").write_text(COLUMNS + "\n")
     for name in ("missing.csv", "empty.csv"):

@@ -143,11 +143,19 @@ BAD = [
     ("plan --flops 1e13", "--flops"),
     ("plan --flops many:more", "--flops"),
     ("plan --flops 1e13:1e15 --runs 4", "--runs"),
+    ("plan --config quickstart --flops 1:10", "raise --flops"),
+    ("plan --config quickstart --flops 1e13:1e15 --train.eval_every 0", "train.eval_every is 0"),
+    ("run p.json --train.init_from gpt2", "train.init_from is set"),
+    ("run p.json --train.eval_every 0", "train.eval_every is 0"),
     ("recommend", "--flops"),
+    ("recommend --gpu-hours 4 --gpu A100 --mfu 40", "'40' is not a share from 0 to 1, such as 0.4"),
+    ("recommend --gpu-hours 4 --gpu A100 --mfu 0", "share"),
+    ("recommend --gpu-hours 4 --gpu A100 --mfu nan", "share"),
     ("recommend --flops 1e18 --gpu A100", "--gpu-hours"),
     ("recommend --gpu-hours 4 --gpu TPU", "--gpu TPU"),
     ("guess", "guess"),
     ("fit a.csv --nn 3", "nn"),
+    ("fit semicolons.csv", "not separated by commas"),
     ("fit a.csv --n size", "size"),
 ]
 
@@ -156,6 +164,9 @@ BAD = [
 def test_bad_input_is_one_line_and_exit_status_2(arguments, key, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_csv(tmp_path / "a.csv", grid())
+    (tmp_path / "semicolons.csv").write_text((tmp_path / "a.csv").read_text().replace(",", ";"))
+    run = {"name": "a", "settings": {"train.max_steps": 5}}
+    (tmp_path / "p.json").write_text(json.dumps({"config": ["quickstart"], "overrides": {}, "runs": [run]}))
     assert scaling(*shlex.split(arguments)) == 2
     error = capsys.readouterr().err
     assert key in error.splitlines()[-1]

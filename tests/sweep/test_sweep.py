@@ -79,6 +79,27 @@ def test_finished_runs_are_skipped_and_a_changed_grid_is_said(recipe, tmp_path, 
     assert sweep(recipe, "--over", "run.seed=2,3", "--checkpoint.every", 3) == 0  # changes no loss
 
 
+def test_a_run_does_not_take_over_the_folder_of_a_sweep_or_of_runs(recipe, tmp_path, in_process, no_page, capsys):
+    assert sweep(recipe, *TWO, "--run.name", "taken") == 0
+    folder, train = tmp_path / "runs" / "taken", ["train", "--config", str(recipe), "--run.name"]
+    before = sorted(folder.rglob("*"))
+    for dry_run in ([], ["--dry-run"]):
+        assert cli.main([*train, "taken", *dry_run]) == 2
+        assert f"{folder} is a sweep, not a run; give another --run.name" in capsys.readouterr().err
+        (folder / "sweep.json").rename(tmp_path / "sweep.json")
+        assert cli.main([*train, "taken", *dry_run]) == 2
+        assert f"{folder} holds runs, such as seed-" in capsys.readouterr().err
+        (tmp_path / "sweep.json").rename(folder / "sweep.json")
+    assert sorted(folder.rglob("*")) == before
+    assert sweep(recipe, *TWO, "--run.name", "taken") == 0
+
+
+def test_a_sweep_without_a_validation_loss_is_warned_about(recipe, capsys):
+    for value, warned in (("0", True), ("3", False)):
+        assert sweep(recipe, *TWO, "--train.eval_every", value, "--print") == 0
+        assert ("train.eval_every is 0" in "".join(capsys.readouterr())) is warned
+
+
 def test_a_failed_run_is_a_row_and_the_others_go_on(recipe, tmp_path, in_process, capsys):
     over = ["--over", "train.total_batch_size=128,100,256"]
     assert sweep(recipe, *over) == 2

@@ -107,6 +107,34 @@ def test_a_dry_run_makes_these_checks_before_there_is_data(finished_run, monkeyp
     assert message in capsys.readouterr().err
 
 
+def test_a_dry_run_looks_for_the_weights_that_training_starts_from(token_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = settings(token_folder, tmp_path)
+    assert dry_run(config, "--train.init_from", "runs/nope") == 2
+    assert capsys.readouterr().err.startswith("gpt2lab: train.init_from: runs/nope: no such folder")
+    assert dry_run(config, "--train.init_from", "gpt2-medium") == 0
+    assert "train.init_from gpt2-medium is not downloaded" in capsys.readouterr().out
+
+
+def test_a_dry_run_has_the_warnings_of_training(token_folder, tmp_path, caplog):
+    more = {"optimizer__warmup_steps": 500, "system__profile": "100-103", "train__eval_every": 0}
+    config = settings(token_folder, tmp_path, train__max_steps=3, train__sample_every=0, **more)
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "metrics.jsonl").write_text('{"step": 0}\n')
+    warnings = []
+    given = ["--optimizer.warmup_steps", "500", "--system.profile", "100-103"]
+    for start in (lambda: dry_run(config, *given), lambda: training_run.run(config)):
+        caplog.clear()
+        start()
+        warnings.append([line.getMessage() for line in caplog.records if line.levelname == "WARNING"])
+    orphaned, warmup, profile = warnings[0]
+    assert "no checkpoint: training starts again at step 0, and these records would be set aside" in orphaned
+    assert "optimizer.warmup_steps 500 is beyond train.max_steps 3" in warmup
+    assert "the steps 100 to 103, but this start trains 1 to 3: no trace is written" in profile
+    assert len(warnings[1]) == 3
+    assert {warmup, profile} < set(warnings[1])
+
+
 def test_a_dry_run_for_several_processes_refuses_muon_on_a_sharded_model(token_folder, tmp_path, monkeypatch, capsys):
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)

@@ -44,6 +44,24 @@ def test_steps_by_setting(tmp_path, value, first_step, steps):
     assert [(sink._first, sink._last) for sink in sinks] == ([] if steps is None else [steps])
 
 
+@pytest.mark.parametrize(
+    ("value", "first_step", "says"),
+    [
+        (False, 0, ""),
+        (True, 10, ""),
+        (True, 11, "the steps 21 to 26, but this start trains 12 to 20"),
+        ("20-30", 0, ""),
+        ("21-30", 0, "the steps 21 to 30, but"),
+        ("3-6", 5, ""),
+        ("3-5", 5, "the steps 3 to 5, but this start trains 6 to 20"),
+    ],
+)
+def test_steps_that_are_not_trained_are_warned_about(value, first_step, says):
+    reason = profiling.explain_no_trace(SystemConfig(profile=value), first_step, 20)
+    assert says in reason
+    assert bool(says) == bool(reason)
+
+
 def test_steps_in_the_wrong_order_are_refused():
     with pytest.raises(GPT2LabError, match=r"system\.profile: .* first step before the last, not '4-3'"):
         load([], {"system.profile": "4-3"})
