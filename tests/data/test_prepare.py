@@ -437,6 +437,8 @@ def test_unreadable_input_stops_or_is_left_out(tmp_path):
         options = PrepareOptions("files", shard_size=1000, val_tokens=900, workers=workers, on_error="skip")
         summary = make(source, tmp_path / f"skip{workers}", options)
         assert (summary.skipped, summary.documents) == (2, 500)
+        assert "; 2 unreadable lines or files were left out, see" in summary.line(tmp_path)
+        assert "; 1 unreadable line or file was left out, see" in summary._replace(skipped=1).line(tmp_path)
     manifest = json.loads((tmp_path / "skip1" / MANIFEST).read_text())
     assert "001_00000.parquet: row group 1 " in manifest["problems"][0]
     assert "002_00000.parquet" in manifest["problems"][1]
@@ -648,9 +650,19 @@ def test_corpora_that_cannot_be_split(tmp_path, texts, message):
 
 
 def test_val_tokens_larger_than_the_corpus(source, tmp_path):
-    with pytest.raises(GPT2LabError, match="--val-tokens"):
+    with pytest.raises(GPT2LabError, match=r"--val-tokens 1000000000 leaves nothing for train: .*, such as") as error:
         make(source, tmp_path, replace(SMALL, val_tokens=10**9))
-    make(source, tmp_path, SMALL)
+    advised = int(str(error.value).rpartition("--val-tokens ")[2])
+    assert make(source, tmp_path, replace(SMALL, val_tokens=advised)).val_tokens <= advised
+
+
+@pytest.mark.parametrize("val_tokens", [100, 10**9])
+def test_val_tokens_of_one_document(tmp_path, val_tokens):
+    with pytest.raises(GPT2LabError, match=r"--val-tokens leaves nothing for train: .*; without it, a tenth is val"):
+        make(of(LINES * 300), tmp_path, replace(DEFAULTS, val_tokens=val_tokens))
+    make(of(LINES * 300), tmp_path, DEFAULTS)
+    with pytest.raises(GPT2LabError, match="too few to divide"):
+        make(of("only one"), tmp_path / "b", replace(DEFAULTS, val_tokens=val_tokens))
 
 
 @pytest.fixture

@@ -216,6 +216,26 @@ def test_training_never_discards_an_unfinished_preparation_of_another_text(book,
     assert sorted((tmp_path / "data" / "x").rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["stdlib", "--input", "a b.txt"], "--input is for prepare files, not stdlib; to prepare your text: gpt2lab "),
+        (["stdlib", "--input", "a b.txt"], "gpt2lab prepare files --input 'a b.txt'\n"),
+        (["fineweb-edu", "--input", "a"], "--input is for prepare files, not fineweb-edu"),
+        (
+            ["tinyshakespeare", "--text-field", "body"],
+            "--text-field is for prepare files, fineweb-edu, fineweb, not ti",
+        ),
+        (["files", "--input", "my/book.txt", "--subset", "sample-100BT"], "--subset is for prepare fineweb-edu, fine"),
+    ],
+)
+def test_options_that_a_source_ignores_are_refused(book, tmp_path, capsys, words, message):
+    assert cli.main(["prepare", *words]) == 2
+    assert message in (error := capsys.readouterr().err)
+    assert error.count("\n") == 1
+    assert not (tmp_path / "data").exists()
+
+
 def test_training_names_the_setting_rather_than_the_option_of_prepare(book, tmp_path, monkeypatch):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.md").touch()
