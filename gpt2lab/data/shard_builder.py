@@ -138,8 +138,8 @@ class ShardBuilder:
             )
         if (given := self.options.val_tokens) is not None and documents["val"] > 1:
             return (
-                f"--val-tokens {given} leaves nothing for train: the corpus has {tokens['val']} tokens; lower it, such as "
-                f"--val-tokens {max(1, tokens['val'] // 10)}"
+                f"--val-tokens {given} leaves nothing for train: the corpus has {tokens['val']} tokens; "
+                f"lower it, such as --val-tokens {max(1, tokens['val'] // 10)}"
             )
         if given is not None and tokens["val"] >= MIN_DIVISIBLE:
             return (
