@@ -536,6 +536,8 @@ def test_finished_shards_are_replaced_only_by_complete_ones_whenever_it_is_kille
         else:
             with pytest.raises(GPT2LabError, match="is incomplete; run the same prepare command again"):
                 open_split(folder, "train")
+            written = contents(folder) | contents(folder / ".replacement")  # the new shards are all there
+            assert all(written[name] == new[name] for name in new.keys() - {MANIFEST})
         make_and_die(source, folder, options, 2, moment)  # the next one is killed as well
         make(source, folder, options)
         assert contents(folder) == new
