@@ -114,7 +114,8 @@ def _describe_missing(pattern: str) -> str:
     if any(character in pattern for character in "*?["):
         return f"{pattern!r} matches no file; quote patterns, and use ** to match any folders"
     guess = find_similar_path(pattern)
-    if guess is None or (guess.is_dir() and not has_files(guess)):
+    means_file = pattern.lower().endswith(SUFFIXES)
+    if guess is None or (means_file and guess.is_dir() and not has_files(guess)):
         return f"{pattern!r} matches no file; give a text file or a folder"
     return f"{pattern!r} matches no file; did you mean {guess}?"
 
