@@ -142,7 +142,7 @@ gpt2lab prepare tinyshakespeare                              1 MB, to try it out
     workers: int | None = option("parallel encoders (default: one per core)", None, at_least=1)
     executor: Literal["local", "ray", "slurm"] = option("local threads, or a cluster", "local")
     slurm: tuple[str, ...] = option("tasks, time, partition, or any sbatch option; repeatable", ())
-    restart: bool = option("discard what an earlier run with other options wrote", False)
+    restart: bool = option("replace finished shards, and discard unfinished ones of other options", False)
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ def open_source(options: PrepareOptions) -> Source:
         options: the name, and the options of the single sources.
 
     Raises:
-        GPT2LabError: the source cannot be found, or files has no inputs.
+        GPT2LabError: the source cannot be found, files has no inputs, or another source has an option that it ignores.
     """
+    _require_no_ignored(options)
     if options.source in fineweb.CORPORA:
         return fineweb.source(options.subset, options.mirror, options.text_field, fineweb.CORPORA[options.source])
     if options.source == "files":
@@ -40,6 +41,21 @@ def open_source(options: PrepareOptions) -> Source:
         return tinyshakespeare.source(options.mirror)
     embedded = {"stdlib": stdlib.source, "cpython": cpython.source}[options.source]
     return embedded() if options.shuffle_seed is None else embedded(options.shuffle_seed)
+
+
+def _require_no_ignored(options: PrepareOptions) -> None:
+    """Check that no option is given that the source ignores: other text than the user means would be prepared."""
+    large = ", ".join(fineweb.CORPORA)
+    for option, default, sources, names in (
+        ("input", (), ("files",), "files"),
+        ("text_field", "text", ("files", *fineweb.CORPORA), f"files, {large}"),
+        ("subset", "sample-10BT", tuple(fineweb.CORPORA), large),
+    ):
+        if options.source not in sources and getattr(options, option) != default:
+            flag = f"--{option.replace('_', '-')}"
+            own = f"to prepare your text: gpt2lab prepare files --input {shlex.join(options.input)}"
+            advice = own if option == "input" else "leave it out"
+            raise GPT2LabError(f"{flag} is for prepare {names}, not {options.source}; {advice}")
 
 
 def format_train_command(name: str, folder: Path) -> str:

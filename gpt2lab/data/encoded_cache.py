@@ -26,7 +26,7 @@ from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import atomic_write
 
 FOLDER = ".parts"
-_MIN_DIVIDED_TOKENS = 128  # of a validation split that ends inside a document: a smaller one may be of no use
+MIN_DIVISIBLE = 1280  # tokens of a corpus in which val may end inside a document: a smaller val may be of no use
 
 
 class EncodedCache:
@@ -154,7 +154,7 @@ class EncodedCache:
             return end, False
         if start >= 0.08 * total:
             return start, False
-        if total >= 10 * _MIN_DIVIDED_TOKENS:
+        if total >= MIN_DIVISIBLE:
             return -(-total // 10), True
         return (start if start and total - 10 * start < 10 * end - total else end), False
 

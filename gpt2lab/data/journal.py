@@ -8,6 +8,7 @@ encoded chunks where they are cached.
 import contextlib
 import json
 import os
+import shlex
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab.data.encoded_cache import EncodedCache
-from gpt2lab.data.shards import MANIFEST, PREPARING, SHARD_NAME, read_manifest, shard_files
+from gpt2lab.data.shards import MANIFEST, PREPARING, SHARD_NAME, shard_files
 from gpt2lab.errors import GPT2LabError
 from gpt2lab.files import atomic_write, remove_temporaries, sha256
 
@@ -75,21 +76,17 @@ def open_journal(folder: Path, settings: dict[str, Any], restart: bool) -> Journ
     Args:
         folder: the output folder. The caller holds its lock.
         settings: everything that the shards depend on.
-        restart: discard what a preparation with other settings has written, complete or not. The caller makes sure
-            that a complete one may be discarded.
+        restart: discard what an unfinished preparation with other settings has written.
 
     Raises:
         GPT2LabError: the folder holds shards of another program, or of a preparation with other settings.
     """
     remove_temporaries(folder)
-    manifest = read_manifest(folder) if restart else None
-    ours = manifest.shards if manifest else ()
-    foreign = [file.name for file in shard_files(folder) if file.name not in ours]
-    if foreign and not (folder / PREPARING).exists():
-        raise GPT2LabError(f"{folder} holds shards of another program, such as {foreign[0]}; use another --out")
-    if manifest:  # complete, with other settings: from here on it is unfinished
-        Journal(settings).write(folder)
-        (folder / MANIFEST).unlink()
+    if (foreign := shard_files(folder)) and not (folder / PREPARING).exists():
+        raise GPT2LabError(
+            f"{foreign[0]} is a shard, but there is no {MANIFEST} that says of which text; use another --out or remove "
+            f"{folder}, or train on these shards: gpt2lab train --data.dir {shlex.quote(str(folder))}"
+        )
     journal, cache = Journal.read(folder), EncodedCache(folder)
     if journal is not None and (changes := describe_changes(settings, journal.settings)):
         if not restart and (journal.shards or cache.size()):
@@ -105,7 +102,7 @@ def open_journal(folder: Path, settings: dict[str, Any], restart: bool) -> Journ
     else:
         journal.drop_damaged(folder)
         remove_temporaries(cache.folder)
-    _remove_shards(folder, keep={shard["file"] for shard in journal.shards})
+    remove_shards(folder, keep={shard["file"] for shard in journal.shards})
     journal.write(folder)
     return journal
 
@@ -132,7 +129,7 @@ def discard_if_failed(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
         if not journal.shards and EncodedCache(folder).size() < _MIN_KEPT_BYTES:
             discard(folder)
             raise
-        kept = f"{folder} keeps what is finished: the same command continues there, with --restart it starts again"
+        kept = f"{folder} keeps what is finished: the same command continues there"
         raise type(error)("; ".join([*filter(None, [str(error)]), kept])) from error
 
 
@@ -168,7 +165,7 @@ def describe_changes(settings: dict[str, Any], recorded: dict[str, Any]) -> str:
 
 def discard(folder: Path) -> None:
     """Delete an unfinished preparation. The journal goes last, so that this can be interrupted as well."""
-    _remove_shards(folder)
+    remove_shards(folder)
     close_journal(folder)
 
 
@@ -179,7 +176,13 @@ def close_journal(folder: Path) -> None:
     (folder / PREPARING).unlink(missing_ok=True)
 
 
-def _remove_shards(folder: Path, keep: Collection[str] = ()) -> None:
+def remove_shards(folder: Path, keep: Collection[str] = ()) -> None:
+    """Delete the shards that preparations have written.
+
+    Args:
+        folder: folder of the shards.
+        keep: names of shards to keep.
+    """
     for file in shard_files(folder):
         if file.name not in keep and SHARD_NAME.fullmatch(file.name):
             file.unlink()

@@ -25,8 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt2lab.data.permutation import permute
-from gpt2lab.data.shard_formats import Tokens
+from gpt2lab.data.shard_formats import REPAIR, Tokens
 from gpt2lab.data.shards import TokenStream
+from gpt2lab.data.tokenizer import VOCAB_SIZE
 from gpt2lab.errors import GPT2LabError
 
 Ids = npt.NDArray[np.int64]
@@ -196,7 +197,12 @@ def _check_ids(stream: TokenStream, starts: Ids, tokens: Tokens, vocab_size: int
     if tokens.size and int(tokens.max()) >= vocab_size:
         row, column = np.argwhere(tokens >= vocab_size)[0]
         file, offset = stream.locate(int(starts[row] + column))
+        if stream.documents is not None and tokens[row, column] >= VOCAB_SIZE:  # a manifest says that they are GPT-2's
+            raise GPT2LabError(
+                f"{file}: token {offset} is {tokens[row, column]}, but GPT-2's ids end at {VOCAB_SIZE - 1}, so the "
+                f"shard is damaged; {REPAIR}"
+            )
         raise GPT2LabError(
             f"{file}: token {offset} is {tokens[row, column]}, but model.vocab_size is {vocab_size}; "
-            f"set it to the vocabulary size of the shards, or prepare them again if they are damaged"
+            f"set it to the vocabulary size of the shards, or, if they are damaged, copy or convert them again"
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab import progress
-from gpt2lab.data import executors, shards
+from gpt2lab.data import executors, replacement, shards
 from gpt2lab.data.encoded_cache import EncodedCache
 from gpt2lab.data.journal import (
     Journal,
@@ -43,7 +43,7 @@ _EXTRA_DOWNLOADS = 3  # files that are downloaded ahead and may not be needed
 
 
 def make(source: Source, folder: str | Path, options: PrepareOptions) -> Summary:
-    """Write the shards of a source, or continue an interrupted call. A complete folder is not changed.
+    """Write the shards of a source, or continue an interrupted call. A complete folder is only changed by `restart`.
 
     Args:
         source: the corpus.
@@ -58,25 +58,19 @@ def make(source: Source, folder: str | Path, options: PrepareOptions) -> Summary
     executors.require_packages(options)
     folder = Path(folder)
     settings = _settings(source, options)
-    if (complete := _read_complete(folder, settings, options.restart)) is not None:
+    work_folder = replacement.choose_folder(folder, options.restart)
+    if work_folder == folder and (complete := _read_complete(folder, settings)) is not None:
         return complete
     require_own_folder(folder)
-    with DirectoryLock(folder), discard_if_failed(folder, settings):
-        if (complete := _read_complete(folder, settings, options.restart)) is not None:  # just finished by another
+    with DirectoryLock(folder):
+        moved = replacement.publish(folder)  # by a preparation that was interrupted
+        just_finished = moved or work_folder == folder  # perhaps by another process
+        if just_finished and (complete := _read_complete(folder, settings)) is not None:
             return complete
-        try:
-            builder = _build_shards(source, folder, options, settings)
-        except OutdatedJournalError:
-            logger.warning(f"{folder}: an earlier release began it and divided val and train otherwise; starting again")
-            Journal(settings).write(folder)  # without shards; the cache is kept
-            builder = _build_shards(source, folder, options, settings)
-        counts = builder.counts
-        if problem := builder.problem():
-            discard(folder)
-            raise GPT2LabError(problem)
-        recorded = {key: getattr(counts, key) for key in ("text_bytes", "duplicates", "skipped", "problems", "divided")}
-        shards.write_manifest(folder, settings | recorded, counts.documents, counts.tokens, builder.writer.shards)
-        close_journal(folder)
+        with replacement.create(work_folder), discard_if_failed(work_folder, settings):
+            builder = _make_shards(source, work_folder, options, settings)
+        replacement.publish(folder)
+    counts = builder.counts
     return Summary(
         sum(counts.documents.values()),
         sum(counts.tokens.values()),
@@ -104,11 +98,12 @@ def reserve(source: Source, folder: Path, options: PrepareOptions) -> None:
         GPT2LabError: as for `make`, or the folder is complete.
     """
     settings = _settings(source, options)
-    if _read_complete(folder, settings, options.restart) is not None:
+    work_folder = replacement.choose_folder(folder, options.restart)
+    if work_folder == folder and _read_complete(folder, settings) is not None:
         raise GPT2LabError(f"{folder} is complete; there is nothing to do")
     require_own_folder(folder)
-    with DirectoryLock(folder):
-        _require_space(source, folder, options, open_journal(folder, settings, options.restart))
+    with DirectoryLock(folder), replacement.create(work_folder):
+        _require_space(source, work_folder, options, open_journal(work_folder, settings, options.restart))
 
 
 def open_cache(source: Source, folder: Path, options: PrepareOptions) -> EncodedCache:
@@ -118,8 +113,31 @@ def open_cache(source: Source, folder: Path, options: PrepareOptions) -> Encoded
         source: the corpus.
         folder: the output folder.
         options: how to prepare it.
+
+    Raises:
+        GPT2LabError: the folder holds shards that must not be replaced.
     """
+    folder = replacement.choose_folder(folder, options.restart)
     return EncodedCache(folder, options.shuffle_seed if source.shuffle_seed is None else None)
+
+
+def _make_shards(source: Source, folder: Path, options: PrepareOptions, settings: dict[str, Any]) -> ShardBuilder:
+    """Write all shards and the manifest."""
+    try:
+        builder = _build_shards(source, folder, options, settings)
+    except OutdatedJournalError:
+        logger.warning(f"{folder}: an earlier release began it and divided val and train otherwise; starting again")
+        Journal(settings).write(folder)  # without shards; the cache is kept
+        builder = _build_shards(source, folder, options, settings)
+    counts = builder.counts
+    if problem := builder.problem():
+        discard(folder)
+        raise GPT2LabError(problem)
+    recorded = {key: getattr(counts, key) for key in ("text_bytes", "duplicates", "skipped", "problems", "divided")}
+    recorded["text_field"] = options.text_field
+    shards.write_manifest(folder, settings | recorded, counts.documents, counts.tokens, builder.writer.shards)
+    close_journal(folder)
+    return builder
 
 
 def _build_shards(source: Source, folder: Path, options: PrepareOptions, settings: dict[str, Any]) -> ShardBuilder:
@@ -183,16 +201,17 @@ def _needs_cache(source: Source, options: PrepareOptions) -> bool:
     return options.executor == "slurm" or is_shuffled or _val_tokens(source, options) is None
 
 
-def _read_complete(folder: Path, settings: dict[str, Any], restart: bool) -> Summary | None:
-    """Summarize a complete folder; None if it is not complete, or was made with other settings and may be discarded."""
+def _read_complete(folder: Path, settings: dict[str, Any]) -> Summary | None:
+    """Summarize a complete folder; None if it is not complete."""
     if (manifest := shards.read_manifest(folder)) is None:
         return None
     if changes := describe_changes(settings, manifest.content):
-        if restart and manifest.source != "pretokenized":
-            return None
-        raise GPT2LabError(
-            f"{folder} was made with other settings ({changes}); give another --out, or --restart to discard it"
+        advice = (
+            ""
+            if manifest.source == "pretokenized"
+            else (", or replace it with --restart (runs that were trained on it then cannot resume)")
         )
+        raise GPT2LabError(f"{folder} was made with other settings ({changes}); give another --out{advice}")
     tokens = sum(len(shards.open_split(folder, split)) for split in shards.SPLITS)
     divided = bool(manifest.content.get("divided"))
     return Summary(

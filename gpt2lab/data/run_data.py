@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from gpt2lab.config import DataConfig
@@ -22,8 +23,6 @@ logger = logging.getLogger(__name__)
 # Options of `prepare` that messages about a text advise.
 _ADVISED = re.compile(r"use (--(?:text-field (?:'[^']*'|[^\s;]+)|on-error skip|tokenizer tiktoken))")
 
-_OMITTED = (", with --restart it starts again", ", or take fewer shards with --shards")
-
 
 def prepare(data: DataConfig) -> None:
     """Make sure that there are shards for training. Makes them of small sources and of one's own text.
@@ -37,10 +36,9 @@ def prepare(data: DataConfig) -> None:
     """
     require_input(data)
     folder = catalogue.data_folder(data)
-    options = _options(data)
     if shards.is_ready(folder):
         if data.input is not None:
-            _require_same_text(folder, data, options)
+            _require_same_text(folder, data)
         elif data.dir is None:
             _require_same_source(folder, data.source)
         return
@@ -62,7 +60,7 @@ def prepare(data: DataConfig) -> None:
         raise GPT2LabError(f"data.dir: {folder} holds no token shards{advice}")
     source = open_source(data)
     with _name_commands(data, folder):
-        logger.info(make(source, folder, options).line(folder))
+        logger.info(make(source, folder, _options(data)).line(folder))
 
 
 @contextlib.contextmanager
@@ -70,19 +68,22 @@ def _name_commands(data: DataConfig, folder: Path) -> Iterator[None]:
     """Replace the options of `prepare` in messages, which training lacks, by a command or a setting."""
 
     def command(option: re.Match[str]) -> str:
-        # With another field it is another text than data.input, so the folder must not be the one of data.input.
-        other = data.dir is None and option[1].startswith("--text-field")
-        out = f"data/{folder.name}" if other else str(folder)
-        words = ["gpt2lab", "prepare", data.source, *(["--input", data.input] if data.input else [])]
-        return f"run: {shlex.join(words)} {option[1]} --out {shlex.quote(out)}"
+        return f"run first: {_prepare_command(data, folder)} {option[1]}"
 
     try:
         yield
     except GPT2LabError as error:
-        message = str(error).replace("--out", "--data.dir")
-        for advice in _OMITTED:
-            message = message.replace(advice, "")
+        message = str(error).replace("--restart to discard it", f"remove {folder}").replace("--out", "--data.dir")
+        message = message.replace(", or take fewer shards with --shards", "")
         raise GPT2LabError(_ADVISED.sub(command, message)) from error
+
+
+def _prepare_command(data: DataConfig, folder: Path) -> str:
+    """The command that prepares the text of a run without its training."""
+    words = ["gpt2lab", "prepare", data.source]
+    for option, value in (("--input", _options(data).input), ("--mirror", (data.mirror,)), ("--out", (str(folder),))):
+        words += [option, *map(str, value)] if value and value[0] else []
+    return shlex.join(words)
 
 
 def open_source(data: DataConfig) -> Source:
@@ -101,7 +102,7 @@ def open_source(data: DataConfig) -> Source:
 
 def _options(data: DataConfig) -> PrepareOptions:
     inputs = () if data.input is None else (os.path.relpath(data.input),)
-    return PrepareOptions(data.source, input=inputs, mirror=data.mirror, restart=True)
+    return PrepareOptions(data.source, input=inputs, mirror=data.mirror)
 
 
 def _require_same_source(folder: Path, source: str) -> None:
@@ -113,14 +114,26 @@ def _require_same_source(folder: Path, source: str) -> None:
         )
 
 
-def _require_same_text(folder: Path, data: DataConfig, options: PrepareOptions) -> None:
-    """Check that shards were made of the text that a run asks for: two books may have the same file name."""
+def _require_same_text(folder: Path, data: DataConfig) -> None:
+    """Check that shards were made of the text that a run asks for: two books may have the same file name.
+
+    The text may have been prepared with other options, such as --text-field.
+    """
     manifest = shards.read_manifest(folder)
-    if manifest is None or manifest.content.get("source_digest") != open_source(data).identity():
-        text, out = shlex.quote(options.input[0]), shlex.quote(str(folder))
+    if manifest is None:
+        raise GPT2LabError(
+            f"{folder} has shards but no {shards.MANIFEST}, so it is not known which text they hold; to train on them, "
+            f"use only --data.dir {shlex.quote(str(folder))}, without data.source and data.input; else remove {folder}"
+        )
+    field = str(manifest.content.get("text_field", "text"))
+    options = replace(_options(data), text_field=field)
+    with _name_commands(data, folder):
+        identity = catalogue.open_source(options).identity()
+    if manifest.content.get("source_digest") != identity:
+        command = _prepare_command(data, folder) + (f" --text-field {shlex.quote(field)}" if field != "text" else "")
         raise GPT2LabError(
             f"{folder} holds shards of another text, or of another version of {options.input[0]}; give another "
-            f"--data.dir, or replace them: gpt2lab prepare files --input {text} --out {out} --restart"
+            f"--data.dir, or replace them (runs that were trained on them then cannot resume): {command} --restart"
         )
 
 

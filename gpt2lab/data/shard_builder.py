@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt2lab.data.duplicates import SeenHashes
+from gpt2lab.data.encoded_cache import MIN_DIVISIBLE
 from gpt2lab.data.encoder import Encoded
 from gpt2lab.data.journal import HASHES, Journal
 from gpt2lab.data.shard_formats import Tokens
@@ -135,10 +136,19 @@ class ShardBuilder:
             return "there is no text in the input; check what it holds" + (
                 f" ({self.counts.problems[0]})" if self.counts.problems else ""
             )
+        if (given := self.options.val_tokens) is not None and documents["val"] > 1:
+            return (
+                f"--val-tokens {given} leaves nothing for train: the corpus has {tokens['val']} tokens; "
+                f"lower it, such as --val-tokens {max(1, tokens['val'] // 10)}"
+            )
+        if given is not None and tokens["val"] >= MIN_DIVISIBLE:
+            return (
+                f"--val-tokens leaves nothing for train: the text is one document of {tokens['val']} tokens, which the "
+                "option does not divide; without it, a tenth is val"
+            )
         if documents["val"] == 1:
             return f"the text has {tokens['val']} tokens, too few to divide into val and train; add text"
-        lower = "" if self.options.val_tokens is None else "lower --val-tokens, or "
-        return f"the corpus has {tokens['val']} tokens, and all of them are val; {lower}add text"
+        return f"the corpus has {tokens['val']} tokens, and all of them are val; add text"
 
     def _count(self, encoded: Encoded) -> tuple[Tokens, npt.NDArray[np.int64]]:
         """Count a chunk and record its hashes. Returns the tokens and lengths of the documents to keep."""

@@ -19,6 +19,8 @@ Tokens = npt.NDArray[np.uint16]
 SUFFIXES = (".npy", ".bin")
 DTYPE = np.dtype("<u2")
 
+REPAIR = "copy it again, or repeat its preparation with --restart"  # the advice about a damaged shard
+
 _BIN_MAGIC, _BIN_VERSION, _BIN_HEADER = 20240520, 1, 256  # llm.c: 256 int32 that begin with magic, version, tokens
 _LLAMA_MAGIC = 20240801  # llm.c's shards of Llama 3's tokens
 _SAMPLE = 65_536  # tokens at the beginning of a file without header, by which its format is recognized
@@ -73,10 +75,10 @@ def map_integers(path: Path) -> npt.NDArray[Any]:
     except OSError as error:
         raise GPT2LabError(f"{path}: cannot read it: {error.strerror or error}") from None
     except Exception as error:  # numpy raises exceptions of many types for a damaged file
-        raise GPT2LabError(f"{path} is truncated, damaged or not a shard ({error}); copy or prepare it again") from None
+        raise GPT2LabError(f"{path} is truncated, damaged or not a shard ({error}); {REPAIR}") from None
     if extra_bytes or not len(tokens):
         reason = f"{extra_bytes} bytes follow its {len(tokens)} tokens" if extra_bytes else "it holds no tokens"
-        raise GPT2LabError(f"{path} is damaged or not a shard ({reason}); copy or prepare it again")
+        raise GPT2LabError(f"{path} is damaged or not a shard ({reason}); {REPAIR}")
     # A plain ndarray over the same memory: slicing a np.memmap takes several times as long.
     return tokens.view(np.ndarray)
 

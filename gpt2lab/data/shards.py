@@ -201,7 +201,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         )
     for name, shard in rows:
         if Path(name).name != name or "\\" in name or name in ("", "..") or shard.split not in SPLITS:
-            raise GPT2LabError(f"{path}: {name!r} is not the name of a shard in this folder; prepare it again")
+            raise GPT2LabError(f"{path}: {name!r} is no shard of this folder; remove {folder} and prepare it again")
     shards = dict(rows)
     sums = {split: sum(shard.tokens for shard in shards.values() if shard.split == split) for split in SPLITS}
     if sums != tokens or len(shards) != len(rows):
@@ -244,8 +244,7 @@ def open_split(folder: str | Path, split: Split) -> TokenStream:
     Without a manifest and without shards of val, the last tenth of the tokens is val, and the rest is train.
 
     Raises:
-        GPT2LabError: the folder is missing, unfinished, or has no shard of the split; a shard is damaged or of another
-            format; the manifest does not agree with the files.
+        GPT2LabError: the folder is unfinished, has no shard of the split, or not those of its manifest, undamaged.
     """
     folder = Path(folder)
     present = shard_files(folder)
@@ -314,8 +313,9 @@ def _hold_out(folder: Path, split: Split, files: list[Path]) -> TokenStream | No
 
 
 def is_ready(folder: Path) -> bool:
-    """Whether a folder holds shards and no unfinished preparation."""
-    return folder.is_dir() and bool(shard_files(folder)) and not (folder / PREPARING).exists()
+    """Whether a folder holds shards, and not of an unfinished preparation."""
+    is_complete = (folder / MANIFEST).exists() or not (folder / PREPARING).exists()
+    return is_complete and folder.is_dir() and bool(shard_files(folder))
 
 
 def shard_files(folder: Path) -> list[Path]:

@@ -46,7 +46,8 @@ class Summary(NamedTuple):
         option = "gpt2lab prepare --drop-duplicates" + " --restart" * (not self.made)
         fate = "were left out" if self.dropped else f"are kept ({option} leaves them out)"
         notes = f"; {self.duplicates:,} exact duplicates {fate}" if self.duplicates else ""
-        notes += f"; {self.skipped:,} unreadable ones were left out, see {MANIFEST}" if self.skipped else ""
+        skipped = "line or file was" if self.skipped == 1 else "lines or files were"
+        notes += f"; {self.skipped:,} unreadable {skipped} left out, see {MANIFEST}" if self.skipped else ""
         if not self.made:
             return f"{folder} is complete: {content}{notes}"
         rate = f", {self.text_bytes / self.seconds / 1e6:.3g} MB/s of text" if self.text_bytes else ""

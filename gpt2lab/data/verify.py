@@ -7,6 +7,7 @@ import numpy as np
 
 from gpt2lab import progress
 from gpt2lab.data import shard_folders, shards
+from gpt2lab.data.shard_formats import REPAIR
 from gpt2lab.data.shards import TokenStream
 from gpt2lab.data.tokenizer import EOT, EOT_TEXT, VOCAB_SIZE, Tokenizer
 from gpt2lab.errors import GPT2LabError
@@ -87,10 +88,10 @@ def verify(folder: str | Path) -> str:
             documents, expected = _count_all_documents(stream, phase), manifest.documents[split]
             if documents != expected:
                 raise GPT2LabError(
-                    f"{folder}: {split} has {documents} documents, {shards.MANIFEST} says {expected}; prepare it again"
+                    f"{folder}: {split} has {documents} documents, {shards.MANIFEST} says {expected}; {REPAIR}"
                 )
             if manifest.source != "pretokenized" and stream.read(0, 1)[0] != EOT:
-                raise GPT2LabError(f"{stream.files[0]}: there is no {EOT} before its first document; prepare it again")
+                raise GPT2LabError(f"{stream.files[0]}: there is no {EOT} before its first document; {REPAIR}")
     documents, tokens = sum(manifest.documents.values()), sum(manifest.tokens.values())
     content = f"{plural(len(manifest.shards), 'shard')}, {plural(documents, 'document')}, {tokens:,} tokens"
     return f"{folder} is sound: {content}"
@@ -101,7 +102,7 @@ def _verify_digests(folder: Path, manifest: shards.Manifest, phase: progress.Pha
         digests = pool.map(lambda name: sha256(folder / name), manifest.shards)
         for (name, shard), digest in zip(manifest.shards.items(), digests, strict=True):
             if digest != shard.sha256:
-                raise GPT2LabError(f"{folder / name} does not match its sha256 in {shards.MANIFEST}: prepare it again")
+                raise GPT2LabError(f"{folder / name} does not match its sha256 in {shards.MANIFEST}; {REPAIR}")
             phase.advance((folder / name).stat().st_size)
 
 

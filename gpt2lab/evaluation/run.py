@@ -218,7 +218,7 @@ def _check_data_dir(name: str | None) -> None:
         return
     folder = Path(name)
     files.require_folder(folder, "--data-dir")
-    if (folder / PREPARING).exists():
+    if (folder / PREPARING).exists() and not is_ready(folder):
         raise GPT2LabError(f"--data-dir {name} is incomplete; run the same prepare command again, or name another")
     found = [core_bundle.find_in(folder), *(tasks.find_in(folder, task) for task in names.TASKS)]
     if not (is_ready(folder) or (folder / hellaswag.NAME).is_file() or any(found)):

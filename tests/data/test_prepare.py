@@ -1,6 +1,8 @@
 """Preparing: the right tokens, the same bytes for every executor and after every interruption, and clear errors."""
 
+import itertools
 import json
+import os
 import random
 import shutil
 import signal
@@ -19,8 +21,9 @@ from gpt2lab.data import prepare as preparing
 from gpt2lab.data.catalogue import DEFAULT_DIRS
 from gpt2lab.data.encoded_cache import FOLDER as CACHE
 from gpt2lab.data.index import index_shards
+from gpt2lab.data.loader import Loader
 from gpt2lab.data.prepare import make
-from gpt2lab.data.shards import MANIFEST, PREPARING, open_split
+from gpt2lab.data.shards import MANIFEST, PREPARING, is_ready, open_split
 from gpt2lab.data.sources import BadInputError, Source, SourceFile, fineweb, in_memory_file, local_files, stdlib
 from gpt2lab.data.tokenizer import Tokenizer
 from gpt2lab.data.verify import verify
@@ -434,6 +437,8 @@ def test_unreadable_input_stops_or_is_left_out(tmp_path):
         options = PrepareOptions("files", shard_size=1000, val_tokens=900, workers=workers, on_error="skip")
         summary = make(source, tmp_path / f"skip{workers}", options)
         assert (summary.skipped, summary.documents) == (2, 500)
+        assert "; 2 unreadable lines or files were left out, see" in summary.line(tmp_path)
+        assert "; 1 unreadable line or file was left out, see" in summary._replace(skipped=1).line(tmp_path)
     manifest = json.loads((tmp_path / "skip1" / MANIFEST).read_text())
     assert "001_00000.parquet: row group 1 " in manifest["problems"][0]
     assert "002_00000.parquet" in manifest["problems"][1]
@@ -485,6 +490,106 @@ def test_restart_discards_only_shards_that_were_prepared_here(tmp_path):
     index_shards(tmp_path, tmp_path / "linked")
     with pytest.raises(GPT2LabError, match="linked"):
         make(of(*texts), tmp_path / "linked", again)
+
+
+class KilledError(BaseException):
+    """Ends a preparation as a kill does: nothing handles it."""
+
+
+def make_and_die(source, folder, options, n, moment):
+    """Prepare, and die just before or after the n-th file is renamed; returns whether there were so many."""
+    rename, count = os.replace, 0
+
+    def rename_and_die(old, new):
+        nonlocal count
+        count += 1
+        if count == n and moment == "before":
+            raise KilledError
+        rename(old, new)
+        if count == n:
+            raise KilledError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", rename_and_die)
+        try:
+            make(source, folder, options)
+        except KilledError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_finished_shards_are_replaced_only_by_complete_ones_whenever_it_is_killed(tmp_path, moment):
+    options = PrepareOptions("files", shard_size=500, val_tokens=400, tokenizer="tiktoken")
+    make(of(*corpora.texts(100)), tmp_path / "old", options)
+    options, source = replace(options, shard_size=700, restart=True), of(*corpora.texts(90, 1000))
+    make(source, tmp_path / "new", options)
+    old, new = contents(tmp_path / "old"), contents(tmp_path / "new")
+    for n in itertools.count(1):
+        folder = tmp_path / f"at{n}"
+        shutil.copytree(tmp_path / "old", folder)
+        if not make_and_die(source, folder, options, n, moment):
+            break
+        if is_ready(folder):
+            assert contents(folder) in (old, new)
+            verify(folder)
+        else:
+            with pytest.raises(GPT2LabError, match="is incomplete; run the same prepare command again"):
+                open_split(folder, "train")
+            written = contents(folder) | contents(folder / ".replacement")  # the new shards are all there
+            assert all(written[name] == new[name] for name in new.keys() - {MANIFEST})
+        make_and_die(source, folder, options, 2, moment)  # the next one is killed as well
+        make(source, folder, options)
+        assert contents(folder) == new
+        assert not list(folder.glob(".*"))
+    assert n > 2 * len(new)
+
+
+def test_an_unfinished_replacement_is_continued_and_the_old_shards_are_used_meanwhile(source, expected_files, tmp_path):
+    make(of(*corpora.texts(200)), tmp_path, SMALL)
+    old = contents(tmp_path)
+    message = interrupted(source, tmp_path, replace(SMALL, restart=True), 15)
+    assert ".replacement keeps what is finished: the same command continues there" in message
+    assert contents(tmp_path) == old
+    verify(tmp_path)
+    finished = {path: path.stat().st_ino for path in (tmp_path / ".replacement").glob("*.npy")}
+    assert len(finished) > 3
+    make(source, tmp_path, replace(SMALL, restart=True))
+    assert contents(tmp_path) == expected_files
+    assert all((tmp_path / path.name).stat().st_ino == number for path, number in finished.items())
+
+
+def test_a_restart_that_fails_loses_nothing(tmp_path):
+    make(of(*corpora.texts(60)), tmp_path, DEFAULTS)
+    old = contents(tmp_path)
+    bad = Source("made", "made", "2", (SourceFile("bad", 1, "", list_no_chunks),))
+    for source in (bad, of("only one")):
+        with pytest.raises(GPT2LabError):
+            make(source, tmp_path, replace(DEFAULTS, restart=True))
+        assert contents(tmp_path) == old
+        assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "bytes", "missing"])
+def test_restart_repairs_damaged_shards_and_the_messages_advise_it(source, expected_files, tmp_path, capsys, damage):
+    make(source, tmp_path, SMALL)
+    path = tmp_path / "edufineweb_train_000002.npy"
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-100] if damage == "cut" else content[:200] + b"\xff" * 100 + content[300:])
+    if damage == "cut":
+        with pytest.raises(GPT2LabError, match=r"train_000002\.npy is truncated.* repeat its preparation with --rest"):
+            make(source, tmp_path, SMALL)
+    with pytest.raises(GPT2LabError, match=r"remove .* and prepare it again|repeat its preparation with --restart$"):
+        verify(tmp_path)
+    if damage == "bytes":
+        stream = open_split(tmp_path, "train")
+        with pytest.raises(GPT2LabError, match=r"000002\.npy: token 36 is 65535, but .*damaged; .* with --restart$"):
+            Loader(stream, block_size=64, sequences_per_step=8, seed=1, vocab_size=50304)
+    make(source, tmp_path, replace(SMALL, restart=True))
+    assert contents(tmp_path) == expected_files
 
 
 def test_other_shards_are_never_overwritten(source, tmp_path):
@@ -547,9 +652,19 @@ def test_corpora_that_cannot_be_split(tmp_path, texts, message):
 
 
 def test_val_tokens_larger_than_the_corpus(source, tmp_path):
-    with pytest.raises(GPT2LabError, match="--val-tokens"):
+    with pytest.raises(GPT2LabError, match=r"--val-tokens 1000000000 leaves nothing for train: .*, such as") as error:
         make(source, tmp_path, replace(SMALL, val_tokens=10**9))
-    make(source, tmp_path, SMALL)
+    advised = int(str(error.value).rpartition("--val-tokens ")[2])
+    assert make(source, tmp_path, replace(SMALL, val_tokens=advised)).val_tokens <= advised
+
+
+@pytest.mark.parametrize("val_tokens", [100, 10**9])
+def test_val_tokens_of_one_document(tmp_path, val_tokens):
+    with pytest.raises(GPT2LabError, match=r"--val-tokens leaves nothing for train: .*; without it, a tenth is val"):
+        make(of(LINES * 300), tmp_path, replace(DEFAULTS, val_tokens=val_tokens))
+    make(of(LINES * 300), tmp_path, DEFAULTS)
+    with pytest.raises(GPT2LabError, match="too few to divide"):
+        make(of("only one"), tmp_path / "b", replace(DEFAULTS, val_tokens=val_tokens))
 
 
 @pytest.fixture
@@ -575,10 +690,7 @@ def test_a_failure_leaves_nothing_that_is_made_again_in_seconds(tmp_path, monkey
 
 def test_a_failure_that_leaves_something_says_so(tmp_path, monkeypatch):
     message = fail_in_the_second_file(tmp_path, monkeypatch, 1)
-    assert message == (
-        f"bad is bad; {tmp_path} keeps what is finished: the same command continues there, with --restart it starts "
-        "again"
-    )
+    assert message == f"bad is bad; {tmp_path} keeps what is finished: the same command continues there"
     assert (tmp_path / CACHE).is_dir()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from gpt2lab import cli
 from gpt2lab.config import DataConfig
-from gpt2lab.data import run_data
+from gpt2lab.data import journal, run_data
 from gpt2lab.data.catalogue import data_folder
 from gpt2lab.data.shards import open_split
 from gpt2lab.errors import GPT2LabError
@@ -98,8 +98,11 @@ def test_shards_of_another_text_are_never_used(book, tmp_path):
         run_data.prepare(DataConfig(source="files", input=book))
     assert contents(tmp_path / "data" / "files" / "book") == before
     run_data.prepare(DataConfig(source="files", input="other/book.txt", dir="data/other"))
-    command = "prepare files --input my/book.txt --out data/files/book --restart"  # as the message says
-    assert cli.main(command.split()) == 0
+    with pytest.raises(
+        GPT2LabError, match=r"replace them \(runs that were trained on them then cannot resume\): "
+    ) as error:
+        run_data.prepare(DataConfig(source="files", input=book))
+    assert cli.main(str(error.value).rsplit(": gpt2lab ", 1)[1].split()) == 0
     run_data.prepare(DataConfig(source="files", input=book))
 
 
@@ -152,22 +155,85 @@ def test_a_text_that_needs_an_option_of_prepare_is_refused_with_the_command_that
     corpora.jsonl(tmp_path / "broken.jsonl", BOOK.splitlines())
     (tmp_path / "broken.jsonl").write_text("{\n" + (tmp_path / "broken.jsonl").read_text())
     corpora.parquet(tmp_path / "body.parquet", BOOK.splitlines(), column="body")
-    for name, command in (
-        ("fields.jsonl", "gpt2lab prepare files --input fields.jsonl --text-field 'my text' --out data/fields"),
-        ("body.parquet", "gpt2lab prepare files --input body.parquet --text-field body --out data/body"),
-        ("broken.jsonl", "gpt2lab prepare files --input broken.jsonl --on-error skip --out data/files/broken"),
+    for name, option in (
+        ("fields.jsonl", "--text-field 'my text'"),
+        ("body.parquet", "--text-field body"),
+        ("broken.jsonl", "--on-error skip"),
     ):
-        train = ["train", "--data.source", "files", "--data.input", name, "--run.name", name, *SMALL]
+        path = str(tmp_path / name)
+        train = ["train", "--data.source", "files", "--data.input", path, "--run.name", name, *SMALL]
         assert cli.main(train) == 2
-        error = capsys.readouterr().err
-        assert error.endswith(f"run: {command}\n")
+        command = capsys.readouterr().err.strip().rpartition(" run first: gpt2lab ")[2]
+        assert command == f"prepare files --input {name} --out data/files/{name.partition('.')[0]} {option}"
         assert not (tmp_path / "data").exists()
-        assert cli.main(shlex.split(command)[1:]) == 0
-        next_command = capsys.readouterr().err.splitlines()[-1].removeprefix("next: gpt2lab ")
-        assert cli.main([*next_command.split(), *SMALL]) == 0
+        assert cli.main(shlex.split(command)) == 0
+        assert cli.main(train) == 0  # as the message says
         shutil.rmtree(tmp_path / "data")
     assert cli.main(["train", "--dry-run", "--data.source", "files", "--data.input", "body.parquet"]) == 2
-    assert "run: gpt2lab prepare files" in capsys.readouterr().err
+    assert "run first: gpt2lab prepare files" in capsys.readouterr().err
+
+
+def test_advice_to_replace_a_text_has_its_text_field(book, tmp_path):
+    lines = [json.dumps({"body": line}) + "\n" for line in BOOK.splitlines()]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    assert cli.main(["prepare", "files", "--input", "a.jsonl", "--text-field", "body", "--out", "data/a"]) == 0
+    data = DataConfig(source="files", input="a.jsonl", dir="data/a")
+    run_data.prepare(data)
+    (tmp_path / "a.jsonl").write_text("".join(lines[:300]))
+    with pytest.raises(GPT2LabError, match="another version of a.jsonl") as error:
+        run_data.prepare(data)
+    assert cli.main(str(error.value).rsplit(": gpt2lab ", 1)[1].split()) == 0
+    run_data.prepare(data)
+
+
+def test_shards_without_a_manifest_are_neither_replaced_nor_taken_for_a_text(book, tmp_path, capsys):
+    run_data.prepare(DataConfig(source="files", input=book))
+    folder = tmp_path / "data" / "files" / "book"
+    (folder / "manifest.json").unlink()
+    before = contents(folder)
+    with pytest.raises(GPT2LabError, match="book has shards but no manifest.json.* only --data.dir data/files/book, "):
+        run_data.prepare(DataConfig(source="files", input=book))
+    for restart in ([], ["--restart"]):
+        assert cli.main(["prepare", "files", "--input", book, "--out", "data/files/book", *restart]) == 2
+        message = capsys.readouterr().err
+        assert "there is no manifest.json that says of which text" in message
+        assert "remove data/files/book, or train on these shards: gpt2lab train --data.dir data/files/book" in message
+    assert cli.main(["train", "--data.dir", "data/files/book", "--run.name", "x", *SMALL]) == 0
+    assert contents(folder) == before
+
+
+def test_training_never_discards_an_unfinished_preparation_of_another_text(book, tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "_MIN_KEPT_BYTES", 1)
+    corpora.jsonl(tmp_path / "long.jsonl", BOOK.splitlines())
+    with open(tmp_path / "long.jsonl", "a") as file:
+        file.write("{\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpt2lab.data.sources.jsonl.CHUNK_BYTES", 1000)
+        assert cli.main(["prepare", "files", "--input", "long.jsonl", "--out", "data/x"]) == 2
+    before = sorted((tmp_path / "data" / "x").rglob("*"))
+    with pytest.raises(GPT2LabError, match=r"unfinished preparation .*; give another --data\.dir, or remove data/x$"):
+        run_data.prepare(DataConfig(source="files", input=book, dir="data/x"))
+    assert sorted((tmp_path / "data" / "x").rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["stdlib", "--input", "a b.txt"], "--input is for prepare files, not stdlib; to prepare your text: gpt2lab "),
+        (["stdlib", "--input", "a b.txt"], "gpt2lab prepare files --input 'a b.txt'\n"),
+        (["fineweb-edu", "--input", "a"], "--input is for prepare files, not fineweb-edu"),
+        (
+            ["tinyshakespeare", "--text-field", "body"],
+            "--text-field is for prepare files, fineweb-edu, fineweb, not ti",
+        ),
+        (["files", "--input", "my/book.txt", "--subset", "sample-100BT"], "--subset is for prepare fineweb-edu, fine"),
+    ],
+)
+def test_options_that_a_source_ignores_are_refused(book, tmp_path, capsys, words, message):
+    assert cli.main(["prepare", *words]) == 2
+    assert message in (error := capsys.readouterr().err)
+    assert error.count("\n") == 1
+    assert not (tmp_path / "data").exists()
 
 
 def test_training_names_the_setting_rather_than_the_option_of_prepare(book, tmp_path, monkeypatch):

@@ -3,10 +3,11 @@
 import json
 import os
 import subprocess
+from dataclasses import replace
 
 import pytest
 
-from gpt2lab.data import slurm
+from gpt2lab.data import prepare, slurm
 from gpt2lab.data.prepare import make
 from gpt2lab.data.sources import fineweb
 from gpt2lab.errors import GPT2LabError
@@ -66,6 +67,22 @@ def test_submitted_jobs_write_the_same_shards(cluster, mirror, tmp_path):
     assert not (folder / ".parts").exists()
     with pytest.raises(GPT2LabError, match=folder.name):
         slurm.submit(source, folder, options)
+
+
+def test_finished_shards_are_replaced_by_the_last_job(mirror, tmp_path):
+    source = fineweb.source(mirror=mirror)
+    options = PrepareOptions("files", shard_size=3000, val_tokens=2500, executor="slurm")
+    make(source, tmp_path / "alone", options)
+    make(source, tmp_path / "out", replace(options, shard_size=4000))
+    old, options = corpora.contents(tmp_path / "out"), replace(options, restart=True)
+    prepare.reserve(source, tmp_path / "out", options)
+    for rank in range(2):
+        slurm.encode_share(source, tmp_path / "out", options, None, rank, 2)
+    assert corpora.contents(tmp_path / "out") == old
+    assert len(list((tmp_path / "out" / ".replacement" / ".parts").glob("*.npz"))) == 24
+    slurm.build_shards(source, tmp_path / "out", options)
+    assert corpora.contents(tmp_path / "out") == corpora.contents(tmp_path / "alone")
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_wrong_settings(mirror, tmp_path, monkeypatch):

@@ -93,6 +93,69 @@ def test_a_folder_stands_for_the_files_in_it(tmp_path, caplog):
         local_files.source([str(tmp_path / "my text")])
 
 
+def test_links_never_multiply_a_text(tmp_path):
+    for name in ("texts/z.txt", "texts/deep/a.txt", "elsewhere/m.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    folder = tmp_path / "texts"
+    before = local_files.source([str(folder)]).identity()
+    (folder / "again.txt").symlink_to("z.txt")
+    for link in ("first", "second", "deep/third"):
+        (folder / link).symlink_to(folder)
+    assert local_files.require([f"{folder}/*.txt", str(folder)]) == [f"{folder}/{n}.txt" for n in ("again", "deep/a")]
+    (folder / "again.txt").unlink()
+    assert local_files.source([str(folder)]).identity() == before
+    (folder / "second").unlink()
+    (folder / "deep" / "third").unlink()
+    assert local_files.source([f"{folder}/**/*.txt"]).identity() == before
+    (folder / "other").symlink_to("../elsewhere")
+    assert read(local_files.source([str(folder)])) == ["texts/deep/a.txt", "elsewhere/m.txt", "texts/z.txt"]
+
+
+@pytest.mark.parametrize("name", ["dead.txt", "dead"])  # `dead` may have been a folder
+def test_dead_links_and_unreadable_folders_are_errors(tmp_path, monkeypatch, name):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "a.txt").write_text("a")
+    link = tmp_path / "deep" / name
+    link.symlink_to("nowhere")
+    for pattern in (tmp_path, tmp_path / "**", link):
+        with pytest.raises(GPT2LabError, match=rf"--input .*deep/{name} is a link to a file that does not exist"):
+            local_files.source([str(pattern)])
+    link.unlink()
+    (tmp_path / "deep" / "dead.md").symlink_to("nowhere")  # its text would not be read
+    assert read(local_files.source([str(tmp_path)])) == ["a"]
+    scandir = os.scandir
+
+    def refuse_deep(path):
+        if path == str(tmp_path / "deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse_deep)
+    with pytest.raises(GPT2LabError, match=r"cannot read .*deep: Permission denied"):
+        local_files.source([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"), [("a.csv", "to .jsonl"), ("a.json", "to .jsonl"), ("a.txt.gz", "unpack"), ("a.zip", "unpack")]
+)
+def test_other_formats_are_refused_with_what_to_do(tmp_path, name, advice):
+    (tmp_path / "x" / name).parent.mkdir()
+    (tmp_path / "x" / name).write_text("a")
+    for path in (tmp_path / "x", tmp_path / "x" / name):
+        with pytest.raises(GPT2LabError, match=rf"--input .*\.parquet; .*{advice}"):
+            local_files.source([str(path)])
+
+
+def test_a_folder_without_texts_is_not_suggested(tmp_path):
+    (tmp_path / "txt").mkdir()
+    with pytest.raises(GPT2LabError, match="matches no file; give a text file"):
+        local_files.source([str(tmp_path / "nope.txt")])
+    (tmp_path / "txt" / "a.txt").touch()
+    with pytest.raises(GPT2LabError, match=r"did you mean .*/txt\?"):
+        local_files.source([str(tmp_path / "nope.txt")])
+
+
 def test_another_field(tmp_path):
     corpora.jsonl(tmp_path / "a.jsonl", ["one"], field="body")
     corpora.parquet(tmp_path / "a.parquet", ["two"], column="body")

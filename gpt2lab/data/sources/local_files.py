@@ -10,12 +10,12 @@ import glob
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gpt2lab.data.sources import BadInputError, Chunk, Report, Source, SourceFile, Texts, jsonl, parquet
 from gpt2lab.errors import GPT2LabError
-from gpt2lab.files import sampled_digest, suggest_path
+from gpt2lab.files import cannot_read, find_similar_path, sampled_digest
 from gpt2lab.formatting import plural
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def source(patterns: Sequence[str], field: str = "text") -> Source:
     """
     paths = require(patterns)
     for folder in filter(os.path.isdir, patterns):
-        if others := [path for path in _list_files(folder) if not path.lower().endswith(SUFFIXES)]:
+        if others := [path for path in _list_files(folder, "--input") if not path.lower().endswith(SUFFIXES)]:
             logger.info(f"{folder}: {plural(len(others), 'file')} of other formats left out, such as {others[0]}")
     files: list[SourceFile] = []
     group: list[str] = []
@@ -89,40 +89,88 @@ def _is_text(path: str) -> bool:
 
 
 def _expand(patterns: Sequence[str], option: str) -> list[str]:
-    matched: dict[str, None] = {}  # keeps the order
+    matched: dict[str, str] = {}  # by real path, in order: links must not multiply the text
     for pattern in patterns:
-        found = glob.glob(pattern, recursive=True) or [pattern] * os.path.exists(pattern)  # a name may contain [ or *
-        paths = sorted(path for path in found if os.path.isfile(path))
         if os.path.isdir(pattern):
             paths = _list_folder(pattern, option)
-        elif not paths:
-            if os.path.lexists(pattern):
-                kind = "no regular file" if os.path.exists(pattern) else "a link to a file that does not exist"
-                raise GPT2LabError(f"{option} {pattern} is {kind}")
-            is_pattern = any(character in pattern for character in "*?[")
-            advice = "quote patterns, and use ** to match any folders" if is_pattern else "give a text file or a folder"
-            guess = "" if is_pattern else suggest_path(pattern)
-            raise GPT2LabError(f"{option} {pattern!r} matches no file{guess or f'; {advice}'}")
+        else:
+            found = glob.glob(pattern, recursive=True) or [pattern] * os.path.exists(
+                pattern
+            )  # a name may contain [ or *
+            paths = _choose_names(path for path in found if _is_file(path, option))
+            if not paths:
+                raise GPT2LabError(f"{option} {_describe_missing(pattern)}")
         for path in paths:
             if not path.lower().endswith(SUFFIXES):
-                raise GPT2LabError(f"{option} {path}: the suffix must be one of {', '.join(SUFFIXES)}")
-            matched[path] = None
-    return list(matched)
+                raise GPT2LabError(f"{option} {path}: the suffix must be one of {', '.join(SUFFIXES)}{_convert(path)}")
+            matched.setdefault(os.path.realpath(path), path)
+    return list(matched.values())
 
 
-def _list_files(folder: str) -> list[str]:
-    """The files of a folder and its subfolders, sorted; hidden ones are ignored."""
-    return sorted(path for path in glob.glob(f"{glob.escape(folder)}/**", recursive=True) if os.path.isfile(path))
+def _describe_missing(pattern: str) -> str:
+    """Why a pattern matches no file."""
+    if os.path.lexists(pattern):
+        return f"{pattern} is no regular file"
+    if any(character in pattern for character in "*?["):
+        return f"{pattern!r} matches no file; quote patterns, and use ** to match any folders"
+    guess = find_similar_path(pattern)
+    means_file = pattern.lower().endswith(SUFFIXES)
+    if guess is None or (means_file and guess.is_dir() and not has_files(guess)):
+        return f"{pattern!r} matches no file; give a text file or a folder"
+    return f"{pattern!r} matches no file; did you mean {guess}?"
+
+
+def _convert(path: str) -> str:
+    """The end of a message about a file of another format: how its text can be read."""
+    suffix = os.path.splitext(path.lower())[1]
+    if suffix in (".csv", ".tsv", ".json"):
+        return "; convert it to .jsonl: one JSON object a line, with the text in its field 'text'"
+    if suffix in (".gz", ".zst", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".7z"):
+        return "; unpack it"
+    return ""
+
+
+def _is_file(path: str, option: str) -> bool:
+    """Whether a path is a file; a link to nothing is refused if it may stand for text."""
+    if not os.path.exists(path) and (path.lower().endswith(SUFFIXES) or not os.path.splitext(path)[1]):
+        raise GPT2LabError(f"{option} {path} is a link to a file that does not exist; correct or remove it")
+    return os.path.isfile(path)
+
+
+def _choose_names(paths: Iterable[str]) -> list[str]:
+    """Sort paths, and keep one of those that lead to the same file, the one with the fewest folders."""
+    names: dict[str, str] = {}
+    for path in sorted(paths, key=lambda path: (path.count(os.sep), path)):
+        names.setdefault(os.path.realpath(path), path)
+    return sorted(names.values())
+
+
+def _list_files(folder: str, option: str) -> list[str]:
+    """The files of a folder and its subfolders, sorted; hidden ones are ignored. Folders are entered once."""
+
+    def refuse(error: OSError) -> None:
+        raise cannot_read(Path(error.filename), error)
+
+    found, entered = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        if (real := os.path.realpath(parent)) in entered:  # a link leads here, perhaps back to a folder above it
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        found += [os.path.join(parent, name) for name in names if name[0] != "."]
+    return _choose_names(path for path in found if _is_file(path, option))
 
 
 def _list_folder(folder: str, option: str) -> list[str]:
     """The files of a folder and its subfolders that can be read, sorted."""
-    readable = [path for path in _list_files(folder) if path.lower().endswith(SUFFIXES)]
-    if not readable:
-        raise GPT2LabError(
-            f"{option} {folder} is a folder without files of a format that is read: {', '.join(SUFFIXES)}"
-        )
-    return readable
+    files = _list_files(folder, option)
+    if readable := [path for path in files if path.lower().endswith(SUFFIXES)]:
+        return readable
+    raise GPT2LabError(
+        f"{option} {folder} is a folder without files of a format that is read: {', '.join(SUFFIXES)}"
+        f"{_convert(files[0]) if files else ''}"
+    )
 
 
 def _open_texts(paths: list[str], text_bytes: int) -> SourceFile:
