@@ -31,6 +31,7 @@ ALLOWED = {
         "evaluation.run",
         "export.push",
         "export.run",
+        "generation.prompts",
         "model.names",
         "options",
         "packages",
@@ -109,7 +110,7 @@ ALLOWED = {
         "training.resume",
     },
     "training.environment": {"system"},
-    "training.resume": {"training.checkpoint", "training.schedule"},
+    "training.resume": {"model.names", "training.checkpoint", "training.schedule"},
     "training.async_checkpointer": {
         "files",
         "training.checkpoint",
