@@ -236,6 +236,9 @@ def _unknown_argument(name: str, arguments: Sequence[str], parser: Parser) -> st
     """The error message about an argument that needs the name of an option before it."""
     from gpt2lab import config
 
+    place = arguments.index(name) if name in arguments else 0
+    if "--over" in parser.flags and "--over" in arguments[max(0, place - 2) : place]:
+        return f"unexpected argument {name}; separate values by commas: --over {arguments[place - 1]},{name}"
     if parser.required == "--config" and not (name in config.recipes() or name.endswith((".yaml", ".yml"))):
         if name.endswith(".py") and os.path.isfile(name):
             return f"unexpected argument {name}; did you mean --config {name}?"

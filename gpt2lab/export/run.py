@@ -6,6 +6,7 @@ run's records ─▶ model card ────────────────
 """
 
 import logging
+import re
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from gpt2lab.model import huggingface, resolve
 logger = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The files of an export.
+_TITLE = re.compile(r"^# (.+)$", re.MULTILINE)  # of a model card
 NAMES = {huggingface.CONFIG, huggingface.WEIGHTS, huggingface.CARD, *huggingface_tokenizer.NAMES, files.DIGESTS}
 
 
@@ -48,8 +50,9 @@ def export(
         The absolute path of `out`.
 
     Raises:
-        GPT2LabError: `out` has other content; the model cannot be read, has another vocabulary than GPT-2's, or a
-            weight that the dtype cannot represent; or a file cannot be written. `out` is then unchanged.
+        GPT2LabError: `out` has other content, or the export of a model of another name; the model cannot be read, has
+            another vocabulary than GPT-2's, or a weight that the dtype cannot represent; or a file cannot be written.
+            `out` is then unchanged.
     """
     out = Path(out).resolve()
     _check_replaceable(out)
@@ -66,6 +69,8 @@ def export(
     config, weights = _trim(checkpoint.folder, config, weights)
     tokenizer = Tokenizer(mirror)
     card = model_card.render(str(name), checkpoint, config, dtype)
+    if checkpoint.folder.resolve() != out:
+        _require_same_model(out, card)
     with progress.Phase(f"writing {out.name}"), files.atomic_directory(out) as temporary:
         huggingface.write(temporary, config, weights)
         tokenizer.save_pretrained(temporary, config.block_size)
@@ -89,6 +94,16 @@ def _check_replaceable(out: Path) -> None:
         files.verify_digests(out, required=NAMES - {files.DIGESTS})
     except GPT2LabError as error:
         raise GPT2LabError(f"{out} is not empty, and not an unchanged export ({error}); {advice}") from None
+
+
+def _require_same_model(out: Path, card: str) -> None:
+    """Check that an earlier export is of the model of the same name: that of another one may be its last copy."""
+    old = out / huggingface.CARD
+    if not old.exists():
+        return
+    before, now = (_TITLE.search(text) for text in (old.read_text(encoding="utf-8"), card))
+    if before and now and before[1] != now[1]:
+        raise GPT2LabError(f"{out} holds the export of {before[1]}, not of {now[1]}; give another folder with --out")
 
 
 def _trim(folder: Path, config: GPT2Config, weights: dict[str, Tensor]) -> tuple[GPT2Config, dict[str, Tensor]]:

@@ -172,7 +172,10 @@ def _find_newest(run: Path, checkpoints: Path) -> ResolvedCheckpoint:
 
     path = newest_valid(checkpoints, verify)
     if path is None:
-        raise GPT2LabError(f"{run} has no checkpoint yet; wait for the first one (checkpoint.every)")
+        raise GPT2LabError(
+            f"{run} has no checkpoint yet: wait for the first one (checkpoint.every), or, if the training was stopped "
+            "before it, start it again"
+        )
     return ResolvedCheckpoint(path, run, int(path.name[5:]))
 
 

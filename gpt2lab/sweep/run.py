@@ -114,7 +114,7 @@ def _train(sweep: Sweep, states: dict[str, State], write_page: Callable[[Path], 
         number = Counter(state.status for state in states.values())
         if state.status == "running":
             ended = number["finished"] + number["failed"]
-            logger.info(f"{name}: run {ended + number['running']} of {total}")
+            logger.info(f"{name}: run {ended + number['running']} of {total}; its output: {sweep.folder / name}.log")
             return
         logger.info(f"{name}: {_describe_end(sweep.folder / name, state)}")
         if time.monotonic() - written > _PAGE_EVERY:

@@ -150,6 +150,15 @@ def test_other_content_is_not_overwritten(source, tmp_path, content, named):
     assert contents(out) == before
 
 
+def test_the_export_of_another_model_is_not_overwritten(source, tmp_path):
+    out = export(source, tmp_path / "out")
+    before = contents(out)
+    other = shutil.copytree(source, tmp_path / "other")
+    with pytest.raises(GPT2LabError, match=f"holds the export of {source.name}, not of other; give another folder"):
+        export(other, out)
+    assert contents(out) == before
+
+
 def test_the_current_folder_can_be_the_output(source, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

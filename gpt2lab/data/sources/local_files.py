@@ -127,7 +127,7 @@ def _convert(path: str) -> str:
         return "; convert it to .jsonl: one JSON object a line, with the text in its field 'text'"
     if suffix in (".gz", ".zst", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".7z"):
         return "; unpack it"
-    return ""
+    return "; copy it to a .txt file if it is plain text"
 
 
 def _is_file(path: str, option: str) -> bool:
