@@ -132,8 +132,10 @@ def _require_same_text(folder: Path, data: DataConfig) -> None:
     if manifest.content.get("source_digest") != identity:
         command = _prepare_command(data, folder) + (f" --text-field {shlex.quote(field)}" if field != "text" else "")
         raise GPT2LabError(
-            f"{folder} holds shards of another text, or of another version of {options.input[0]}; give another "
-            f"--data.dir, or replace them (runs that were trained on them then cannot resume): {command} --restart"
+            f"{folder} holds shards of another text, or of another version of {options.input[0]}; to train on them, or "
+            f"resume a run that did, use only --data.dir {shlex.quote(str(folder))}, without data.source and "
+            f"data.input; for the new text, give another --data.dir, or replace them (runs that were trained on them "
+            f"then cannot resume): {command} --restart"
         )
 
 

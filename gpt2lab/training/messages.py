@@ -56,7 +56,7 @@ def warn(config: Config, first_step: int) -> None:
     if warmup_steps > max_steps:
         logger.warning(
             f"optimizer.warmup_steps {warmup_steps} is beyond train.max_steps {max_steps}: "
-            "the learning rate never reaches optimizer.max_lr"
+            f"the learning rate never reaches optimizer.max_lr; for so short a run, set it to {max_steps // 4}"
         )
     if reason := profiling.explain_no_trace(config.system, first_step, max_steps):
         logger.warning(reason)
