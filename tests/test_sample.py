@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from gpt2lab import GPT2, GPT2Config, cli, files, sample
+from gpt2lab.errors import GPT2LabError
 from gpt2lab.generation import prompts
 from gpt2lab.generation.engine import Token
 from gpt2lab.generation.text import TextDelta
@@ -220,3 +221,12 @@ def test_a_mistake_in_an_option_is_found_before_torch_is_loaded(options, key, fo
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"gpt2lab: {key}")  # rather than `loading torch`
+
+
+def test_a_long_file_that_is_no_text_is_not_called_long(tmp_path):
+    (tmp_path / "weights").write_bytes(b"\x08\xff" * 2**20)
+    with pytest.raises(GPT2LabError, match="not valid UTF-8 at byte 1"):
+        prompts.read(None, str(tmp_path / "weights"))
+    (tmp_path / "text").write_text("a" + "é" * 2**20)  # the part that is read ends inside a character
+    with pytest.raises(GPT2LabError, match="longer than any context window"):
+        prompts.read(None, str(tmp_path / "text"))

@@ -134,7 +134,7 @@ class ShardBuilder:
             return None
         if not tokens["val"]:
             return "there is no text in the input; check what it holds" + (
-                f" ({self.counts.problems[0]})" if self.counts.problems else ""
+                f" ({self.counts.problems[0].replace(', or use --on-error skip', '')})" if self.counts.problems else ""
             )
         if (given := self.options.val_tokens) is not None and documents["val"] > 1:
             return (

@@ -74,10 +74,12 @@ def _is_piped() -> bool:
 def _decode(file: BinaryIO, name: str) -> str:
     """The content of a file as a prompt, without the newline that editors add at the end."""
     data = file.read(_MAX_BYTES + 1)
-    if len(data) > _MAX_BYTES:
-        raise GPT2LabError(f"{name}: the prompt is longer than any context window; shorten it")
+    is_long = len(data) > _MAX_BYTES
     try:
         prompt = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise GPT2LabError(f"{name}: not valid UTF-8 at byte {error.start}; save it as UTF-8") from None
+        if not is_long or error.start < _MAX_BYTES - 3:  # else the end of the data is inside a character
+            raise GPT2LabError(f"{name}: not valid UTF-8 at byte {error.start}; save it as UTF-8") from None
+    if is_long:
+        raise GPT2LabError(f"{name}: the prompt is longer than any context window; shorten it")
     return prompt.removesuffix("\n").removesuffix("\r")
