@@ -256,7 +256,9 @@ gpt2lab export --model-checkpoint runs/x --space out/space --push me/try-it --pu
 """
 
     checkpoint: str = option(MODEL_HELP, flag="--model-checkpoint")
-    out: str | None = option("new or empty directory, or an earlier export, which is replaced", None, for_words="")
+    out: str | None = option(
+        "new or empty directory, or an earlier export of this model, to replace", None, for_words=""
+    )
     space: str | None = option("such a directory, in which an app runs as a Hugging Face Space", None)
     push: str | None = option("OWNER/NAME: upload it to the Hub; private if the repository is new", None)
     public: bool = option("let everybody see what is uploaded", False)

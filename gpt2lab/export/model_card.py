@@ -16,6 +16,16 @@ from gpt2lab.tracking.records import Run
 HELLASWAG_ITEMS = 10_042  # published accuracies are for all items
 
 
+def title_of(name: str, checkpoint: ResolvedCheckpoint) -> str:
+    """The title of a model's card: the name of its run, or else of its folder.
+
+    Args:
+        name: of the model, as the user gave it.
+        checkpoint: of the model.
+    """
+    return (checkpoint.run or Path(name)).resolve().name
+
+
 def render(name: str, checkpoint: ResolvedCheckpoint, config: GPT2Config, dtype: str) -> str:
     """Render the card.
 
@@ -41,7 +51,7 @@ def render(name: str, checkpoint: ResolvedCheckpoint, config: GPT2Config, dtype:
         loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("model_card.md.j2").render(
-        title=(folder or Path(name)).resolve().name,
+        title=title_of(name, checkpoint),
         step=step,
         config=config,
         dtype=dtype,

@@ -57,6 +57,9 @@ def export(
     out = Path(out).resolve()
     _check_replaceable(out)
     checkpoint = resolve.find_checkpoint(name, mirror=mirror)
+    title = model_card.title_of(str(name), checkpoint)
+    if checkpoint.folder.resolve() != out:
+        _require_same_model(out, title)
     with progress.Phase("loading the model", announce=True):
         config, weights = resolve.read(checkpoint, DTYPES[dtype])
     for tensor_name, tensor in weights.items():
@@ -69,14 +72,12 @@ def export(
     config, weights = _trim(checkpoint.folder, config, weights)
     tokenizer = Tokenizer(mirror)
     card = model_card.render(str(name), checkpoint, config, dtype)
-    if checkpoint.folder.resolve() != out:
-        _require_same_model(out, card)
     with progress.Phase(f"writing {out.name}"), files.atomic_directory(out) as temporary:
         huggingface.write(temporary, config, weights)
         tokenizer.save_pretrained(temporary, config.block_size)
         (temporary / huggingface.CARD).write_text(card, encoding="utf-8")
         if as_space:
-            space.write(temporary, (checkpoint.run or Path(name)).resolve().name)
+            space.write(temporary, title)
     trimmed = f", vocabulary trimmed from {padded}" if padded > config.vocab_size else ""
     logger.info(f"{checkpoint.folder}{trimmed}: {'in' if is_temporary else f'written to {out} in'} {dtype}")
     return out
@@ -96,14 +97,12 @@ def _check_replaceable(out: Path) -> None:
         raise GPT2LabError(f"{out} is not empty, and not an unchanged export ({error}); {advice}") from None
 
 
-def _require_same_model(out: Path, card: str) -> None:
+def _require_same_model(out: Path, title: str) -> None:
     """Check that an earlier export is of the model of the same name: that of another one may be its last copy."""
-    old = out / huggingface.CARD
-    if not old.exists():
-        return
-    before, now = (_TITLE.search(text) for text in (old.read_text(encoding="utf-8"), card))
-    if before and now and before[1] != now[1]:
-        raise GPT2LabError(f"{out} holds the export of {before[1]}, not of {now[1]}; give another folder with --out")
+    card = out / huggingface.CARD
+    before = _TITLE.search(card.read_text(encoding="utf-8")) if card.exists() else None
+    if before and before[1] != title:
+        raise GPT2LabError(f"{out} holds the export of {before[1]}, not of {title}; give another folder with --out")
 
 
 def _trim(folder: Path, config: GPT2Config, weights: dict[str, Tensor]) -> tuple[GPT2Config, dict[str, Tensor]]:

@@ -94,9 +94,8 @@ def _expand(patterns: Sequence[str], option: str) -> list[str]:
         if os.path.isdir(pattern):
             paths = _list_folder(pattern, option)
         else:
-            found = glob.glob(pattern, recursive=True) or [pattern] * os.path.exists(
-                pattern
-            )  # a name may contain [ or *
+            # A name may contain [ or *, and is then no pattern that matches itself.
+            found = glob.glob(pattern, recursive=True) or [pattern] * os.path.exists(pattern)
             paths = _choose_names(path for path in found if _is_file(path, option))
             if not paths:
                 raise GPT2LabError(f"{option} {_describe_missing(pattern)}")
