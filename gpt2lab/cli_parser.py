@@ -236,22 +236,19 @@ def _unknown_argument(name: str, arguments: Sequence[str], parser: Parser) -> st
     """The error message about an argument that needs the name of an option before it."""
     from gpt2lab import config
 
-    place = arguments.index(name) if name in arguments else 0
-    if "--over" in parser.flags and "--over" in arguments[max(0, place - 2) : place]:
-        return f"unexpected argument {name}; separate values by commas: --over {arguments[place - 1]},{name}"
-    if parser.required == "--config" and not (name in config.recipes() or name.endswith((".yaml", ".yml"))):
-        if name.endswith(".py") and os.path.isfile(name):
-            return f"unexpected argument {name}; did you mean --config {name}?"
-        guess = config.suggest_recipe(name)
-        advice = f"did you mean --config {guess}?" if guess else "settings are given as --train.max_steps 50"
-        return f"unexpected argument {name}; {advice}"
     words = [word for argument in arguments for word in argument.split("=", 1 if argument[:2] == "--" else 0)]
     option, joined_by = parser.for_words
     if option in words:  # as in --prompt Once upon a time
         value = list(itertools.takewhile(lambda word: not word.startswith("-"), words[words.index(option) + 1 :]))
         if joined_by and name in value:
             return f"unexpected argument {name}; did you mean {option} {shlex.quote(joined_by.join(value))}?"
-    elif option := option if parser.required in words else parser.required:
+    if parser.required == "--config" and not (name in config.recipes() or name.endswith((".yaml", ".yml"))):
+        if name.endswith(".py") and os.path.isfile(name):
+            return f"unexpected argument {name}; did you mean --config {name}?"
+        guess = config.suggest_recipe(name)
+        advice = f"did you mean --config {guess}?" if guess else "settings are given as --train.max_steps 50"
+        return f"unexpected argument {name}; {advice}"
+    if option not in words and (option := option if parser.required in words else parser.required):
         return f"unexpected argument {name}; did you mean {option} {shlex.quote(name)}?"
     if "--input" in parser.flags and os.path.exists(name):
         return f"unexpected argument {name}; did you mean --input {shlex.quote(name)}?"

@@ -95,7 +95,7 @@ BAD_INPUT = [
     (["evaluate", "--model-checkpoint", "x", "--tasks", "piqa", "everyday"], "did you mean --tasks piqa,everyday?"),
     (["export", "--model-checkpoint", "runs/x", "out/x"], "did you mean --out out/x?"),
     (["export", "--model-checkpoint", "runs/x", "--out", "a", "b"], "unexpected argument b (see"),
-    (["sweep", "--over", "run.seed=1", "2"], "unexpected argument 2; separate values by commas: --over run.seed=1,2"),
+    (["sweep", "--over", "run.seed=1", "2"], "unexpected argument 2; did you mean --over run.seed=1,2?"),
     (["sample", "--model-checkpoint", "x", "--temperature", "nan"], "--temperature: must be a finite number, not nan"),
     (["sample", "--model-checkpoint", "x", "--max-new-tokens", "0"], "--max-new-tokens: must be at least 1, not 0"),
     (["sample", "--model-checkpoint", "x", "--top-k", "0.5"], "'0.5' is not a whole number such as 100000 or 100M"),

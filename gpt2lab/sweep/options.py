@@ -23,5 +23,5 @@ gpt2lab sweep --over optimizer.name=adamw,muon --print      the commands, for a 
 gpt2lab report runs/sizes                                   writes the page again
 """
 
-    over: tuple[str, ...] = option("setting and its values, as optimizer.max_lr=1e-3,2e-3; repeatable")
+    over: tuple[str, ...] = option("setting and its values, as optimizer.max_lr=1e-3,2e-3; repeatable", for_words=",")
     only_print: bool = option("print the command of each run, and start nothing", False, flag="--print")
