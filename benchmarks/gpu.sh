@@ -5,6 +5,8 @@
 #   benchmarks/gpu.sh bench      the step by micro batch, vocabulary and precision; HellaSwag; transformers; the ladder;
 #                                a profile; generation
 #   benchmarks/gpu.sh train      GPT-2 124M for MINUTES (7) on DATA (data/edu_fineweb10B, else stdlib); HellaSwag
+#   benchmarks/gpu.sh modern     modern_124m on a third of the tokens of `train`; the loss that it reaches, its speed
+#   benchmarks/gpu.sh plan       what `gpt2lab plan --calibrate` estimates for four models, and what they take
 #   benchmarks/gpu.sh page       docs/results/bench_gpu.md from the results in OUT
 #
 # The measurements come in the order of their importance, and each result is in OUT (runs/gpu/results) as soon as it is
@@ -15,7 +17,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 OUT=${OUT:-runs/gpu/results} WORK=${WORK:-runs/gpu/work} PYTHON=${PYTHON:-python}
-DATA=${DATA:-data/edu_fineweb10B} MINUTES=${MINUTES:-7} MIRROR=${MIRROR:-} TINY=${TINY:-}
+DATA=${DATA:-data/edu_fineweb10B} MINUTES=${MINUTES:-7} STEPS=${STEPS:-480} MIRROR=${MIRROR:-} TINY=${TINY:-}
 SECONDS_PER_CALL=${SECONDS_PER_CALL:-530}
 what=${1:-}
 logs=$WORK/$what
@@ -89,11 +91,27 @@ bench() { # NAME SECONDS SEQUENCES OPTION...
         --train.total_batch_size $((size * block)) "${turns[@]}" "$@"
 }
 
+long() { # RECIPE STEPS OPTION...: the run `long` of this call, until its end or for MINUTES
+    local recipe=$1 max_steps=$2 source=fineweb-edu micro_steps=32 limit in_time
+    shift 2
+    [ -d "$DATA" ] || source=stdlib DATA=$WORK/stdlib
+    [ -z "$TINY" ] || MINUTES=0.6 micro_steps=2
+    # SIGUSR1: save and stop. The same command continues from there.
+    limit=$("$PYTHON" -c "print(round($MINUTES * 60))")
+    # shellcheck disable=SC2016 # timeout's status 124 is the planned end
+    in_time='timeout --signal=USR1 "$0" "$@"; status=$?; [ $status = 124 ] || exit $status'
+    try train $((limit + 40)) bash -c "$in_time" "$limit" "$PYTHON" -m gpt2lab train --config "$recipe" "${shape[@]}" \
+        --data.source $source --data.dir "$DATA" --run.out_dir "$logs" --run.name long \
+        --train.total_batch_size $((micro_steps * sequences * block)) --train.micro_batch_size auto --train.hellaswag_every 0 \
+        --train.eval_every 20 --train.eval_tokens $((sequences * 16 * block)) --train.sample_every 200 \
+        --checkpoint.every 200 --train.max_steps "$max_steps" "$@"
+}
+
 case $what in
-check | bench | train) ;;
+check | bench | train | modern | plan) ;;
 page) exec "$PYTHON" benchmarks/gpu_page.py "$OUT" ;;
 *)
-    sed -n '2,18p' "$0"
+    sed -n '2,20p' "$0"
     exit 2
     ;;
 esac
@@ -144,22 +162,23 @@ bench)
     fi
     ;;
 train)
-    source=fineweb-edu
-    [ -d "$DATA" ] || source=stdlib DATA=$WORK/stdlib
-    micro_steps=32
-    [ -z "$TINY" ] || MINUTES=0.6 micro_steps=2
-    # SIGUSR1: save and stop. The same command continues from there.
-    limit=$("$PYTHON" -c "print(round($MINUTES * 60))")
-    # shellcheck disable=SC2016 # timeout's status 124 is the planned end
-    in_time='timeout --signal=USR1 "$0" "$@"; status=$?; [ $status = 124 ] || exit $status'
-    try train $((limit + 40)) bash -c "$in_time" "$limit" "$PYTHON" -m gpt2lab train --config gpt2_124m "${shape[@]}" \
-        --data.source $source --data.dir "$DATA" --run.out_dir "$logs" --run.name long \
-        --train.total_batch_size $((micro_steps * sequences * block)) --train.micro_batch_size auto --train.hellaswag_every 0 \
-        --train.eval_every 50 --train.eval_tokens $((sequences * 16 * block)) --train.sample_every 200 \
-        --checkpoint.every 200 --optimizer.warmup_steps 50 --train.max_steps "${STEPS:-480}"
+    long gpt2_124m "$STEPS" --optimizer.warmup_steps 50
     gpt2lab report 40 report "$logs/long"
     gpt2lab sample 40 sample --model-checkpoint "$logs/long" --prompt "Return the number of"
     [ -z "$MIRROR" ] || gpt2lab hellaswag 60 evaluate --model-checkpoint "$logs/long" --tasks hellaswag --mirror "$MIRROR" --json
+    ;;
+modern)
+    long modern_124m $((STEPS / 3)) --optimizer.warmup_steps 10
+    runs=("$logs/long")
+    [ ! -d "$WORK/train/long" ] || runs=("$WORK/train/long" "$logs/long")
+    gpt2lab report 40 report "${runs[@]}"
+    gpt2lab sample 40 sample --model-checkpoint "$logs/long" --prompt "Return the number of"
+    ;;
+plan)
+    for number in 1 2 3 4; do
+        try "model_$number" 150 env DATA_DIR="$WORK/stdlib" "$PYTHON" benchmarks/plan_speed.py --steps $steps \
+            --models "$([ -n "$TINY" ] && echo tiny || echo gpu)" --only $number
+    done
     ;;
 esac
 exit $failed

@@ -1,4 +1,4 @@
-"""The page of results on a GPU, from what `benchmarks/gpu.sh check`, `bench` and `train` have left.
+"""The page of results on a GPU, from what the other calls of `benchmarks/gpu.sh` have left.
 
     python benchmarks/gpu_page.py FOLDER [--page docs/results/bench_gpu.md]
 
@@ -21,6 +21,8 @@ CALLS = {
     "check": "Every command",
     "bench": "The training step",
     "train": "A run",
+    "modern": "A run of the modern recipe",
+    "plan": "Estimates of `gpt2lab plan`",
 }
 FIRST_STEP = 5  # of the median; the ones before it allocate memory
 
@@ -30,7 +32,7 @@ class Call:
 
     Args:
         folder: of the results.
-        name: check, bench or train.
+        name: of the call.
     """
 
     def __init__(self, folder: Path, name: str):
@@ -69,13 +71,27 @@ def write_page(folder: Path) -> str:
         environment = call.result("environment")
         parts += [f"## {title}", f"    benchmarks/gpu.sh {name}"]
         parts += [format_environment(environment) + "."] if environment else []
-        parts += list({"bench": _bench, "train": _train}.get(name, _runs)(call))
+        parts += list(contents(name, calls))
         rows = [
             (line["name"], "ok" if line["status"] == "0" else line["status"], line["seconds"]) for line in call.lines
         ]
         failures = [f"- {line['name']}: {line['line']}" for line in call.lines if line["status"] != "0"]
         parts += [markdown_table(("command", "status", "s"), rows), "\n".join(failures)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def contents(name: str, calls: dict[str, Call]) -> Iterator[str]:
+    """What a call has measured, as Markdown."""
+    call = calls[name]
+    if name == "bench":
+        yield from _bench(call)
+    elif name == "plan":
+        yield from _plan(call)
+    else:
+        yield from _runs(call)
+        yield from _curve(call)
+    if name == "modern":
+        yield from _compare(calls["train"], call)
 
 
 def _bench(call: Call) -> Iterator[str]:
@@ -108,11 +124,45 @@ def _runs(call: Call) -> Iterator[str]:
         yield markdown_table(("run", "steps", "ms", "data ms", "tokens/s", "GiB", "last loss"), rows)
 
 
-def _train(call: Call) -> Iterator[str]:
-    yield from _runs(call)
-    rows = [(line["step"], f"{line['val/loss']:.4f}") for line in call.metrics("long") if "val/loss" in line]
+def _validation(call: Call) -> list[dict[str, Any]]:
+    return [line for line in call.metrics("long") if "val/loss" in line]
+
+
+def _curve(call: Call) -> Iterator[str]:
+    rows = [(line["step"], f"{line['val/loss']:.4f}") for line in _validation(call)]
     if rows:
         yield markdown_table(("step", "validation loss"), rows)
+
+
+def _compare(faithful: Call, modern: Call) -> Iterator[str]:
+    """The tokens that the modern recipe needs for the last loss of the faithful one, and its speed."""
+    target, reached = _validation(faithful), _validation(modern)
+    if not (target and reached):
+        return
+    last = target[-1]
+    hit = next((line for line in reached if line["val/loss"] <= last["val/loss"]), None)
+    if hit is None:
+        yield f"The loss of `train`, {last['val/loss']:.4f}, is not reached; the last is {reached[-1]['val/loss']:.4f}."
+    else:
+        share = hit["step"] / last["step"]  # both have as many tokens a step
+        yield f"The loss of `train`, {last['val/loss']:.4f}, is reached with {share:.1%} of its tokens (target: 33%)."
+    speeds = [_speed(call) for call in (modern, faithful)]
+    yield f"Tokens per second: {speeds[0] / speeds[1]:.1%} of those of `train` (target: 90%)."
+
+
+def _speed(call: Call) -> float:
+    return statistics.median(line["perf/tokens_per_second"] for line in call.metrics("long") if "perf/step_ms" in line)
+
+
+def _plan(call: Call) -> Iterator[str]:
+    """The rows of benchmarks/plan_speed.py, in one table."""
+    tables = [
+        [line for line in call.files.get(f"{line['name']}.log", "").splitlines() if line.startswith("|")]
+        for line in call.lines
+    ]
+    tables = [table for table in tables if table]
+    if tables:
+        yield "\n".join(tables[0][:2] + [row for table in tables for row in table[2:]])
 
 
 def main() -> None:

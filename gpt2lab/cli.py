@@ -179,8 +179,7 @@ def _require_one_process(name: str) -> None:
     """Refuse to be one of several processes of torchrun. A cluster may set WORLD_SIZE for all, but not LOCAL_RANK."""
     if "LOCAL_RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         return
-    how = "starts its own processes" if name in ("sweep", "scaling", "bench") else "is one process"
-    error = GPT2LabError(f"{name} {how}; run it without torchrun")
+    error = GPT2LabError(f"{name} is not for several processes; run it without torchrun")
     error.same_on_rank_0 = True
     raise error
 

@@ -33,6 +33,20 @@ def flops_of_gpu_hours(hours: float, gpu: str, mfu: float) -> float:
     return hours * 3600 * gpus.find(gpu, gpus.load()).mixed_precision_flops() * mfu
 
 
+class _Candidate(NamedTuple):
+    """A size, the loss predicted for it, and its tokens a parameter."""
+
+    model: GPT2Config
+    loss: float
+    ratio: float
+
+
+def _consider(model: GPT2Config, config: Config, compute: float, law: Law, counted: Counted) -> _Candidate:
+    n = count_parameters(config.model_copy(update={"model": model}))[counted]
+    d = compute / flops.flops_per_token(model)
+    return _Candidate(model, float(law.loss(n, d)), d / n)
+
+
 def recommend(
     config: Config, compute: float, law: Law, counted: Counted, ratios: tuple[float, float] = (0, math.inf)
 ) -> tuple[Design, list[str]]:
@@ -54,18 +68,7 @@ def recommend(
     Raises:
         GPT2LabError: the compute is for a larger model than the largest of the family.
     """
-
-    class Candidate(NamedTuple):
-        model: GPT2Config
-        loss: float
-        ratio: float
-
-    def consider(model: GPT2Config) -> Candidate:
-        n = count_parameters(config.model_copy(update={"model": model}))[counted]
-        d = compute / flops.flops_per_token(model)
-        return Candidate(model, float(law.loss(n, d)), d / n)
-
-    candidates = [consider(model) for model in family.list_models(config.model)]
+    candidates = [_consider(model, config, compute, law, counted) for model in family.list_models(config.model)]
     low, high = ratios
     within = [each for each in candidates if low <= each.ratio <= high]
     chosen = best = min(candidates, key=lambda each: each.loss)
