@@ -175,9 +175,11 @@ modern)
     gpt2lab sample 40 sample --model-checkpoint "$logs/long" --prompt "Return the number of"
     ;;
 plan)
-    for number in 1 2 3 4; do
-        try "model_$number" 150 env DATA_DIR="$WORK/stdlib" "$PYTHON" benchmarks/plan_speed.py --steps $steps \
-            --models "$([ -n "$TINY" ] && echo tiny || echo gpu)" --only $number
+    models=gpu numbers="1 2 3 4"
+    [ -z "$TINY" ] || models=tiny numbers="1 2"
+    for number in $numbers; do
+        try "model_$number" 150 env DATA_DIR="$WORK/stdlib" "$PYTHON" benchmarks/plan_speed.py --models $models \
+            --only "$number" --steps $steps
     done
     ;;
 esac
