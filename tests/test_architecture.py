@@ -268,7 +268,7 @@ def test_optional_and_large_packages_are_imported_late():
     data = "executors, index, loader, prepare, slurm, verify"
     statement = f"from gpt2lab.data import {data}; from gpt2lab.data.sources import fineweb"
     assert not optional & list_loaded_modules(statement)
-    rare = {"matplotlib", "rich", "transformers", "lm_eval", "huggingface_hub"}
+    rare = {"matplotlib", "rich", "transformers", "lm_eval", "huggingface_hub", "sympy"}
     assert not rare & list_loaded_modules("import gpt2lab.training.run, gpt2lab.evaluation.run")
     assert not {"torch", "scipy", "matplotlib"} & list_loaded_modules("import gpt2lab.scaling.run")
     assert not {"gradio", "pandas", "matplotlib"} & list_loaded_modules("import gpt2lab.app.run")

@@ -19,8 +19,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import Store  # type: ignore[attr-defined]  # not in __all__
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gpt2lab.errors import GPT2LabError, RunStoppedError, describe
@@ -75,6 +73,8 @@ class DistContext:
             model: to be sharded.
             blocks: its submodules that are gathered as a unit.
         """
+        from torch.distributed.fsdp import fully_shard  # with sympy, 0.7 s
+
         mesh = init_device_mesh(self.device.type, (self.world_size,))
         for block in blocks:
             fully_shard(block, mesh=mesh)
@@ -144,9 +144,14 @@ class DistContext:
         return result  # type: ignore[no-any-return]
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor. Its class is not imported for this: that takes 0.7 s."""
+    return hasattr(tensor, "full_tensor")
+
+
 def full_tensor(tensor: Tensor) -> Tensor:
     """Gather a sharded tensor, a collective that every rank must call; other tensors are returned as they are."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def shard_like(parameter: Tensor, tensor: Tensor) -> Tensor:
@@ -156,10 +161,12 @@ def shard_like(parameter: Tensor, tensor: Tensor) -> Tensor:
         parameter: sharded or not.
         tensor: of the same shape.
     """
-    if not isinstance(parameter, DTensor):
+    if not is_sharded(parameter):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     tensor = tensor.to(parameter.device)
-    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
