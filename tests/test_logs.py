@@ -195,7 +195,7 @@ def test_training_prints_two_samples_as_text_and_records_all(token_folder, tmp_p
     assert steps.count(6) == 5
 
 
-@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("ignored", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_whose_terminal_closes_saves_or_with_nohup_ends(recipe, ignored):
     steps = 200
     command = [sys.executable, "-m", "gpt2lab", "train", "--config", str(recipe), "--run.out_dir", str(recipe.parent)]
@@ -209,6 +209,7 @@ def test_a_run_whose_terminal_closes_saves_or_with_nohup_ends(recipe, ignored):
     assert (status, max(saved) == steps) == ((0, True) if ignored else (129, False))
 
 
+@pytest.mark.slow
 def test_no_line_of_a_run_on_a_terminal_is_wider_than_80_columns_and_no_bar_is_left(recipe, monkeypatch):
     monkeypatch.chdir(recipe.parent)  # a long path of the run cannot be wrapped
     command = [sys.executable, "-m", "gpt2lab", "train", "--config", recipe.name, "--run.out_dir", "runs"]

@@ -110,7 +110,7 @@ def test_gpt2lab_command(command, checkout, tmp_path, capsys):
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(command, marks=pytest.mark.slow if command.startswith("torchrun") else ())
+        pytest.param(command, marks=pytest.mark.slow if command.startswith(("torchrun", "python train.py")) else ())
         for command in COMMANDS
         if command not in IN_PROCESS
     ],

@@ -136,6 +136,7 @@ def test_the_prompt_comes_from_a_file_or_a_pipe(ask, tmp_path):
     assert ask("--prompt", "Zwölf Boxkämpfer", stdin=b"not read")[1] == expected
 
 
+@pytest.mark.slow
 def test_a_real_pipe_and_no_pipe_at_all(folder):
     command = [sys.executable, "-m", "gpt2lab", "sample", "--model-checkpoint", folder, "--max-new-tokens", "3"]
     options: dict[str, Any] = {

@@ -74,6 +74,7 @@ def count_steps(train, turns, *arguments):
     return len(steps)
 
 
+@pytest.mark.slow
 def test_json_has_a_row_per_contender_and_a_rival_that_cannot_run_is_left_out(capfd, tmp_path):
     (tmp_path / "model.py").write_text("import a_module_that_is_missing")
     (tmp_path / "train_gpt2.py").write_text(BUILD_NANOGPT)
@@ -94,7 +95,7 @@ def test_json_has_a_row_per_contender_and_a_rival_that_cannot_run_is_left_out(ca
 
 def test_a_profile_is_a_trace_and_a_table(capfd, tmp_path):
     assert main(["bench", *SMALL, "--profile", str(tmp_path / "trace.json")]) == 0
-    assert "aten::addmm" in capfd.readouterr().out
+    assert "aten::" in capfd.readouterr().out
     names = {event.get("name", "") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
     assert any("AdamW" in name for name in names)
     require(BenchOptions(profile=str(tmp_path / "trace.json")))  # it may be replaced

@@ -109,6 +109,7 @@ def prepare(hub, tmp_path, out, *options, **environment):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_downloads_with_retries_then_offline(hub, tmp_path):
     hub.busy, hub.breaks = 1, {hub.listing[1]["path"]}
     done = prepare(hub, tmp_path, "out", HF_TOKEN="hf_secret")

@@ -8,7 +8,7 @@ from tests.faults.experiments import EXPERIMENTS
 from tests.faults.runs import make_data
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="no Linux: the experiments read /proc")
-QUICK = ("gradients", "canaries", "bits")  # the others kill processes, or a quick test elsewhere has the same property
+QUICK = ("gradients", "canaries")  # the others kill processes, or a quick test elsewhere has the same property
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ def measure_peak(config: GPT2Config, layout: Layout) -> int:
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
-    ("config", "batch", "steps"), [(WIDE, 8, 1), (WIDE, 2, 2), (DEEP, 16, 2), (DEEP, 64, 2), (WORDY, 16, 1)]
+    ("config", "batch", "steps"),
+    [(WIDE, 8, 1), (WIDE, 2, 2), (DEEP, 16, 2), pytest.param(DEEP, 64, 2, marks=pytest.mark.slow), (WORDY, 16, 1)],
 )
 def test_estimate_is_what_torch_allocates(config, batch, steps, precision, checkpointing):
     layout = Layout(batch, steps, precision=precision, checkpointing=checkpointing, compiled=False, device="cpu")
@@ -57,7 +58,12 @@ def test_estimate_is_what_torch_allocates(config, batch, steps, precision, check
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize(
     ("config", "batch", "steps", "checkpointing", "muon"),
-    [(WIDE, 8, 1, False, False), (DEEP, 64, 2, True, False), (WORDY, 16, 1, False, True), (WIDE, 1, 1, False, True)],
+    [
+        (WIDE, 8, 1, False, False),
+        pytest.param(DEEP, 64, 2, True, False, marks=pytest.mark.slow),
+        (WORDY, 16, 1, False, True),
+        (WIDE, 1, 1, False, True),
+    ],
 )
 def test_the_modern_architecture(config, batch, steps, checkpointing, muon, precision):
     modern = config.model_copy(update={"architecture": "modern", "tie_word_embeddings": False})

@@ -20,7 +20,13 @@ def find(gib: float, sequences: int) -> tuple[int, float]:
 
 @pytest.mark.parametrize(
     ("gib", "sequences", "size"),
-    [(11.2, 512, 16), (23.2, 480, 40), (39.0, 512, 64), (79.0, 480, 60), (139.8, 512, 64)],
+    [
+        (11.2, 512, 16),
+        pytest.param(23.2, 480, 40, marks=pytest.mark.slow),
+        pytest.param(39.0, 512, 64, marks=pytest.mark.slow),
+        (79.0, 480, 60),
+        pytest.param(139.8, 512, 64, marks=pytest.mark.slow),
+    ],
 )
 def test_auto_uses_most_of_the_memory_up_to_the_size_at_which_a_gpu_is_busy(on_gpu, gib, sequences, size):
     found, needed = on_gpu(find, gib, sequences)

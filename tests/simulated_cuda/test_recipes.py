@@ -61,7 +61,9 @@ def find(recipe: str) -> list[int]:
         return found
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=() if name.endswith("124m") else pytest.mark.slow) for name in RECIPES]
+)
 def test_a_recipe_fits_or_is_refused_as_planned(on_gpu, recipe):
     found = on_gpu(find, recipe)
     assert tuple(found) == RECIPES[recipe]

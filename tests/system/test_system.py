@@ -138,6 +138,7 @@ def wait_for_rank_1(rank: int, port: int) -> None:
         sys.exit(error.status)
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_others_with_their_own_status():
     waiting, hanging = start_two_ranks(wait_for_rank_1)
     waiting.join(300)

@@ -206,6 +206,7 @@ def test_a_tracker_that_fails_is_removed_with_one_warning(token_folder, tmp_path
     assert learned(tmp_path / "tiny") == learned(straight)
 
 
+@pytest.mark.slow
 def test_without_a_login_the_run_continues(token_folder, tmp_path):
     config = settings(token_folder, tmp_path, train__sample_every=0, tracking__wandb="online")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}

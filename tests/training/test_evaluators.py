@@ -58,6 +58,7 @@ def test_hellaswag_does_not_change_the_weights(token_folder, tmp_path, mirror, m
     assert (tmp_path / "with" / "tiny" / "hellaswag_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one_and_measure_the_same(token_folder, tmp_path, mirror):
     config = with_hellaswag(token_folder, tmp_path, mirror, train__hellaswag_every=6)
     path = tmp_path / "two.yaml"
