@@ -248,8 +248,9 @@ def _unknown_argument(name: str, arguments: Sequence[str], parser: Parser) -> st
         guess = config.suggest_recipe(name)
         advice = f"did you mean --config {guess}?" if guess else "settings are given as --train.max_steps 50"
         return f"unexpected argument {name}; {advice}"
-    if option not in words and (option := option if parser.required in words else parser.required):
-        return f"unexpected argument {name}; did you mean {option} {shlex.quote(name)}?"
+    for wanted in (parser.required, option):
+        if wanted and wanted not in words:
+            return f"unexpected argument {name}; did you mean {wanted} {shlex.quote(name)}?"
     if "--input" in parser.flags and os.path.exists(name):
         return f"unexpected argument {name}; did you mean --input {shlex.quote(name)}?"
     return f"unexpected argument {name} (see {parser.prog} --help)"

@@ -129,6 +129,7 @@ def configure(*, to_stderr: bool = False) -> None:
     logger = logging.getLogger("gpt2lab")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # a line for each retry of a request
 
 
 def get_stream() -> TextIO:

@@ -94,6 +94,7 @@ BAD_INPUT = [
     (["evaluate", "--model-checkpoint", "x", "piqa"], "did you mean --tasks piqa?"),
     (["evaluate", "--model-checkpoint", "x", "--tasks", "piqa", "everyday"], "did you mean --tasks piqa,everyday?"),
     (["export", "--model-checkpoint", "runs/x", "out/x"], "did you mean --out out/x?"),
+    (["sample", "runs/x", "--prompt", "a"], "unexpected argument runs/x; did you mean --model-checkpoint runs/x?"),
     (["export", "--model-checkpoint", "runs/x", "--out", "a", "b"], "unexpected argument b (see"),
     (["sweep", "--over", "run.seed=1", "2"], "unexpected argument 2; did you mean --over run.seed=1,2?"),
     (["sample", "--model-checkpoint", "x", "--temperature", "nan"], "--temperature: must be a finite number, not nan"),

@@ -91,8 +91,8 @@ def open_journal(folder: Path, settings: dict[str, Any], restart: bool) -> Journ
     if journal is not None and (changes := describe_changes(settings, journal.settings)):
         if not restart and (journal.shards or cache.size()):
             raise GPT2LabError(
-                f"{folder} holds an unfinished preparation with other settings ({changes}); give another --out, or "
-                f"--restart to discard it"
+                f"{folder} holds an unfinished preparation that was made {changes}; give another --out, or --restart "
+                "to discard it"
             )
         discard(folder)
         journal = None
@@ -155,11 +155,15 @@ def require_own_folder(folder: Path) -> None:
 
 
 def describe_changes(settings: dict[str, Any], recorded: dict[str, Any]) -> str:
-    """Describe the first setting that differs from the recorded one; empty if none does."""
+    """Describe the first setting that differs from the recorded one, after `was made`; empty if none does."""
     for key, value in settings.items():
-        if recorded.get(key) != value:
-            is_digest = key == "source_digest"
-            return "content of the source" if is_digest else f"{key} {recorded.get(key)!r} rather than {value!r}"
+        if (before := recorded.get(key)) == value:
+            continue
+        if key == "source":
+            return f"from {before}, not from {value}"
+        if key == "source_digest" or (key == "revision" and settings["source"] == "files"):
+            return "from another text"
+        return f"with other settings ({key} {before!r} rather than {value!r})"
     return ""
 
 

@@ -211,7 +211,7 @@ def _read_complete(folder: Path, settings: dict[str, Any]) -> Summary | None:
             if manifest.source == "pretokenized"
             else (", or replace it with --restart (runs that were trained on it then cannot resume)")
         )
-        raise GPT2LabError(f"{folder} was made with other settings ({changes}); give another --out{advice}")
+        raise GPT2LabError(f"{folder} was made {changes}; give another --out{advice}")
     tokens = sum(len(shards.open_split(folder, split)) for split in shards.SPLITS)
     divided = bool(manifest.content.get("divided"))
     return Summary(

@@ -147,7 +147,10 @@ class ShardBuilder:
                 "option does not divide; without it, a tenth is val"
             )
         if documents["val"] == 1:
-            return f"the text has {tokens['val']} tokens, too few to divide into val and train; add text"
+            return (
+                f"the text has {tokens['val']} tokens, too few to divide into val and train; add text: "
+                f"{MIN_DIVISIBLE:,} tokens, about {MIN_DIVISIBLE * 4 / 1000:.0f} kB of English, are enough"
+            )
         return f"the corpus has {tokens['val']} tokens, and all of them are val; add text"
 
     def _count(self, encoded: Encoded) -> tuple[Tokens, npt.NDArray[np.int64]]:

@@ -138,13 +138,13 @@ def newest_valid(folder: Path, read: Callable[[Path], T]) -> T | None:
         GPT2LabError: there are checkpoints, and all are damaged.
     """
     checkpoints = list_checkpoints(folder)
-    for _, path in reversed(checkpoints):
+    for left, (_, path) in reversed(list(enumerate(checkpoints))):
         try:
             return read(path)
         except UnreadableError:  # it may be intact, and newer than all that could be read
             raise
         except GPT2LabError as error:
-            logger.warning("%s; trying the checkpoint before it", error)
+            logger.warning("%s%s", error, "; trying the checkpoint before it" if left else "")
     if checkpoints:
         raise GPT2LabError(f"{folder}: no checkpoint is intact; remove the folder to start over, or use another run")
     return None

@@ -12,6 +12,7 @@ import numpy as np
 
 from gpt2lab import progress
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.formatting import plural
 from gpt2lab.scaling import forms, isoflops
 from gpt2lab.scaling.forms import UNKNOWNS, Array, Form, Law
 from gpt2lab.scaling.points import Points
@@ -218,7 +219,10 @@ def _warn_about_design(
 ) -> list[str]:
     warnings = []
     if min(sizes, token_counts) < 3:
-        warnings.append(f"{sizes} sizes and {token_counts} token counts: at least 3 of each are needed, better 4")
+        warnings.append(
+            f"{plural(sizes, 'size')} and {plural(token_counts, 'token count')}: at least 3 of each are needed, "
+            "better 4"
+        )
     elif not _is_identified("approach3", points):
         warnings.append("approach 3 is not determined: too few points, or tokens that only grow with the size")
     edges = [f"{minimum.flops:.2g}" for minimum in (approach2.minima if approach2 else ()) if not minimum.interior]

@@ -11,6 +11,7 @@ from gpt2lab import config as settings
 from gpt2lab import files, logs, outputs
 from gpt2lab.config import Config
 from gpt2lab.errors import GPT2LabError
+from gpt2lab.formatting import plural
 from gpt2lab.scaling import design, fit, page, points, predict, recommend, table
 from gpt2lab.scaling.fit import Fits
 from gpt2lab.scaling.options import ScalingOptions
@@ -56,7 +57,7 @@ def _fit(options: ScalingOptions) -> tuple[dict[str, Any], str]:
         for warning in found.warnings:
             logger.warning("%s", warning)
         reasons = [warning for warning in fits.warnings if warning not in found.warnings]
-        raise GPT2LabError(f"no form can be fitted to {len(found)} points: {'; '.join(reasons)}")
+        raise GPT2LabError(f"no form can be fitted to {plural(len(found), 'point')}: {'; '.join(reasons)}")
     result = fit.to_json(fits, fit.fit_counts(found))
     return result, table.format_fit(result, options.counted if found.counts else "as in the CSV")
 
@@ -181,4 +182,6 @@ def _find_compute(options: ScalingOptions) -> float:
         return options.flops[0]
     if options.flops is None and options.gpu_hours and options.gpu:
         return recommend.flops_of_gpu_hours(options.gpu_hours, options.gpu, options.mfu)
+    if options.flops is None and options.gpu_hours and not options.gpu:
+        raise GPT2LabError(f"--gpu-hours needs --gpu, such as --gpu-hours {options.gpu_hours:g} --gpu A100")
     raise GPT2LabError("recommend takes one number, --flops 1e18, or --gpu-hours 100 --gpu A100")

@@ -126,9 +126,8 @@ def find(name: str, table: Mapping[str, GPU]) -> GPU:
         return gpu
     names = sorted({gpu.name for gpu in table.values()})
     guess = did_you_mean(_normalize(name), table)
-    raise GPT2LabError(
-        f"--gpu {name}: not in the table{guess} (it has {', '.join(names)}; add yours with --gpus-file of gpt2lab plan)"
-    )
+    advice = guess or f" (it has {', '.join(names)})"
+    raise GPT2LabError(f"--gpu {name}: not in the table{advice}; add yours with --gpus-file of gpt2lab plan")
 
 
 # Words in the name of a GPU that is another one than the GPU without the word, or a part of one.

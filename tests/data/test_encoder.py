@@ -134,8 +134,10 @@ def test_a_different_result_is_found_in_every_chunk(monkeypatch):
     for name in ("a", "b", "c"):
         with pytest.raises(GPT2LabError, match=rf"{name}: .*--tokenizer tiktoken"):
             wrong.encode(Texts.join(["one", "two", "x" * 50_000]), name)
-    with pytest.raises(GPT2LabError):
-        wrong.encode(Texts.join(["x" * 50_000]), "only long ones")
+    for text in ("x y " * 10_000, "x" * 30_000 + " y" * 10_000):
+        with pytest.raises(GPT2LabError):
+            wrong.encode(Texts.join([text]), "the beginning of a long one")
+    wrong.encode(Texts.join(["x" * 50_000]), "a long one without white space, for which tiktoken would take minutes")
     unchecked = Encoder("gigatoken", check=False)
     monkeypatch.setattr(unchecked, "_tiktoken", Wrong())
     assert unchecked.encode(Texts.join(["one"]))[0].tolist() == expected(["one"])

@@ -115,7 +115,7 @@ def test_shards_of_another_text_are_never_used(book, tmp_path):
             ["--data.source", "files", "--data.input", "my/bok.txt"],
             "--data.input 'my/bok.txt' matches no file; did you mean my/book.txt",
         ),
-        (["--data.source", "files", "--data.input", "my/book.pdf"], "suffix must be one of"),
+        (["--data.source", "files", "--data.input", "my/book.pdf"], "export its text to a .txt file"),
         (["--data.source", "files", "--data.input", "my/short.txt"], "3 tokens, too few"),
         (["--data.source", "files", "--data.input", "my/link.txt"], "my/link.txt is a link to a file that does not"),
         (["--data.dir", "my/short.txt"], "is a file; to train on its text: --data.source files --data.input my/short"),

@@ -67,6 +67,14 @@ def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path):
     assert read(local_files.source([str(tmp_path / "a.txt")])) == ["one text"]
 
 
+def test_a_text_in_utf_16_is_told_how_to_convert_it(tmp_path):
+    (tmp_path / "a b.txt").write_bytes("one text".encode("utf-16"))
+    with pytest.raises(
+        GPT2LabError, match=r"not UTF-8 text \(byte 0\); convert it: iconv -f UTF-16 -t UTF-8 '.*a b.txt'"
+    ):
+        read(local_files.source([str(tmp_path)]))
+
+
 def test_globs_match_folders_in_order_without_repetitions(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("corpus/b.txt", "corpus/deep/er/a.txt", "more.jsonl", "web.parquet"):

@@ -39,7 +39,7 @@ def test_nothing_that_can_be_fitted_is_an_error_and_one_form_is_none(tmp_path, c
     path.write_text("parameters,tokens,loss\n1e6,1e7,4\n2e6,1e7,3.8\n")
     assert scaling("fit", path, *FEW) == 2
     error = capsys.readouterr().err
-    assert "gpt2lab: no form can be fitted to 2 points: 2 sizes and 1 token counts" in error
+    assert "gpt2lab: no form can be fitted to 2 points: 2 sizes and 1 token count" in error
     assert "warning: two.csv does not say" in error
     assert scaling("fit", write_csv(tmp_path / "grid.csv", grid()), *FEW, "--json") == 0
     assert json.loads(capsys.readouterr().out)["approach2"] is None
@@ -152,6 +152,7 @@ BAD = [
     ("recommend --gpu-hours 4 --gpu A100 --mfu 0", "share"),
     ("recommend --gpu-hours 4 --gpu A100 --mfu nan", "share"),
     ("recommend --flops 1e18 --gpu A100", "--gpu-hours"),
+    ("recommend --gpu-hours 8", "--gpu-hours needs --gpu, such as --gpu-hours 8 --gpu A100"),
     ("recommend --gpu-hours 4 --gpu TPU", "--gpu TPU"),
     ("guess", "guess"),
     ("fit a.csv --nn 3", "nn"),

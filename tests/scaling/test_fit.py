@@ -145,7 +145,7 @@ def test_what_cannot_be_determined_is_none_and_said():
     assert any("only grow with the size" in warning for warning in together.warnings)
     with pytest.raises(GPT2LabError, match="3 sizes"):
         together.best()
-    assert any("1 token counts" in warning for warning in fit.fit(make_points(n, 20 * n), 0).warnings)
+    assert any("1 token count" in warning for warning in fit.fit(make_points(n, 20 * n), 0).warnings)
 
 
 def test_many_points_that_are_close_to_each_other_are_many_sizes():

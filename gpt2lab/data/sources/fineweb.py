@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from gpt2lab import packages, resources
+from gpt2lab import packages, progress, resources
 from gpt2lab.data.sources import Chunk, Source, SourceFile, parquet
 from gpt2lab.errors import GPT2LabError
 
@@ -139,6 +139,7 @@ def _open_on_hub(corpus: Corpus, folder: str, column: str) -> Source:
     return Source(corpus.name, corpus.shard_name, revision, files, val="shard", downloads=missing)
 
 
+@progress.show_as("asking the Hub for the list of files", announce=True)
 def _list_files(corpus: Corpus, folder: str) -> list[tuple[str, int, str]]:
     """Name, size in bytes and digest of each parquet file, in order. Lists the cache if the Hub is offline."""
     import huggingface_hub

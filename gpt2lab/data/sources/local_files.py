@@ -10,6 +10,7 @@ import glob
 import hashlib
 import logging
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from gpt2lab.formatting import plural
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _GROUP_BYTES = 4 << 20
 _GROUP_FILES = 1000
 
@@ -126,6 +128,8 @@ def _convert(path: str) -> str:
         return "; convert it to .jsonl: one JSON object a line, with the text in its field 'text'"
     if suffix in (".gz", ".zst", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".7z"):
         return "; unpack it"
+    if suffix in (".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".html", ".htm"):
+        return "; export its text to a .txt file"
     return "; copy it to a .txt file if it is plain text"
 
 
@@ -191,7 +195,8 @@ def _read_texts(paths: list[str], report: Report) -> Texts:
         except OSError as error:
             raise BadInputError(f"{path}: cannot read it: {error.strerror}") from None
         except UnicodeDecodeError as error:
-            report(f"{path} is not UTF-8 text (byte {error.start}); convert it, or leave it out")
+            how = f": iconv -f UTF-16 -t UTF-8 {shlex.quote(path)}" if text[:2] in _UTF16 else ""
+            report(f"{path} is not UTF-8 text (byte {error.start}); convert it{how}")
         else:
             texts.append(text.removeprefix(codecs.BOM_UTF8))  # Windows editors write it; it would be three tokens
     return Texts.join(texts)
