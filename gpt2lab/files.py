@@ -263,7 +263,7 @@ def verify_digests(folder: Path, required: Iterable[str] = (), ignored: Collecti
         try:
             actual = sha256(folder / name)
         except (*_MISSING, ValueError) as error:
-            raise GPT2LabError(f"{folder / name} cannot be read: {error.strerror or error}") from error
+            raise GPT2LabError(f"{folder / name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
         except OSError as error:
             raise cannot_read(folder / name, error) from error
         if actual != listed[name]:
