@@ -263,7 +263,8 @@ def verify_digests(folder: Path, required: Iterable[str] = (), ignored: Collecti
         try:
             actual = sha256(folder / name)
         except (*_MISSING, ValueError) as error:
-            raise GPT2LabError(f"{folder / name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise GPT2LabError(f"{folder / name} cannot be read: {reason}") from error
         except OSError as error:
             raise cannot_read(folder / name, error) from error
         if actual != listed[name]:
