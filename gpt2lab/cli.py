@@ -150,6 +150,8 @@ def _is_reported_by_rank_0(error: GPT2LabError | OSError) -> bool:
 def _run_verb(arguments: list[str]) -> None:
     if arguments and not arguments[0].startswith("-") and arguments[0] not in [verb.name for verb in VERBS]:
         raise GPT2LabError(_unknown_verb(arguments[0]))
+    if arguments and arguments[0].startswith("--") and arguments[0].partition("=")[0] not in ("--help", "--version"):
+        raise GPT2LabError(f"give a command first, such as: gpt2lab train {shlex.join(arguments)}")
     parser = cli_parser.Parser(prog="gpt2lab", description="Train GPT-2 from scratch.", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"gpt2lab {__version__}")
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)

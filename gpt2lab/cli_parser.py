@@ -5,6 +5,7 @@ import inspect
 import itertools
 import math
 import os
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -17,6 +18,9 @@ from gpt2lab.formatting import parse_whole_number
 from gpt2lab.options import SettingsOptions
 
 Options = TypeVar("Options")
+
+_MODEL_OPTIONS = ("--model-checkpoint", "--trained")  # of `sample` and others, and of `app`
+_NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)  # argparse knows no exponents
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,6 +38,7 @@ class Parser(argparse.ArgumentParser):
         self.flags, self.required, self.for_words = ["--help"], "", ("", "")
         self.positionals: list[str] = []
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **keywords)
+        self._negative_number_matcher = _NEGATIVE_NUMBER
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse complains about.
@@ -218,6 +223,8 @@ def _unknown_option(name: str, arguments: Sequence[str], parser: Parser, setting
     from gpt2lab.config import conversions, messages, translation
 
     guess = find_similar(name, parser.flags)
+    if name in _MODEL_OPTIONS:
+        guess = next((flag for flag in parser.flags if flag in _MODEL_OPTIONS), guess)
     if settings and (guess is None or "." in name):
         unknown = {}
         for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
@@ -240,6 +247,8 @@ def _unknown_argument(name: str, arguments: Sequence[str], parser: Parser) -> st
     option, joined_by = parser.for_words
     if option in words:  # as in --prompt Once upon a time
         value = list(itertools.takewhile(lambda word: not word.startswith("-"), words[words.index(option) + 1 :]))
+        if joined_by == "," and "." in value[0] and "=" not in value[0]:  # the name of a setting, then its values
+            return f"unexpected argument {name}; did you mean {option} {value[0]}={','.join(value[1:])}?"
         if joined_by and name in value:
             return f"unexpected argument {name}; did you mean {option} {shlex.quote(joined_by.join(value))}?"
     if parser.required == "--config" and not (name in config.recipes() or name.endswith((".yaml", ".yml"))):

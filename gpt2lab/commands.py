@@ -278,8 +278,9 @@ def import_file(options: ImportOptions) -> None:
         options: the file, the directory and the dtype.
     """
     if not Path(options.file).is_file():
+        what = "a directory" if Path(options.file).is_dir() else "no such file"
         raise GPT2LabError(
-            f"{options.file}: no such file; give a checkpoint of another project, and for a run or a directory use "
+            f"{options.file}: {what}; give a checkpoint of another project, and for a run or a directory use "
             "gpt2lab export"
         )
     from gpt2lab.export import run

@@ -191,11 +191,17 @@ def find_similar_path(path: str | Path) -> Path | None:
                 guess = find_similar(part, sorted(entry.name for entry in found.iterdir() if entry.name[0] != "."))
             except OSError:
                 return None
-            if guess is None:
+            if guess is None or _numbers_differ(part, guess):
                 return None
             part = guess
         found /= part
     return found
+
+
+def _numbers_differ(name: str, other: str) -> bool:
+    """Whether two names have different numbers, as run_1 and run_2: they are different things, not misspelled."""
+    numbers, others = re.findall(r"\d+", name), re.findall(r"\d+", other)
+    return bool(numbers and others) and numbers != others
 
 
 def require_folder(path: str | Path, name: str = "") -> None:

@@ -94,6 +94,11 @@ BAD_INPUT = [
     (["evaluate", "--model-checkpoint", "x", "piqa"], "did you mean --tasks piqa?"),
     (["evaluate", "--model-checkpoint", "x", "--tasks", "piqa", "everyday"], "did you mean --tasks piqa,everyday?"),
     (["export", "--model-checkpoint", "runs/x", "out/x"], "did you mean --out out/x?"),
+    (["sweep", "--over", "optimizer.max_lr", "1", "2"], "1; did you mean --over optimizer.max_lr=1,2?"),
+    (["app", "--model-checkpoint", "runs/x"], "unknown option --model-checkpoint; did you mean --trained?"),
+    (["sample", "--trained", "runs/x"], "unknown option --trained; did you mean --model-checkpoint?"),
+    (["train", "--optimizer.max_lr", "-1e-3"], "optimizer.max_lr: should be more than 0, not -1e-3"),
+    (["--config", "quickstart"], "give a command first, such as: gpt2lab train --config quickstart"),
     (["sample", "runs/x", "--prompt", "a"], "unexpected argument runs/x; did you mean --model-checkpoint runs/x?"),
     (["export", "--model-checkpoint", "runs/x", "--out", "a", "b"], "unexpected argument b (see"),
     (["sweep", "--over", "run.seed=1", "2"], "unexpected argument 2; did you mean --over run.seed=1,2?"),
@@ -427,4 +432,4 @@ def test_too_little_memory_is_one_line(monkeypatch, capsys):
 def test_a_checkpoint_that_is_not_there_is_found_before_torch_is_loaded():
     done = gpt2lab("train", "--run.resume", "yes")
     assert done.returncode == 2
-    assert done.stderr.startswith("gpt2lab: run.resume yes: no such folder; give auto, never or a checkpoint's path; ")
+    assert done.stderr.startswith("gpt2lab: run.resume yes: no such folder; give auto, never or a checkpoint's path")

@@ -182,5 +182,9 @@ def test_a_file_in_place_of_a_folder_is_called_one(tmp_path):
         files.require_folder(tmp_path / "notes.md", "--out")
     with pytest.raises(GPT2LabError, match=r"/note\.md: no such folder; did you mean .*/notes\.md\?$"):
         files.require_folder(tmp_path / "note.md")
+    assert files.find_similar_path(tmp_path / "notes_2.md") == tmp_path / "notes.md"
+    (tmp_path / "notes.md").rename(tmp_path / "notes_1.md")
+    assert files.find_similar_path(tmp_path / "notes_2.md") is None  # another one, not misspelled
+    (tmp_path / "notes_1.md").rename(tmp_path / "notes.md")
     assert files.suggest_path(tmp_path / "notes.md") == ""
     files.require_folder(tmp_path)

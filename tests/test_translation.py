@@ -163,6 +163,14 @@ def test_one_message_lists_every_setting_and_the_yaml(name, write, capsys):
     assert yaml == translation.translate_file(path).to_yaml(f"{path} in gpt2lab's settings")
 
 
+def test_a_misspelled_setting_of_gpt2lab_is_not_left_out_of_a_translation(write, capsys):
+    path = write("train:\n  max_step: 3\nlearning_rate: 1e-3\n")
+    for command in (["train", "--config", str(path)], ["settings", "translate", str(path)]):
+        assert cli.main(command) == 2
+        error = capsys.readouterr().err
+        assert error.endswith("unknown setting train.max_step; did you mean train.max_steps?\n")
+
+
 def test_what_has_no_counterpart_is_said(write, capsys):
     path = write(NANOGPT, "nanogpt.py")
     assert cli.main(["settings", "translate", str(path)]) == 0

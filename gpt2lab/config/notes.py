@@ -84,9 +84,13 @@ def describe_defaults(config: Config) -> str:
     missing += ["train.max_steps"] * ("max_steps" not in train.model_fields_set)
     if not missing:
         return ""
+    text = ""
+    if not {"source", "dir", "input"} & config.data.model_fields_set:
+        missing.append("data.source")
+        text = f", text {config.data.source}"
     size = model.size or f"n_layer {model.n_layer}, n_head {model.n_head}, n_embd {model.n_embd}"
     size = f"GPT-2 {size}, " if train.init_from is None else ""
     return (
-        f"no {' and no '.join(missing)} in the settings, so the defaults apply: "
-        f"{size}{plural(train.max_steps, 'step')} of {train.total_batch_size:,} tokens"
+        f"no {', no '.join(missing)} in the settings, so the defaults apply: "
+        f"{size}{plural(train.max_steps, 'step')} of {train.total_batch_size:,} tokens{text}"
     )

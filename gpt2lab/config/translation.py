@@ -3,6 +3,7 @@
 foreign_files.read ──▶ names and values ──▶ translate ──▶ Translation ──▶ YAML for --config │ one message
 """
 
+import difflib
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -188,6 +189,8 @@ def translate_file(file: Path) -> Translation:
         notes.append(
             f"train.total_batch_size {source.micro_tokens} is a micro batch; multiply it by the number of GPUs"
         )
+    if typos := [item.describe() for item in translation.items if item.note == _UNKNOWN and _is_typo(item.name)]:
+        raise GPT2LabError(f"{file}: {'; '.join(typos)}")
     if not settings:
         raise GPT2LabError(f"{file}: no settings that could be translated")
     if not settings.keys() & {"data.dir", "data.source"}:
@@ -200,6 +203,11 @@ def translate_file(file: Path) -> Translation:
     if left_out and not content.has_code:
         notes.append(f"not a literal, so left out: {', '.join(left_out)}")
     return Translation(translation.items, settings, notes)
+
+
+def _is_typo(name: str) -> bool:
+    """Whether a name is almost that of a setting of gpt2lab."""
+    return "." in name and bool(difflib.get_close_matches(name, _KNOWN, 1, 0.85))
 
 
 def explain_file(file: Path) -> GPT2LabError:

@@ -253,7 +253,7 @@ def open_split(folder: str | Path, split: Split) -> TokenStream:
         if (folder / PREPARING).exists():
             raise GPT2LabError(f"{folder} is incomplete; run the same prepare command again, or remove it")
         if not present:
-            raise GPT2LabError(f"{folder} holds no shards (.npy or .bin); put some there or name another folder")
+            raise GPT2LabError(f"{folder} holds no shards (.npy or .bin); name another folder, or use gpt2lab prepare")
         files = [file for file in present if split_of(file.name) == split]
         has_val = any(split_of(file.name) == "val" for file in present)
         if not has_val and (stream := _hold_out(folder, split, [f for f in present if split_of(f.name) == "train"])):

@@ -60,7 +60,8 @@ def require_start(resume: str) -> None:
     """
     if os.path.lexists(resume):
         return
-    weights = f"; a model of the Hub has only weights. {WEIGHTS_ONLY.format(resume)}" if is_hub_id(resume) else ""
+    is_model = is_hub_id(resume) and ("/" in resume or resume.startswith("gpt2"))  # most words could be an id
+    weights = f"; a model of the Hub has only weights. {WEIGHTS_ONLY.format(resume)}" if is_model else ""
     advice = suggest(resume) or f"; give auto, never or a checkpoint's path{weights}"
     raise GPT2LabError(f"run.resume {resume}: no such folder{advice}")
 

@@ -124,7 +124,8 @@ def _describe_all_gpus(config: Config, device: torch.device, precision: str, com
 def _describe_data(config: Config, folder: Path, data: TrainingData | None) -> str:
     if data is not None:
         epochs = config.train.max_steps * config.train.total_batch_size / len(data.train)
-        return f"{folder}: {format_count(len(data.train))} tokens, {epochs:.2f} epochs"
+        messages.warn_of_epochs(epochs)
+        return f"{folder}: {format_count(len(data.train))} tokens, {epochs:,.2f} epochs"
     if config.data.source in catalogue.LARGE:
         return f"{folder} is not prepared: gpt2lab prepare {config.data.source}"
     return f"{folder} is not prepared; training prepares it first"

@@ -15,6 +15,8 @@ from gpt2lab.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
+_MANY_EPOCHS = 100  # several times those of the recipes
+
 
 def log_finished(directory: RunDirectory, train: TrainConfig, start: Checkpoint) -> None:
     """Log that there is nothing left to train.
@@ -62,6 +64,18 @@ def warn(config: Config, first_step: int) -> None:
         logger.warning(reason)
 
 
+def warn_of_epochs(epochs: float) -> None:
+    """Warn of a run that reads its text so often that it learns it by heart.
+
+    Args:
+        epochs: of the whole run.
+    """
+    if epochs > _MANY_EPOCHS:
+        logger.warning(
+            f"{epochs:,.0f} epochs: the model will learn the text by heart; lower train.max_steps, or add text"
+        )
+
+
 def log_summary(
     train: TrainConfig,
     state: TrainState,
@@ -95,8 +109,9 @@ def log_summary(
     tokens = train.max_steps * train.total_batch_size
     epochs = tokens / len(data.train)
     logger.info(
-        f"run: {plural(train.max_steps, 'step')}, {tokens:,} tokens, {epochs:.2f} epochs of {len(data.train):,} tokens"
+        f"run: {plural(train.max_steps, 'step')}, {tokens:,} tokens, {epochs:,.2f} epochs of {len(data.train):,} tokens"
     )
+    warn_of_epochs(epochs)
     logger.info(f"device: {model.dist.device.type}, {model.precision.name}")
     logger.info(space.line())
     if estimate:

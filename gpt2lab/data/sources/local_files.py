@@ -22,7 +22,6 @@ from gpt2lab.formatting import plural
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _GROUP_BYTES = 4 << 20
 _GROUP_FILES = 1000
 
@@ -133,6 +132,16 @@ def _convert(path: str) -> str:
     return "; copy it to a .txt file if it is plain text"
 
 
+def _convert_encoding(path: str, content: bytes) -> str:
+    """The end of a message about a file in another encoding: the command that converts it."""
+    is_utf16 = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    if b"\0" in content and not is_utf16:
+        return ", and holds zero bytes: it is not a text file"
+    encoding, certainty = ("UTF-16", "") if is_utf16 else ("WINDOWS-1252", ", if it is from Windows")
+    converted = f"{os.path.splitext(path)[0]}_utf8.txt"
+    return f"; convert it{certainty}: iconv -f {encoding} -t UTF-8 {shlex.quote(path)} > {shlex.quote(converted)}"
+
+
 def _is_file(path: str, option: str) -> bool:
     """Whether a path is a file; a link to nothing is refused if it may stand for text."""
     if not os.path.exists(path) and (path.lower().endswith(SUFFIXES) or not os.path.splitext(path)[1]):
@@ -195,8 +204,7 @@ def _read_texts(paths: list[str], report: Report) -> Texts:
         except OSError as error:
             raise BadInputError(f"{path}: cannot read it: {error.strerror}") from None
         except UnicodeDecodeError as error:
-            how = f": iconv -f UTF-16 -t UTF-8 {shlex.quote(path)}" if text[:2] in _UTF16 else ""
-            report(f"{path} is not UTF-8 text (byte {error.start}); convert it{how}")
+            report(f"{path} is not UTF-8 text (byte {error.start}){_convert_encoding(path, text)}")
         else:
             texts.append(text.removeprefix(codecs.BOM_UTF8))  # Windows editors write it; it would be three tokens
     return Texts.join(texts)
