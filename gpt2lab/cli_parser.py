@@ -20,7 +20,7 @@ from gpt2lab.options import SettingsOptions
 Options = TypeVar("Options")
 
 _MODEL_OPTIONS = ("--model-checkpoint", "--trained")  # of `sample` and others, and of `app`
-_NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)  # argparse knows no exponents
+_NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)  # argparse knows no exponents
 
 
 class Parser(argparse.ArgumentParser):
@@ -247,10 +247,11 @@ def _unknown_argument(name: str, arguments: Sequence[str], parser: Parser) -> st
     option, joined_by = parser.for_words
     if option in words:  # as in --prompt Once upon a time
         value = list(itertools.takewhile(lambda word: not word.startswith("-"), words[words.index(option) + 1 :]))
-        if joined_by == "," and "." in value[0] and "=" not in value[0]:  # the name of a setting, then its values
-            return f"unexpected argument {name}; did you mean {option} {value[0]}={','.join(value[1:])}?"
         if joined_by and name in value:
-            return f"unexpected argument {name}; did you mean {option} {shlex.quote(joined_by.join(value))}?"
+            meant = joined_by.join(value)
+            if option == "--over" and "=" not in value[0]:  # the name of a setting, then its values
+                meant = meant.replace(",", "=", 1)
+            return f"unexpected argument {name}; did you mean {option} {shlex.quote(meant)}?"
     if parser.required == "--config" and not (name in config.recipes() or name.endswith((".yaml", ".yml"))):
         if name.endswith(".py") and os.path.isfile(name):
             return f"unexpected argument {name}; did you mean --config {name}?"

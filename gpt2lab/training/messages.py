@@ -65,15 +65,13 @@ def warn(config: Config, first_step: int) -> None:
 
 
 def warn_of_epochs(epochs: float) -> None:
-    """Warn of a run that reads its text so often that it learns it by heart.
+    """Warn of a run that reads its text so often that the model memorizes it.
 
     Args:
         epochs: of the whole run.
     """
     if epochs > _MANY_EPOCHS:
-        logger.warning(
-            f"{epochs:,.0f} epochs: the model will learn the text by heart; lower train.max_steps, or add text"
-        )
+        logger.warning(f"{epochs:,.0f} epochs: the model will memorize the text; lower train.max_steps, or add text")
 
 
 def log_summary(
