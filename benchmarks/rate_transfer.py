@@ -96,7 +96,7 @@ def read_widths(folder: Path) -> tuple[OptimizerConfig, list[Width]]:
     by_width: dict[int, list[tuple[float, float, float]]] = {}
     for run in runs:
         factor = float(run.folder.name.rpartition("_")[2])
-        rate, loss = run.settings.optimizer.max_lr, float(run.curve("val_loss").values[-1])
+        rate, loss = run.settings.optimizer.max_lr, float(run.curve("val/loss").values[-1])
         by_width.setdefault(run.settings.model.n_embd, []).append((rate, loss, rate / factor))
     widths = []
     for n_embd, points in sorted(by_width.items()):
