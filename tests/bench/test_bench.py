@@ -97,6 +97,7 @@ def test_a_profile_is_a_trace_and_a_table(capfd, tmp_path):
     assert main(["bench", *SMALL, "--profile", str(tmp_path / "trace.json")]) == 0
     assert "aten::" in capfd.readouterr().out
     names = {event.get("name", "") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
+    assert "aten::addmm" in names
     assert any("AdamW" in name for name in names)
     require(BenchOptions(profile=str(tmp_path / "trace.json")))  # it may be replaced
 

@@ -86,7 +86,8 @@ GPT2.forward = hungry
 @pytest.mark.parametrize(
     ("shard", "in_training", "forward", "saved"),
     [
-        (True, True, 2 * 3 + 1, 3),  # the first of two micro-steps of step 4
+        (False, True, 2 * 3 + 1, 3),  # the first of two micro-steps of step 4
+        (True, True, 2 * 3 + 1, 3),
         (False, False, 8 + 2, 3),  # the validation at step 3: eight forward passes of each rank
     ],
 )
